@@ -1,0 +1,19 @@
+"""The one exception a user's mistake may raise, and the spelling help that goes with it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class N2NError(Exception):
+    """A mistake of the user's, told in one line: what is wrong, where, what was expected.
+
+    The command line prints it as ``n2n: error: <message>`` and ends with exit code 2.
+    """
+
+
+def suggest(word: str, choices: Iterable[str]) -> str:
+    """`` (did you mean 'x'?)`` for the choice nearest to ``word``, or an empty string."""
+    near = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.55)
+    return f" (did you mean '{near[0]}'?)" if near else ""
