@@ -1,0 +1,198 @@
+"""A command as a Hydra app: every job composed and checked before the first starts, every error one line.
+
+Imported only when a command runs or shows its config (Hydra takes half a second).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from n2n_cli import config
+from n2n_cli.commands import check_job, folders, run_job
+from n2n_cli.errors import N2NError, suggest
+from n2n_cli.overrides import Line, near_key
+
+
+def run(command: str, line: Line) -> None:
+    """Runs ``command`` (a key of `config.SCHEMAS`) once, or once for every job of a sweep. Raises N2NError."""
+    flags = [flag for flag in line.flags if flag in ("--cfg", "--info", "--multirun", "--run")]
+    if len(flags) > 1:
+        raise N2NError(f"{' and '.join(flags)} do not go together")
+    if "--resolve" in line.flags and not {"--cfg", "--help"} & set(line.flags):
+        raise N2NError("--resolve goes with --cfg job or --help")
+    with _environment(line), _one_line_errors(command, line), _torchvision_choices(line):
+        created: list[Path] = []
+        if line.runs:
+            for job in _jobs(command, line):
+                folder = check_job(command, typed(command, job))
+                created += [path for path in (folder, *folder.parents) if not path.exists()]
+
+        def task(cfg: DictConfig) -> None:
+            run_job(command, typed(command, cfg))
+
+        app = hydra.main(version_base="1.3", config_path=str(config.conf_dir()), config_name=command)(task)
+        try:
+            app()
+        except BaseException:
+            # Hydra makes a job's folder before the job: leave none behind that nothing was written to.
+            for path in sorted(set(created), key=lambda path: -len(path.parts)):
+                with contextlib.suppress(OSError):
+                    path.rmdir()
+            raise
+
+
+def typed(command: str, cfg: Any) -> Any:
+    """The checked dataclass of a composed config; Hydra's own node is left out."""
+    shown = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+    return config.check(command, OmegaConf.to_container(shown, resolve=True))  # type: ignore[arg-type]
+
+
+def _folder(command: str, *, _root_: DictConfig) -> str:
+    return str(folders.job_folder(command, typed(command, _root_)))
+
+
+def _subfolder(command: str, *, _root_: DictConfig) -> str:
+    cfg = typed(command, _root_)
+    return os.path.relpath(folders.job_folder(command, cfg), cfg.out)
+
+
+OmegaConf.register_new_resolver("n2n_folder", _folder, replace=True)
+OmegaConf.register_new_resolver("n2n_subfolder", _subfolder, replace=True)
+
+
+def config_loader(line: Line) -> ConfigLoaderImpl:
+    """Hydra's loader over ``conf`` and the user's ``--config-dir``, as `hydra.main` makes it."""
+    path = create_config_search_path(str(config.conf_dir()))
+    if extra := line.flags.get("--config-dir"):
+        path.prepend("command-line", f"file://{os.path.abspath(extra)}", SearchPathQuery(provider="schema"))
+    return ConfigLoaderImpl(path)
+
+
+def _jobs(command: str, line: Line) -> Iterator[DictConfig]:
+    """The composed config of every job, as the basic sweeper will make it; of another sweeper the first alone."""
+    loader = config_loader(line)
+    name = line.flags.get("--config-name") or command
+    if not line.multirun and "hydra.mode=MULTIRUN" not in line.overrides:
+        yield loader.load_configuration(name, line.overrides, RunMode.RUN)
+        return
+    master = loader.load_configuration(name, line.overrides, RunMode.MULTIRUN)
+    if not str(master.hydra.sweeper._target_).endswith(".BasicSweeper"):
+        return
+    parser = OverridesParser.create(config_loader=loader)
+    params = [f"{key}={value}" for key, value in (master.hydra.sweeper.params or {}).items()]
+    overrides = parser.parse_overrides([*params, *master.hydra.overrides.task])
+    for job in BasicSweeper.split_arguments(overrides, None)[0]:
+        yield loader.load_sweep_config(master, list(job))
+
+
+@contextlib.contextmanager
+def _environment(line: Line) -> Iterator[None]:
+    """Hydra reads ``sys.argv``, and raises rather than prints with HYDRA_FULL_ERROR."""
+    argv, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv = ["n2n", *line.argv]
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        sys.argv = argv
+        if full is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = full
+
+
+@contextlib.contextmanager
+def _torchvision_choices(line: Line) -> Iterator[None]:
+    """Makes ``model=resnet18`` (also in a sweep) a choice: the torchvision group file with that name.
+
+    Only names that the user typed are stored, so that help lists the files of ``conf/model`` alone.
+    """
+    typed_names = [name for word in line.overrides if word.startswith("model=") for name in _choices(word[6:])]
+    places = [config.conf_dir(), *([Path(str(line.flags["--config-dir"]))] if "--config-dir" in line.flags else [])]
+    files = {path.stem for place in places for path in (place / "model").glob("*.yaml")}
+    store = ConfigStore.instance()
+    added = []
+    for name in typed_names:
+        if name in files or not re.fullmatch(r"\w+", name):
+            continue
+        from n2n_cli import models
+
+        known = sorted({*models.names(), *files})
+        if name not in known:
+            raise N2NError(
+                f"unknown model '{name}'{suggest(name, known)}; choose from {', '.join(sorted(files))} "
+                "or a network of torchvision"
+            )
+        node = OmegaConf.merge(OmegaConf.load(config.conf_dir() / "model" / "torchvision.yaml"), {"name": name})
+        store.store(group="model", name=name, node=node, provider="n2n")
+        added.append(f"{name}.yaml")
+    try:
+        yield
+    finally:
+        for file in set(added):
+            store.repo["model"].pop(file, None)
+
+
+def _choices(value: str) -> list[str]:
+    return [name.strip(" '\"") for name in re.sub(r"^choice\((.*)\)$", r"\1", value).split(",")]
+
+
+@contextlib.contextmanager
+def _one_line_errors(command: str, line: Line) -> Iterator[None]:
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise N2NError(_explain(error, command)) from error
+
+
+def _explain(error: BaseException, command: str) -> str:
+    """Hydra's and OmegaConf's errors in one line, with the nearest right spelling."""
+    chain = [error]
+    while chain[-1].__cause__ is not None or chain[-1].__context__ is not None:
+        chain.append(chain[-1].__cause__ or chain[-1].__context__)  # type: ignore[arg-type]
+    for link in chain:
+        if isinstance(link, N2NError):
+            return str(link)
+    keys = config.keys(command)
+    text = str(error)
+    for link in chain:
+        if isinstance(link, MissingConfigException) and link.missing_cfg_file:
+            group, _, name = str(link.missing_cfg_file).rpartition("/")
+            options = [str(option) for option in link.options or []]
+            if not group:
+                return f"no config '{name}' in {config.conf_dir()} or --config-dir"
+            return f"unknown {group} '{name}'{suggest(name, options)}; choose from {', '.join(options)}"
+        if isinstance(link, OverrideParseException):
+            return (
+                f"cannot read '{link.override}': expected KEY=VALUE; put special characters in quotes, "
+                "such as \"data.root='/a (b)'\""
+            )
+    if found := re.search(r"Could not (?:override|delete from config\.) '?([^'\n]+?)'?(?:\.|$)(?:\s|$)", text):
+        key = found[1].split("@")[0].split("=")[0].lstrip("~").replace("/", ".")
+        return f"unknown key '{key}'{near_key(key, keys)}"
+    if found := re.search(r"Ambiguous value for argument '([^'=]+)=(.*)'", text):
+        key, value = found[1], found[2]
+        return f"'{key}={value}' are several values: add -m to run each, or write {key}=[{value}] for a list"
+    for link in chain:
+        if isinstance(link, OmegaConfBaseException) and link.full_key:
+            reason = str(link.msg or link).splitlines()[0]
+            return f"{link.full_key}: {reason}{near_key(str(link.full_key), keys)}"
+    return " ".join(text.split()) or type(error).__name__

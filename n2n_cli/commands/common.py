@@ -1,0 +1,191 @@
+"""Config -> plain arguments, and the run folder that every command writes in the same way."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from n2n_cli import data, lineage
+from n2n_cli.commands import folders
+from n2n_cli.commands.folders import Plan
+from n2n_cli.config import Data, Model, RunConfig, Training
+from n2n_cli.models import OURS, describe
+from n2n_cli.training import checkpoint
+from n2n_cli.training.evaluate import Normalize
+from n2n_cli.training.launch import launch
+from n2n_cli.training.loop import FitOptions
+
+SMALL = 96  # px: up to here the stem that does not shrink the image by itself
+PROOF_IMAGES = 32  # of the batch that the function gap is measured on
+
+
+def dataset(cfg: Data) -> data.Dataset:
+    """The images of a config, loaded once a process. Raises N2NError."""
+    return _dataset(json.dumps(asdict(cfg)))
+
+
+@lru_cache(maxsize=1)
+def _dataset(cfg: str) -> data.Dataset:
+    arguments = json.loads(cfg)
+    return data.load(arguments.pop("name"), **{key: v for key, v in arguments.items() if v is not None})
+
+
+def network(cfg: Model, width: float, images: data.Dataset) -> dict[str, Any]:
+    """Arguments of `lineage.start`: name, num_classes, width and what else the network's constructor takes."""
+    arguments = {"name": cfg.name, "num_classes": images.num_classes, "width": width}
+    if cfg.name in OURS:
+        stem = ("small" if images.image_size <= SMALL else "imagenet") if cfg.stem == "auto" else cfg.stem
+        arguments |= {"extra_pairs": cfg.extra_pairs, "pairs_at": cfg.pairs_at, "stem": stem}
+        arguments |= {"dropout": cfg.dropout}
+    return arguments | cfg.kwargs
+
+
+def example(images: data.Dataset, count: int = PROOF_IMAGES) -> Tensor:
+    """The first validation images ``[count, 3, H, W]``, normalised, on the CPU."""
+    loader = data.eval_loader(images.val, batch_size=count)
+    first, _ = next(iter(loader.batches(0)))
+    return Normalize(images.mean, images.std, torch.device("cpu"))(first)
+
+
+def load_network(path: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """The network in a run folder or checkpoint, with its averaged weights if it has them, and the state."""
+    state = checkpoint.load(checkpoint.resolve(path))
+    model = lineage.build(state["lineage"])
+    model.load_state_dict(state.get("ema") or state["model"])
+    return model, state
+
+
+def fit_options(cfg: RunConfig, lr: float, stop_after: int | None) -> FitOptions:
+    """`FitOptions` of a config at the rate ``lr``."""
+    training, optim = asdict(cfg.training), asdict(cfg.optim)
+    del training["default_epochs"], optim["lr"]
+    schedule = optim.pop("schedule")
+    return FitOptions(
+        epochs=cfg.epochs,
+        lr=lr,
+        optimizer=optim,
+        schedule=schedule,
+        seed=cfg.seed,
+        stop_after=stop_after,
+        **training,
+    )
+
+
+def workers(choice: str | int, devices: int, source_in_memory: bool) -> int:
+    """Loading processes a device: ``auto`` shares the cores, and takes none where the images lie in memory."""
+    if choice != "auto":
+        return int(choice)
+    return 0 if source_in_memory else max(1, min(16, len(os.sched_getaffinity(0)) // devices))
+
+
+def write_config(plan: Plan, cfg: RunConfig) -> None:
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(folders.run_config(cfg, plan), sort_keys=False)
+    checkpoint.atomic_write(plan.folder / "config.yaml", text.encode())
+
+
+def write_run(
+    plan: Plan,
+    cfg: RunConfig,
+    command: str,
+    model: nn.Module,
+    grown: dict[str, Any],
+    images: data.Dataset,
+    gap: dict[str, float] | None = None,
+) -> None:
+    """The folder of a run that is about to start: config.yaml, run.json and the checkpoint of step 0, that last."""
+    write_config(plan, cfg)
+    info = {
+        "format": 1,
+        "command": command,
+        "arm": plan.arm,
+        "label": plan.label,
+        "seed": plan.seed,
+        "parameters": describe.count_parameters(model),
+        "macs": describe.macs(model, images.image_size),
+        "lr": cfg.optim.lr * plan.lr_scale,
+        "lr_scale": plan.lr_scale,
+        "epochs": plan.epochs,
+        "lineage": grown,
+        "function_gap": gap,
+        "teacher": os.path.abspath(plan.teacher) if plan.teacher else None,
+        "synthetic": images.synthetic,
+        "data": images.name,
+        "machine": machine(cfg),
+    }
+    checkpoint.atomic_write(plan.folder / "run.json", (json.dumps(info, indent=1) + "\n").encode())
+    state = {
+        "format": 1,
+        "lineage": grown,
+        "config": (plan.folder / "config.yaml").read_text(),
+        "model": model.state_dict(),
+        "step": 0,
+    }
+    checkpoint.save(plan.folder / "checkpoints", state, step=0)
+
+
+def machine(cfg: RunConfig) -> dict[str, Any]:
+    cuda = cfg.device != "cpu" and torch.cuda.is_available()
+    return {
+        "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
+        "devices": cfg.devices,
+        "cores": len(os.sched_getaffinity(0)),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": platform.system(),
+    }
+
+
+def prepared(plan: Plan) -> bool:
+    """Whether the folder holds a run that only has to go on. Raises N2NError if it holds another."""
+    return (plan.folder / "run.json").is_file() and checkpoint.newest(plan.folder / "checkpoints") is not None
+
+
+def train(plan: Plan, cfg: RunConfig) -> dict[str, Any] | None:
+    """Trains a prepared run to its end, in this process or on several devices; what done.json says.
+
+    None: it was prepared only, or stopped by ``max_steps``. Raises N2NError, KeyboardInterrupt.
+    """
+    if plan.done:
+        say(f"{plan.folder} is done: {_result(plan.done)}")
+        return plan.done
+    write_config(plan, cfg)  # devices and workers may be others than when it was prepared
+    if cfg.prepare_only:
+        say(f"torchrun --nproc-per-node {cfg.devices} -m n2n_cli.commands.worker {plan.folder}")
+        return None
+    if cfg.devices > 1:
+        launch("n2n_cli.commands.worker", [str(plan.folder)], cfg.devices)
+    else:
+        from n2n_cli.commands import worker
+
+        worker.train(plan.folder)
+    done = plan.done
+    if done is None:
+        say(f"{plan.folder} stopped after max_steps={cfg.max_steps} steps; the same command goes on from there")
+        return None
+    say(f"{plan.folder}: {_result(done)}, {done['time_s']:.0f} s")
+    return done
+
+
+def say(line: str) -> None:
+    """To people, on stdout, at once (bars and plain progress go to stderr)."""
+    print(line, flush=True)
+    sys.stdout.flush()
+
+
+def _result(done: dict[str, Any]) -> str:
+    start, final, best = (done.get(key, {}).get("val/top1") for key in ("start", "final", "best"))
+    shown = [f"{word} {100 * value:.2f} %" for word, value in (("start", start), ("final", final), ("best", best)) if value]
+    return f"top-1 {', '.join(shown)}" if shown else "finished"
+
+

@@ -1,0 +1,179 @@
+"""Where a run lies. A folder is found by its name, not by the clock: the same config is the same folder.
+
+``OUT/<network>-<data>-<hash>/<arm>[-variant]-seed<seed>``; the hash is of the groups model, data, optim and
+training, so the teacher, the grown students and the study of one config lie side by side. No torch in here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from n2n_cli.config import LABELS, MACHINE, Compare, Grow, Op, RunConfig, conf_dir
+from n2n_cli.errors import N2NError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run: an arm with its variant and seed. ``lr_scale`` is its rate over ``optim.lr``."""
+
+    arm: str
+    folder: Path
+    seed: int
+    epochs: float
+    lr_scale: float = 1.0
+    op: Op | None = None
+    teacher: Path | None = None
+
+    @property
+    def label(self) -> str:
+        return LABELS[self.arm]
+
+    @property
+    def done(self) -> dict[str, Any] | None:
+        """What done.json says, or None as long as the run is not finished."""
+        path = self.folder / "done.json"
+        return json.loads(path.read_text()) if path.is_file() else None
+
+
+def setting(cfg: RunConfig) -> Path:
+    """The folder of all runs with these model, data, optim and training."""
+    groups = {key: dataclasses.asdict(getattr(cfg, key)) for key in ("model", "data", "optim", "training")}
+    # The images of a folder are what its path says; cifar10's are the same wherever they are stored.
+    if cfg.data.name == "imagefolder":
+        groups["data"]["root"] = os.path.abspath(str(cfg.data.root))
+    else:
+        del groups["data"]["root"]
+    text = json.dumps(groups, sort_keys=True)
+    return Path(cfg.out) / f"{cfg.model.name}-{cfg.data.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def job_folder(command: str, cfg: Any) -> Path:
+    """The folder that a job writes to: a run's, a study's, or the current one for commands that only look."""
+    if command in ("train_teacher", "train_student"):
+        return train_plan(cfg, command.removeprefix("train_")).folder
+    if isinstance(cfg, Grow):
+        return grow_plan(cfg, cfg.op, cfg.seed, cfg.lr_scale, find_teacher(cfg)).folder
+    return setting(cfg) if isinstance(cfg, Compare) else Path()
+
+
+def train_plan(cfg: RunConfig, arm: str, *, seed: int | None = None, epochs: float | None = None) -> Plan:
+    """The run of a network that starts from random initialization: ``arm`` is teacher or student."""
+    seed = cfg.seed if seed is None else seed
+    epochs = cfg.epochs if epochs is None else epochs
+    variants = _epochs(epochs, getattr(cfg.training.default_epochs, arm))
+    return Plan(arm, _folder(cfg, arm, variants, seed), seed, epochs)
+
+
+def grow_plan(cfg: RunConfig, op: Op, seed: int, lr_scale: float | None, teacher: Path) -> Plan:
+    """The run of a student that ``op`` makes of ``teacher``; ``lr_scale`` None: the op's own."""
+    default = _default_op(op.name)
+    variants = []
+    for key, value in dataclasses.asdict(op).items():
+        if key not in ("name", "lr_scale") and value != default.get(key, value):
+            simple = isinstance(value, int | float)
+            variants.append(f"{key}{value:g}" if simple else f"{key}-{_hash(value)}" if value else f"{key}-none")
+    scale = op.lr_scale if lr_scale is None else lr_scale
+    if scale != default.get("lr_scale", op.lr_scale):
+        variants.append(f"lr{scale:g}")
+    variants += _epochs(cfg.epochs, cfg.training.default_epochs.student)
+    variants += _of_teacher(cfg, seed, teacher)
+    folder = _folder(cfg, op.name, variants, seed)
+    return Plan(op.name, folder, seed, cfg.epochs, scale, op, teacher)
+
+
+def find_teacher(cfg: Grow) -> Path:
+    """The run folder or checkpoint to grow: ``teacher=PATH``, else the finished teacher of this config and seed.
+
+    Raises:
+        N2NError: there is none, or there are several and none of ``teacher_epochs``; the line says what to type.
+    """
+    if cfg.teacher is not None:
+        return Path(cfg.teacher)
+    plan = train_plan(cfg, "teacher", epochs=cfg.teacher_epochs)
+    if plan.done:
+        return plan.folder
+    others = sorted(path.parent for path in setting(cfg).glob(f"teacher*-seed{cfg.seed}/done.json"))
+    if len(others) == 1:
+        return others[0]
+    if others:
+        names = ", ".join(path.name for path in others)
+        raise N2NError(f"teacher: several in {setting(cfg)}, choose by teacher_epochs= or teacher=PATH: {names}")
+    state = "not finished (train it to its end)" if (plan.folder / "run.json").exists() else "not there"
+    raise N2NError(
+        f"teacher: {plan.folder} is {state}: type `n2n train teacher` with the same settings first, "
+        "or give teacher=PATH"
+    )
+
+
+def run_config(cfg: RunConfig, plan: Plan) -> dict[str, Any]:
+    """What config.yaml of a run says: plain data."""
+    tree = {field.name: getattr(cfg, field.name) for field in dataclasses.fields(RunConfig)}
+    tree = {key: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for key, v in tree.items()}  # type: ignore[call-overload]
+    return {
+        "arm": plan.arm,
+        **tree,
+        "seed": plan.seed,
+        "epochs": plan.epochs,
+        "lr_scale": plan.lr_scale,
+        "op": dataclasses.asdict(plan.op) if plan.op else None,
+        "teacher": os.path.abspath(plan.teacher) if plan.teacher else None,
+    }
+
+
+def check_same(plan: Plan, wanted: dict[str, Any]) -> None:
+    """Raises N2NError where the folder holds a run with other settings (a name cannot tell everything)."""
+    path = plan.folder / "config.yaml"
+    if not path.is_file():
+        return
+    try:
+        there = yaml.safe_load(path.read_text()) or {}
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise N2NError(f"cannot read {path}: {' '.join(str(error).split())}") from error
+    old, new = _flat(there), _flat(wanted)
+    for key in sorted(old.keys() & new.keys()):
+        if key.split(".")[0] not in (*MACHINE, "teacher") and key != "data.root" and old[key] != new[key]:
+            raise N2NError(
+                f"{plan.folder} holds a run with {key}={old[key]}, not {new[key]}: remove it, or choose another out="
+            )
+
+
+def _folder(cfg: RunConfig, arm: str, variants: list[str], seed: int) -> Path:
+    return setting(cfg) / "-".join([arm, *variants, f"seed{seed}"])
+
+
+def _epochs(epochs: float, default: float) -> list[str]:
+    return [] if epochs == default else [f"epochs{epochs:g}"]
+
+
+def _of_teacher(cfg: RunConfig, seed: int, teacher: Path) -> list[str]:
+    """Nothing for this setting's teacher of this seed, its epochs if not the default, else a hash of its path."""
+    if teacher.resolve().parent == setting(cfg).resolve():
+        own = re.fullmatch(rf"teacher(?:-epochs([\d.e+-]+))?-seed{seed}", teacher.resolve().name)
+        if own:
+            return [f"teacher{own[1]}"] if own[1] else []
+    return [f"from-{_hash(str(teacher.resolve()))}"]
+
+
+def _default_op(name: str) -> dict[str, Any]:
+    path = conf_dir() / "op" / f"{name}.yaml"
+    return yaml.safe_load(path.read_text()) if path.is_file() else {}
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:6]
+
+
+def _flat(tree: dict[str, Any], where: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{where}{key}.") if isinstance(value, dict) else {where + str(key): value}
+    return flat

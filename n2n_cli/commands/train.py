@@ -1,0 +1,28 @@
+"""``n2n train teacher`` (narrow) and ``n2n train student`` (standard), both from random initialization."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from n2n_cli import lineage
+from n2n_cli.commands import common, folders
+from n2n_cli.commands.folders import Plan
+from n2n_cli.config import RunConfig
+
+
+def run(cfg: RunConfig, command: str) -> None:
+    from_scratch(folders.train_plan(cfg, command.removeprefix("train_")), cfg)
+
+
+def from_scratch(plan: Plan, cfg: RunConfig) -> dict[str, Any] | None:
+    """Trains ``plan`` (arm teacher or student); see `common.train`."""
+    folders.check_same(plan, folders.run_config(cfg, plan))
+    if not plan.done and not common.prepared(plan):
+        images = common.dataset(cfg.data)
+        width = cfg.model.teacher_width if plan.arm == "teacher" else cfg.model.width
+        built = lineage.start(**common.network(cfg.model, width, images))
+        torch.manual_seed(plan.seed)
+        common.write_run(plan, cfg, f"train {plan.arm}", lineage.build(built), built, images)
+    return common.train(plan, cfg)

@@ -1,0 +1,67 @@
+"""One rank of one run: ``python -m n2n_cli.commands.worker RUN_FOLDER``, also under torchrun or SLURM.
+
+Reads everything from the run folder that a command wrote, so nothing is pickled and no command line is replayed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from n2n_cli import data, lineage
+from n2n_cli.commands import common
+from n2n_cli.config import run_config
+from n2n_cli.errors import N2NError
+from n2n_cli.training import checkpoint
+from n2n_cli.training.launch import run_rank
+from n2n_cli.training.loop import fit
+from n2n_cli.training.ranks import ranks
+
+
+def train(folder: Path) -> dict[str, Any]:
+    """Trains the run in ``folder`` from its newest checkpoint on, as one of the ranks that the environment says."""
+    try:
+        text = (folder / "config.yaml").read_text()
+        cfg = run_config(yaml.safe_load(text))
+        info = json.loads((folder / "run.json").read_text())
+    except OSError as error:
+        raise N2NError(f"no run in {folder}: {error.strerror}: {error.filename}") from error
+    except (ValueError, yaml.YAMLError) as error:
+        raise N2NError(f"cannot read the run in {folder}: {' '.join(str(error).split())}") from error
+    with ranks(cfg.device) as mine:
+        images = common.dataset(cfg.data)
+        workers = common.workers(cfg.workers, mine.world_size, cfg.data.name != "imagefolder")
+        place = {"rank": mine.rank, "world_size": mine.world_size, "workers": workers}
+        stop_after = None
+        if cfg.max_steps is not None:
+            newest = checkpoint.newest(folder / "checkpoints")
+            done = re.match(r"step_(\d+)", newest.name) if newest else None
+            stop_after = (int(done[1]) if done else 0) + cfg.max_steps
+        return fit(
+            folder,
+            lineage.build(info["lineage"]),
+            data.train_loader(images.train, batch_size=cfg.training.batch_size, seed=cfg.seed, **place),
+            data.eval_loader(images.val, batch_size=cfg.training.eval_batch_size, **place),
+            common.fit_options(cfg, info["lr"], stop_after),
+            ranks=mine,
+            lineage=info["lineage"],
+            config=text,
+            mean=images.mean,
+            std=images.std,
+            progress=cfg.progress,
+        )
+
+
+def main() -> None:
+    if len(sys.argv) != 2:
+        raise N2NError("expected one run folder: python -m n2n_cli.commands.worker RUN_FOLDER")
+    train(Path(sys.argv[1]))
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_rank(main))

@@ -1,0 +1,494 @@
+"""The typed schema of every command, and `check`: a config tree -> its dataclass, or one line that says what is wrong.
+
+The values live in ``conf/``; here stand names, types, ranges and units. Imports neither torch nor Hydra.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+from n2n_cli.errors import N2NError, suggest
+
+
+class Rule(NamedTuple):
+    """A range: how it reads in an error, and whether a value holds it."""
+
+    text: str
+    holds: Callable[[Any], bool]
+
+
+Positive = Annotated[float, Rule("a number above 0", lambda v: v > 0)]
+NotNegative = Annotated[float, Rule("a number, 0 or more", lambda v: v >= 0)]
+Share = Annotated[float, Rule("a number from 0 to below 1", lambda v: 0 <= v < 1)]
+Count = Annotated[int, Rule("a whole number, 1 or more", lambda v: v >= 1)]
+Whole = Annotated[int, Rule("a whole number, 0 or more", lambda v: v >= 0)]
+Seed = Annotated[int, Rule("a whole number from 0 to 2^31 - 1", lambda v: 0 <= v < 2**31)]
+Pixels = Annotated[int, Rule("a whole number of pixels, 8 or more", lambda v: v >= 8)]
+Device = Literal["auto", "cpu", "cuda"]
+
+
+@dataclass
+class Model:
+    """``width`` is the student's (the standard network), ``teacher_width`` the teacher's multiplier of channels."""
+
+    name: str
+    width: Positive
+    teacher_width: Positive
+    extra_pairs: Literal[0, 2, 4]
+    pairs_at: Literal["branch", "concat"]
+    stem: Literal["auto", "imagenet", "small"]
+    dropout: Share
+    kwargs: dict[str, Any]
+
+
+@dataclass
+class Data:
+    name: Literal["shapes", "imagefolder", "cifar10", "fake"]
+    root: str | None
+    image_size: Pixels | None
+    resize_size: Pixels | None
+    seed: Seed
+    train_images: Count | None
+    val_images: Count | None
+    num_classes: Count | None
+    augment: Literal["auto", "imagenet", "pad", "none"]
+    difficulty: NotNegative | None
+
+
+@dataclass
+class Schedule:
+    name: Literal["constant", "step", "exponential", "cosine"]
+    warmup_epochs: NotNegative
+    step_epochs: Positive
+    factor: Positive
+
+
+@dataclass
+class Optim:
+    """``lr`` is the teacher's initial rate for the global batch; a student's is ``lr * lr_scale``."""
+
+    name: Literal["sgd", "rmsprop"]
+    lr: Positive
+    momentum: Share
+    weight_decay: NotNegative
+    nesterov: bool
+    decay: Share
+    eps: Positive
+    schedule: Schedule
+
+
+@dataclass
+class DefaultEpochs:
+    teacher: NotNegative
+    student: NotNegative
+
+
+@dataclass
+class Training:
+    """``batch_size`` counts global images a step, ``log_every`` steps, the others epochs where they say so."""
+
+    default_epochs: DefaultEpochs
+    batch_size: Count
+    label_smoothing: Share
+    clip_grad_norm: Positive | None
+    accumulate: Count
+    ema_decay: Share | None
+    precision: Literal["auto", "fp32", "bf16", "fp16"]
+    channels_last: Literal["auto"] | bool
+    compile: bool
+    sync_bn: bool
+    eval_batch_size: Count
+    evals_first_epoch: Whole
+    eval_every_epochs: Positive
+    checkpoint_every_epochs: Positive
+    log_every: Count
+    aux_weight: NotNegative
+    deterministic: bool
+
+
+@dataclass
+class Op:
+    """How a student comes from its teacher; ``lr_scale`` is its rate over the teacher's."""
+
+    name: str
+    lr_scale: Positive
+
+
+@dataclass
+class ToWider(Op):
+    factor: Annotated[float, Rule("a number, 1 or more", lambda v: v >= 1)] | None
+    layers: dict[str, Positive]
+
+
+@dataclass
+class Wider(ToWider):
+    noise: NotNegative
+
+
+@dataclass
+class ToDeeper(Op):
+    pairs: Count
+    sites: list[str] | None
+
+
+@dataclass
+class Deeper(ToDeeper):
+    calibration_batches: Count
+
+
+OPS: dict[str, type[Op]] = {
+    "wider": Wider,
+    "deeper": Deeper,
+    "random_pad": ToWider,
+    "random_init": ToWider,
+    "deep_random_init": ToDeeper,
+}
+LABELS = {
+    "teacher": "teacher",
+    "student": "student from random init",
+    "wider": "Net2Wider",
+    "deeper": "Net2Deeper",
+    "random_pad": "random pad",
+    "random_init": "random init",
+    "deep_random_init": "deep random init",
+}
+"""Arms, as people read them."""
+
+
+@dataclass
+class Study:
+    name: str
+    title: str
+    arms: list[str]
+
+
+@dataclass
+class RunConfig:
+    """What every run has. ``out`` and the keys below it say where and how to run; they do not change the result."""
+
+    seed: Seed
+    epochs: NotNegative
+    model: Model
+    data: Data
+    optim: Optim
+    training: Training
+    out: str
+    devices: Count
+    device: Device
+    workers: Literal["auto"] | Whole
+    progress: bool | None
+    max_steps: Count | None
+    prepare_only: bool
+
+
+@dataclass
+class Student(RunConfig):
+    teacher: str | None
+    teacher_epochs: NotNegative
+
+
+@dataclass
+class Grow(Student):
+    lr_scale: Positive | None
+    op: Op
+
+
+@dataclass
+class Compare(Student):
+    lr_scale: Positive | list[Positive] | None
+    ops: dict[str, Op]
+    study: Study
+    seeds: Count
+
+
+@dataclass
+class SomeData:
+    """`Data` with null for what the checkpoint says."""
+
+    name: Literal["shapes", "imagefolder", "cifar10", "fake"] | None
+    root: str | None
+    image_size: Pixels | None
+    resize_size: Pixels | None
+    seed: Seed | None
+    train_images: Count | None
+    val_images: Count | None
+    num_classes: Count | None
+    augment: Literal["auto", "imagenet", "pad", "none"] | None
+    difficulty: NotNegative | None
+
+
+@dataclass
+class Evaluate:
+    checkpoint: str
+    data: SomeData
+    device: Device
+    workers: Literal["auto"] | Whole
+    batch_size: Count | None
+    json: bool
+
+
+@dataclass
+class Inspect:
+    target: str
+    num_classes: Count
+    image_size: Pixels | None
+    width: Positive
+    kwargs: dict[str, Any]
+    json: bool
+
+
+SCHEMAS: dict[str, type[Any]] = {
+    "train_teacher": RunConfig,
+    "train_student": RunConfig,
+    "grow": Grow,
+    "compare": Compare,
+    "evaluate": Evaluate,
+    "inspect": Inspect,
+}
+MACHINE = ("out", "devices", "device", "workers", "progress", "max_steps", "prepare_only")
+"""Keys of `RunConfig` that are no part of what a run is."""
+
+
+def conf_dir() -> Path:
+    """The packaged ``conf``: beside the package's modules in a wheel, beside the package in a checkout."""
+    here = Path(__file__).resolve().parent
+    for folder in (here / "conf", here.parent / "conf"):
+        if (folder / "base.yaml").is_file():
+            return folder
+    raise N2NError(f"the folder conf is missing beside {here}: install n2n-cli again")
+
+
+def check(command: str, tree: Mapping[str, Any]) -> Any:
+    """The dataclass of ``command`` (a key of `SCHEMAS`) from plain data.
+
+    Raises:
+        N2NError: a key is unknown or missing, a value has the wrong type or range, or two do not go together.
+    """
+    cfg = _typed(SCHEMAS[command], tree, "")
+    if isinstance(cfg, RunConfig):
+        check_model(cfg.model)
+        check_data(cfg.data)
+        optim, training = cfg.optim, cfg.training
+        if optim.nesterov and not (optim.name == "sgd" and optim.momentum > 0):
+            raise N2NError("optim.nesterov: needs optim.name=sgd and optim.momentum above 0")
+        if training.batch_size % (training.accumulate * cfg.devices):
+            raise N2NError(
+                f"training.batch_size: {training.batch_size} does not divide into {cfg.devices} devices x "
+                f"{training.accumulate} micro-batches (training.accumulate)"
+            )
+        if cfg.data.train_images and cfg.data.train_images < training.batch_size:
+            raise N2NError(
+                f"data.train_images: {cfg.data.train_images} images are fewer than one batch "
+                f"(training.batch_size={training.batch_size})"
+            )
+    if isinstance(cfg, Student) and cfg.teacher is not None and not Path(cfg.teacher).exists():
+        raise N2NError(f"teacher: no such run folder or checkpoint: {cfg.teacher}{_near_path(cfg.teacher)}")
+    if isinstance(cfg, Grow):
+        _check_op(cfg.op, cfg.model, "op")
+    if isinstance(cfg, Compare):
+        if not cfg.study.arms:
+            raise N2NError(f"study.arms: expected at least one of {', '.join(cfg.ops)}")
+        for arm in cfg.study.arms:
+            if arm not in cfg.ops:
+                raise N2NError(
+                    f"study.arms: '{arm}' is not one of {', '.join(cfg.ops)}{suggest(arm, cfg.ops)}"
+                )
+            _check_op(cfg.ops[arm], cfg.model, f"ops.{arm}")
+        if len(set(cfg.study.arms)) < len(cfg.study.arms):
+            raise N2NError(f"study.arms: an arm stands there twice: {', '.join(cfg.study.arms)}")
+    if isinstance(cfg, Evaluate) and not Path(cfg.checkpoint).exists():
+        raise N2NError(f"no such run folder or checkpoint: {cfg.checkpoint}{_near_path(cfg.checkpoint)}")
+    if isinstance(cfg, Inspect) and not Path(cfg.target).exists():
+        check_name(cfg.target, "no such run folder, checkpoint or network")
+    return cfg
+
+
+def run_config(tree: Mapping[str, Any]) -> RunConfig:
+    """The config of a run from what its config.yaml says. Raises N2NError."""
+    fields = {field.name: tree[field.name] for field in dataclasses.fields(RunConfig) if field.name in tree}
+    cfg: RunConfig = _typed(RunConfig, fields, "")
+    check_data(cfg.data)
+    return cfg
+
+
+def check_model(model: Model) -> None:
+    """Raises N2NError for a name that nothing here builds, and for options that only our families have."""
+    from n2n_cli.models.names import OURS
+
+    if model.name in OURS:
+        return
+    check_name(model.name, "model.name: unknown network")
+    for key, default in (("extra_pairs", 0), ("pairs_at", "branch"), ("stem", "auto"), ("dropout", 0.0)):
+        if getattr(model, key) != default:
+            raise N2NError(
+                f"model.{key}: only {', '.join(OURS)} have it; for {model.name} use model.kwargs.NAME=VALUE"
+            )
+
+
+def check_name(name: str, what: str) -> None:
+    from n2n_cli.models.names import OURS
+
+    if name not in OURS:
+        from n2n_cli import models
+
+        known = models.names()
+        if name not in known:
+            raise N2NError(f"{what}: '{name}'{suggest(name, known)}; ours are {', '.join(OURS)}")
+
+
+def check_data(data: Data) -> None:
+    """Raises N2NError where the folders that ``data`` needs are missing."""
+    if data.name == "imagefolder":
+        if data.root is None:
+            raise N2NError("data.root: data=imagefolder needs data.root=FOLDER with train/ and val/ in it")
+        root = Path(data.root)
+        if not root.is_dir():
+            raise N2NError(f"data.root: no such folder: {data.root}{_near_path(data.root)}")
+        for part in ("train", "val"):
+            if not (root / part).is_dir():
+                raise N2NError(f"data.root: no folder {part}/ in {data.root} (expected train/CLASS/, val/CLASS/)")
+    if data.image_size and data.resize_size and data.resize_size < data.image_size:
+        raise N2NError(
+            f"data.resize_size: {data.resize_size} px are fewer than data.image_size={data.image_size}"
+        )
+
+
+def _check_op(op: Op, model: Model, where: str) -> None:
+    from n2n_cli.models.names import OURS
+
+    if not isinstance(op, ToWider):
+        return
+    if op.factor is not None and op.layers:
+        raise N2NError(f"{where}.factor and {where}.layers: give one of them")
+    to_constructor = op.factor is None and not op.layers
+    if to_constructor and model.name in OURS and model.width < model.teacher_width:
+        raise N2NError(
+            f"model.width: the student ({model.width:g}) is narrower than its teacher "
+            f"(model.teacher_width={model.teacher_width:g})"
+        )
+
+
+def _near_path(path: str) -> str:
+    parent = Path(path).parent
+    names = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
+    return suggest(Path(path).name, names)
+
+
+def keys(command: str) -> dict[str, Any]:
+    """Every key of a command, groups and fields dotted, with its type; an op's are those of all ops."""
+    found: dict[str, Any] = {}
+
+    def walk(hint: Any, where: str) -> None:
+        for cls in OPS.values() if hint is Op else [hint]:
+            for name, inner in get_type_hints(cls, include_extras=True).items():
+                found.setdefault(where + name, inner)
+                if dataclasses.is_dataclass(inner):
+                    walk(inner, f"{where}{name}.")
+                elif get_origin(inner) is dict and get_args(inner)[1] is Op:
+                    for arm, op in OPS.items():
+                        found.setdefault(f"{where}{name}.{arm}", op)
+                        walk(op, f"{where}{name}.{arm}.")
+
+    walk(SCHEMAS[command], "")
+    return found
+
+
+def takes(hint: Any, kind: type) -> bool:
+    """Whether a value of ``kind`` (bool, list, ...) fits the type."""
+    if hint is kind or get_origin(hint) is kind:
+        return True
+    if get_origin(hint) is Annotated:
+        return takes(get_args(hint)[0], kind)
+    return get_origin(hint) in (Union, types.UnionType) and any(takes(part, kind) for part in get_args(hint))
+
+
+class _Mismatch(Exception):
+    """What was expected, in words."""
+
+
+def _typed(hint: Any, value: Any, where: str) -> Any:
+    if value == "???":
+        raise N2NError(f"{where}: a value is needed: {where}=VALUE")
+    if dataclasses.is_dataclass(hint):
+        return _dataclass(hint, value, where)
+    try:
+        return _value(hint, value, where)
+    except _Mismatch as expected:
+        words = [str(part) for part in get_args(hint) if isinstance(part, str)] or [
+            str(word) for part in get_args(hint) if get_origin(part) is Literal for word in get_args(part)
+        ]
+        raise N2NError(f"{where}: expected {expected}, got {value!r}{suggest(str(value), words)}") from None
+
+
+def _dataclass(cls: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise N2NError(f"{where}: expected keys and values, got {value!r}")
+    if cls is Op:
+        name = str(value.get("name"))
+        if name not in OPS:
+            raise N2NError(f"{where}.name: '{name}' is not one of {', '.join(OPS)}{suggest(name, OPS)}")
+        cls = OPS[name]
+    hints = get_type_hints(cls, include_extras=True)
+    dot = f"{where}." if where else ""
+    for key in value:
+        if key not in hints:
+            raise N2NError(f"unknown key '{dot}{key}'{suggest(str(key), hints)}")
+    missing = [key for key in hints if key not in value]
+    if missing:
+        raise N2NError(f"{dot}{missing[0]}: a value is needed: {dot}{missing[0]}=VALUE")
+    return cls(**{key: _typed(hint, value[key], f"{dot}{key}") for key, hint in hints.items()})
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    origin, args = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return value
+    if origin is Annotated:
+        rule: Rule = args[1]
+        try:
+            typed = _value(args[0], value, where)
+        except _Mismatch:
+            raise _Mismatch(rule.text) from None
+        if not rule.holds(typed):
+            raise _Mismatch(rule.text)
+        return typed
+    if origin in (Union, types.UnionType):
+        expected = []
+        for part in args:
+            try:
+                return _value(part, value, where)
+            except _Mismatch as mismatch:
+                expected.append(str(mismatch))
+        raise _Mismatch(" or ".join(expected))
+    if origin is Literal:
+        if any(value == choice and type(value) is type(choice) for choice in args):
+            return value
+        raise _Mismatch(" | ".join(map(str, args)))
+    if origin is list:
+        if not isinstance(value, list) or not value:
+            raise _Mismatch("a list [...]")
+        return [_typed(args[0], item, f"{where}[{number}]") for number, item in enumerate(value)]
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise _Mismatch("keys and values {key: value}")
+        return {str(key): _typed(args[1], item, f"{where}.{key}") for key, item in value.items()}
+    if hint is types.NoneType:
+        if value is None:
+            return None
+        raise _Mismatch("null")
+    if hint is bool and isinstance(value, bool):
+        return value
+    if hint is str and isinstance(value, str | int | float) and not isinstance(value, bool) and value != "":
+        return str(value)
+    if hint in (int, float) and isinstance(value, int | float) and not isinstance(value, bool):
+        if hint is int and isinstance(value, int):
+            return value
+        if hint is float and math.isfinite(value):
+            return float(value)
+    raise _Mismatch({bool: "true or false", str: "a text", int: "a whole number", float: "a number"}[hint])

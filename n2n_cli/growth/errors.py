@@ -1,0 +1,7 @@
+"""Every refusal of this package is a GrowthError: one line that names the layer and the reason."""
+
+from n2n_cli.errors import N2NError
+
+
+class GrowthError(N2NError):
+    """A growth that cannot be exact, or cannot be done, and why."""

@@ -1,0 +1,235 @@
+"""From what the user asks for to a new size for every group, and the random mapping of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from math import floor, isfinite
+
+import torch
+from torch import Tensor, nn
+
+from n2n_cli.errors import suggest
+from n2n_cli.growth.axes import Axis, Group, length, resolve
+from n2n_cli.growth.errors import GrowthError
+from n2n_cli.growth.infer import Structure
+
+Plan = float | Mapping[str, float] | nn.Module
+Sizes = dict[Group, int]
+
+
+def solve(structure: Structure, plan: Plan) -> Sizes:
+    """New sizes of all groups.
+
+    ``plan`` is a factor (1.5), a mapping from layer patterns to factors (``{"layer1.*": 1.5}``) or widths
+    (``{"fc1": 512}``, whole numbers), or a student built by its own constructor, whose shapes are reached.
+
+    Raises:
+        GrowthError: the plan shrinks a layer, names none, contradicts a tie, or cannot be reached.
+    """
+    classes = tie_classes(structure)
+    if isinstance(plan, nn.Module):
+        return _to_student(structure, classes, plan)
+    if isinstance(plan, Mapping):
+        return _by_pattern(structure, classes, plan)
+    _check_factor(plan, "the factor")
+    groups = [group for group in structure.groups() if not group.fixed]
+    return _whole(classes, {group: _scaled(group, plan) for group in groups}, strict=False)
+
+
+def _check_factor(factor: float, what: str) -> None:
+    if isinstance(factor, bool) or not isinstance(factor, int | float) or not isfinite(factor) or factor < 1:
+        raise GrowthError(f"{what} is {factor!r}: expected a finite number of at least 1 (growth never shrinks)")
+
+
+def _scaled(group: Group, factor: float) -> int:
+    return max(group.n, floor(group.n * factor + 0.5))
+
+
+@dataclass
+class TieClass:
+    """Groups that grow by one common whole number; ``fixed`` if one of them cannot grow at all."""
+
+    groups: list[Group]
+    reason: str
+    fixed: str | None
+
+
+def tie_classes(structure: Structure) -> list[TieClass]:
+    """Merge the ties that share groups."""
+    classes: list[TieClass] = []
+    for tie in structure.ties:
+        runs = resolve(tie.axis)
+        merged = TieClass([], tie.reason, next((str(g.fixed) for g, _ in runs if g.fixed), None))
+        members = dict.fromkeys(group for group, _ in runs if not group.fixed)
+        for other in [c for c in classes if any(group in members for group in c.groups)]:
+            classes.remove(other)
+            members.update(dict.fromkeys(other.groups))
+            merged.fixed = merged.fixed or other.fixed
+        merged.groups = list(members)
+        if members:
+            classes.append(merged)
+    return classes
+
+
+def _whole(classes: list[TieClass], sizes: Sizes, strict: bool) -> Sizes:
+    """Round tied groups to a common whole number; ``strict`` refuses instead of rounding."""
+    for tie in classes:
+        wanted = {group: sizes.get(group, group.n) for group in tie.groups}
+        ratios = [size / group.n for group, size in wanted.items()]
+        factor = 1 if tie.fixed else floor(max(ratios) + 0.5)
+        if strict and any(ratio != factor for ratio in ratios):
+            why = f"{tie.reason}" + (f"; tied to a part that cannot grow ({tie.fixed})" if tie.fixed else "")
+            raise GrowthError(
+                f"the plan asks for {min(ratios):g} to {max(ratios):g} times the units, but {why}: every unit must "
+                "be copied the same whole number of times"
+            )
+        sizes.update({group: group.n * factor for group in tie.groups})
+    return sizes
+
+
+def produced_by(structure: Structure) -> dict[str, list[Axis]]:
+    """Layer name -> the axes it produces (out axis of its weight), for patterns and reports."""
+    layers: dict[str, list[Axis]] = {}
+    for name, axes in structure.axes.items():
+        layer, _, leaf = name.rpartition(".")
+        if len(axes) >= 2 and "weight" in leaf:
+            dims = [d for d in range(2) if (name, d) not in structure.consumed and _has_open(axes[d])]
+            layers.setdefault(layer, []).extend(axes[d] for d in dims)
+    return layers
+
+
+def _has_open(axis: Axis) -> bool:
+    return any(not group.fixed for group, _ in resolve(axis))
+
+
+def _by_pattern(structure: Structure, classes: list[TieClass], plan: Mapping[str, float]) -> Sizes:
+    layers = produced_by(structure)
+    sizes: Sizes = {}
+    asked: dict[Group, str] = {}
+    for pattern, amount in plan.items():
+        matched = [layer for layer in layers if fnmatchcase(layer, pattern)]
+        if not matched:
+            raise GrowthError(f"no layer matches '{pattern}'{suggest(pattern, layers)}")
+        if not any(layers[layer] for layer in matched):
+            reason = next(
+                (str(g.fixed) for n, axes in structure.axes.items() if n == f"{matched[0]}.weight" for g, _ in resolve(axes[0]) if g.fixed),
+                "its output is fixed",
+            )
+            raise GrowthError(f"layer '{matched[0]}' cannot be widened: {reason}")
+        for layer in matched:
+            for axis in layers[layer]:
+                for group, size in _axis_sizes(layer, axis, amount).items():
+                    if sizes.setdefault(group, size) != size:
+                        raise GrowthError(
+                            f"the plan contradicts itself: layers '{asked[group]}' and '{layer}' share their units (tied) "
+                            f"but are asked for {sizes[group]} and {size}"
+                        )
+                    asked[group] = layer
+    return _whole(classes, sizes, strict=True)
+
+
+def _axis_sizes(layer: str, axis: Axis, amount: float) -> Sizes:
+    """Sizes of an axis's groups for a factor (float) or a width in positions (int)."""
+    runs = [(group, k) for group, k in resolve(axis)]
+    total = length(axis)
+    if isinstance(amount, bool) or not isinstance(amount, int | float):
+        raise GrowthError(f"layer '{layer}': expected a factor (1.5) or a width (96), got {amount!r}")
+    if isinstance(amount, float):
+        _check_factor(amount, f"the factor of layer '{layer}'")
+        return {group: _scaled(group, amount) for group, _ in runs if not group.fixed}
+    if amount < total:
+        hint = f" (for a factor write {amount}.0)" if amount <= 8 else ""
+        raise GrowthError(f"layer '{layer}' has {total} channels and cannot shrink to {amount}{hint}")
+    free = [(group, k) for group, k in runs if not group.fixed]
+    fixed = total - sum(group.n * k for group, k in free)
+    factor = (amount - fixed) / (total - fixed)
+    sizes = {group: _scaled(group, factor) for group, _ in free}
+    reached = fixed + sum(sizes[group] * k for group, k in free)
+    if reached != amount:
+        last, k = free[-1]
+        if (amount - reached) % k or sizes[last] + (amount - reached) // k < last.n:
+            raise GrowthError(f"layer '{layer}' cannot have {amount} channels: its units cover {k} channels each")
+        sizes[last] += (amount - reached) // k
+    return sizes
+
+
+def _to_student(structure: Structure, classes: list[TieClass], student: nn.Module) -> Sizes:
+    """Solve the sizes from the shapes of a student built by its own constructor."""
+    state = dict(student.state_dict(keep_vars=True))
+    extra = [name for name in state if name not in structure.aliases]
+    missing = [name for name in structure.axes if name not in state and name in structure.readers]
+    if extra or missing:
+        name, who = (extra[0], "student") if extra else (missing[0], "teacher")
+        raise GrowthError(f"the student cannot be reached: '{name}' is in the {who} alone{suggest(name, structure.aliases)}")
+    equations: list[tuple[str, list[tuple[Group, int]], int, int]] = []
+    for name, axes in structure.axes.items():
+        if name not in state:
+            continue
+        if len(axes) != state[name].ndim:
+            raise GrowthError(f"the student cannot be reached: '{name}' has {state[name].ndim} axes instead of {len(axes)}")
+        equations += [(name, resolve(axis), state[name].shape[d], d) for d, axis in enumerate(axes)]
+    sizes: Sizes = {}
+    pending = equations
+    while pending:
+        later = []
+        for name, runs, target, dim in pending:
+            unknown = {group for group, _ in runs if not group.fixed and group not in sizes}
+            if len(unknown) > 1:
+                later.append((name, runs, target, dim))
+                continue
+            rest = target - sum(sizes.get(g, g.n) * k for g, k in runs if g not in unknown)
+            each = sum(k for g, k in runs if g in unknown)
+            for group in unknown:
+                if rest < group.n * each or rest % each:
+                    _unreachable(structure, name, dim, target, runs)
+                sizes[group] = rest // each
+            if not unknown and rest:
+                _unreachable(structure, name, dim, target, runs)
+        if len(later) == len(pending):  # nothing left that decides: spread one axis in proportion
+            name, runs, target, dim = later[0]
+            unknown_runs = [(g, k) for g, k in runs if not g.fixed and g not in sizes]
+            fixed = sum(sizes.get(g, g.n) * k for g, k in runs if g.fixed or g in sizes)
+            factor = (target - fixed) / sum(g.n * k for g, k in unknown_runs)
+            if factor < 1:
+                _unreachable(structure, name, dim, target, runs)
+            sizes[unknown_runs[0][0]] = _scaled(unknown_runs[0][0], factor)
+        pending = later
+    return _whole(classes, sizes, strict=True)
+
+
+def _unreachable(structure: Structure, name: str, dim: int, target: int, runs: list[tuple[Group, int]]) -> None:
+    have = sum(group.n * k for group, k in runs)
+    reason = next((str(group.fixed) for group, _ in runs if group.fixed), None)
+    why = f" ({reason})" if reason else " (smaller, or at odds with a layer that shares its units)"
+    raise GrowthError(f"the student cannot be reached: axis {dim} of '{name}' is {have} and should become {target}{why}")
+
+
+@dataclass
+class Remapping:
+    """A remapping: ``index[j]`` is the teacher unit that student unit ``j`` copies, ``copies[j]`` how many do."""
+
+    index: Tensor
+    copies: Tensor
+
+
+def draw(structure: Structure, sizes: Sizes, seed: int) -> dict[Group, Remapping]:
+    """A random mapping for every group that grows (paper section 2.3): the first ``n`` units are the teacher's,
+    the others drawn uniformly with replacement; tied groups copy every unit equally often. The draw comes from a CPU
+    generator, so that every machine and rank gets the same one.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    tied = {group for tie in tie_classes(structure) for group in tie.groups}
+    mappings: dict[Group, Remapping] = {}
+    for group in structure.groups():
+        size = sizes.get(group, group.n)
+        if size == group.n or group.fixed:
+            continue
+        own = torch.arange(group.n)
+        if group in tied:
+            index = own.repeat(size // group.n)
+        else:
+            index = torch.cat([own, torch.randint(group.n, (size - group.n,), generator=generator)])
+        mappings[group] = Remapping(index, torch.bincount(index, minlength=group.n)[index])
+    return mappings

@@ -1,0 +1,207 @@
+"""One forward pass, written down: the list of operations that a model performs, with the tensors themselves.
+
+The pass runs on meta tensors (no arithmetic, no memory), in inference mode so that composite operations such
+as ``linear`` or ``layer_norm`` arrive whole, once in train mode (auxiliary heads speak only there) and once in
+eval mode. The model's parameters, buffers, mode and the random state are left as they were. Data-dependent
+control flow cannot run on meta tensors; such a model is recorded on its real tensors instead.
+
+``TorchDispatchMode`` is semi-public in PyTorch; this file is the only one that subclasses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules import module as _module_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from n2n_cli.growth.errors import GrowthError
+
+
+@dataclass
+class Op:
+    """One operation: what ran, on what, with what result, inside which module (dotted path)."""
+
+    func: Any  # an OpOverload, for example torch.ops.aten.conv2d.default
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: list[Tensor]
+    path: str
+
+    @property
+    def name(self) -> str:
+        return str(self.func.overloadpacket.__name__)
+
+    def __str__(self) -> str:
+        return f"{self.name} at {self.path or 'the top module'}"
+
+
+@dataclass
+class Recording:
+    """The operations of one pass; ``tensors`` maps ``id`` of every parameter and buffer to its name."""
+
+    ops: list[Op]
+    tensors: dict[int, str]
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+    keep: list[Any] = field(default_factory=list)  # keeps ids unique for as long as the recording lives
+
+
+class _Recorder(TorchDispatchMode):
+    def __init__(self, whole: Callable[[Any], bool], where: Callable[[], str]) -> None:
+        super().__init__()
+        self.ops: list[Op] = []
+        self.whole, self.where = whole, where
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if not self.whole(func):
+            with self:
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        result = func(*args, **kwargs)
+        outputs = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
+        self.ops.append(Op(func, args, kwargs, outputs, self.where()))
+        return result
+
+
+class NoRandom(TorchDispatchMode):
+    """Turns dropout and stochastic depth off, wherever they are written: a proof compares functions."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        name = func.overloadpacket.__name__
+        if name in {"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"}:
+            return args[0]
+        if name in {"dropout_", "feature_dropout_", "alpha_dropout_", "feature_alpha_dropout_"}:
+            return args[0]
+        if name == "native_dropout":
+            return args[0].clone(), torch.ones_like(args[0], dtype=torch.bool)
+        if name == "bernoulli_":
+            return args[0].fill_(1)
+        if name == "bernoulli":
+            return torch.ones_like(args[0])
+        if name == "scaled_dot_product_attention":
+            args = (*args[:4], 0.0, *args[5:]) if len(args) > 4 else args
+            kwargs = {**kwargs, "dropout_p": 0.0} if "dropout_p" in kwargs else kwargs
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def module_path(model: nn.Module) -> Iterator[Callable[[], str]]:
+    """A function that names the innermost module whose ``forward`` is running."""
+    names = {id(module): name for name, module in model.named_modules()}
+    stack: list[str] = []
+
+    def enter(module: nn.Module, args: Any) -> None:
+        stack.append(names.get(id(module), stack[-1] if stack else ""))
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        stack.pop()
+
+    pre = _module_hooks.register_module_forward_pre_hook(enter)
+    post = _module_hooks.register_module_forward_hook(leave, always_call=True)
+    try:
+        yield lambda: stack[-1] if stack else ""
+    finally:
+        pre.remove()
+        post.remove()
+
+
+@contextmanager
+def mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """The model in train or eval mode, and every module back in its own mode afterwards."""
+    before = {module: module.training for module in model.modules()}
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # its fused kernel would hide what the module computes
+    try:
+        model.train(training)
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for module, was in before.items():
+            module.training = was
+
+
+def call(model: Callable[..., Any], example_input: Any) -> Any:
+    """``model(example)``; a tuple is several arguments, a dict keyword arguments."""
+    if isinstance(example_input, dict):
+        return model(**example_input)
+    return model(*example_input) if isinstance(example_input, tuple | list) else model(example_input)
+
+
+def at_least_two(tensor: Tensor) -> Tensor:
+    """Batch norm in train mode needs two samples."""
+    return tensor if tensor.ndim == 0 or tensor.shape[0] != 1 else torch.cat([tensor, tensor.flip(-1)])
+
+
+def record(
+    model: nn.Module, example_input: Any, whole: Callable[[Any], bool], *, training: bool
+) -> Recording:
+    """Record one pass of ``model``. ``whole(func)`` tells which operations must not be decomposed.
+
+    Raises:
+        GrowthError: the model cannot run on the example input; names the module where it stopped.
+    """
+    try:
+        return _record(model, example_input, whole, training, "meta")
+    except Exception:  # whatever a model may raise on tensors without data
+        try:
+            return _record(model, example_input, whole, training, "real")
+        except Exception as error:
+            where = getattr(error, "_n2n_where", "")
+            text = str(error).strip().splitlines() or [type(error).__name__]
+            raise GrowthError(
+                f"cannot record {type(model).__name__} in {'train' if training else 'eval'} mode: "
+                f"{type(error).__name__} in module '{where}': {text[0]}"
+            ) from error
+
+
+def _record(model: nn.Module, example_input: Any, whole: Any, training: bool, device: str) -> Recording:
+    def twin(tensor: Tensor) -> Tensor:
+        return torch.empty_like(tensor, device="meta") if device == "meta" else tensor.detach().clone()
+
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode())
+        stack.enter_context(mode(model, training))
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        state: dict[str, Tensor] = {}
+        twins: dict[int, Tensor] = {}
+        for name, tensor in [*model.named_parameters(remove_duplicate=False), *named_buffers(model)]:
+            state[name] = twins.setdefault(id(tensor), twin(tensor))
+        prepare = (lambda t: twin(at_least_two(t))) if training else twin
+        example = tree_map(lambda t: prepare(t) if isinstance(t, Tensor) else t, example_input)
+        where = stack.enter_context(module_path(model))
+        recorder = _Recorder(whole, where)
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            return functional_call(model, state, args, kwargs, tie_weights=False)
+
+        try:
+            with recorder:
+                result = call(run, example)
+        except Exception as error:
+            error._n2n_where = where()  # type: ignore[attr-defined]
+            raise
+    tensors: dict[int, str] = {}
+    for name, tensor in state.items():
+        tensors.setdefault(id(tensor), name)
+    outputs = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
+    inputs = [t for t in tree_leaves(example) if isinstance(t, Tensor)]
+    return Recording(recorder.ops, tensors, inputs, outputs, [state, example, result])
+
+
+def named_buffers(model: nn.Module) -> list[tuple[str, Tensor]]:
+    return list(model.named_buffers(remove_duplicate=False))

@@ -1,0 +1,151 @@
+"""The command line after its command words -> Hydra's own: ``--flag value`` becomes ``flag=value``."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from n2n_cli import config
+from n2n_cli.errors import N2NError, suggest
+
+PLAIN = {"-m": "--multirun", "-r": "--run", "-h": "--help"} | {
+    flag: flag for flag in ("--multirun", "--run", "--help", "--hydra-help", "--resolve")
+}
+VALUED = {"-c": "--cfg", "-p": "--package", "-cn": "--config-name", "-cd": "--config-dir", "-i": "--info"} | {
+    flag: flag for flag in ("--cfg", "--package", "--config-name", "--config-dir", "--info")
+}
+CHOICES = {
+    "--cfg": ("job", "hydra", "all"),
+    "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
+}
+PATHS = ("out", "teacher", "checkpoint", "target", "data.root")
+POSITIONAL = {"compare": "study", "evaluate": "checkpoint", "inspect": "target"}
+
+
+@dataclass
+class Line:
+    """One command line: Hydra's flags with their values, and ``key=value`` overrides, in order."""
+
+    flags: dict[str, str | None] = field(default_factory=dict)
+    overrides: list[str] = field(default_factory=list)
+
+    @property
+    def multirun(self) -> bool:
+        return "--multirun" in self.flags
+
+    @property
+    def runs(self) -> bool:
+        """Whether a job runs, and not only help or a config is shown."""
+        return not {"--help", "--hydra-help", "--cfg", "--info"} & set(self.flags)
+
+    @property
+    def argv(self) -> list[str]:
+        flags = [f"{flag}={value}" if value is not None else flag for flag, value in self.flags.items()]
+        return [*flags, *self.overrides]
+
+
+def translate(command: str, words: list[str]) -> Line:
+    """Words of the shell -> `Line`.
+
+    ``--optim.lr 0.1``, ``--optim.lr=0.1`` and ``--lr 0.1`` (a field that one group alone has) are
+    ``optim.lr=0.1``; a true-or-false key needs no value; a key that is a list takes ``a,b``. Raises N2NError.
+    """
+    keys = config.keys(command)
+    line, rest = Line(), list(words)
+    positional = POSITIONAL.get(command)
+    while rest:
+        word = rest.pop(0)
+        name, equals, value = word.partition("=")
+        if name in PLAIN and not equals:
+            line.flags[PLAIN[name]] = None
+        elif name in VALUED:
+            flag = VALUED[name]
+            if not equals:
+                if flag == "--info" and (not rest or rest[0] not in CHOICES[flag]):
+                    value = "all"
+                elif not rest:
+                    raise N2NError(f"{flag} needs a value")
+                else:
+                    value = rest.pop(0)
+            if flag in CHOICES and value not in CHOICES[flag]:
+                near = suggest(value, CHOICES[flag])
+                raise N2NError(f"{flag}: '{value}' is not one of {', '.join(CHOICES[flag])}{near}")
+            if flag == "--config-dir" and not Path(value).is_dir():
+                raise N2NError(f"--config-dir: no such folder: {value}")
+            line.flags[flag] = value
+        elif re.match(r"--?[A-Za-z]", word):
+            line.overrides.append(_flag(keys, name, value if equals else None, rest, "-m" in words))
+        elif equals or word.startswith("~"):
+            line.overrides.append(word)
+        elif positional:
+            line.overrides.append(f"{positional}={quote(word) if positional != 'study' else word}")
+            positional = None
+        else:
+            raise N2NError(_stray(command, word))
+    if command in ("evaluate", "inspect") and line.runs:
+        key = POSITIONAL[command]
+        if not any(override.startswith(f"{key}=") for override in line.overrides):
+            what = "RUN_FOLDER_OR_CHECKPOINT" if command == "evaluate" else "CHECKPOINT_OR_MODEL"
+            raise N2NError(f"{command}: which {key}? Type: n2n {command} {what}")
+    return line
+
+
+def _flag(keys: dict[str, object], flag: str, value: str | None, rest: list[str], multirun: bool) -> str:
+    key = resolve(keys, flag)
+    hint = keys[key]
+    if value is None:
+        has_value = bool(rest) and not re.match(r"--?[A-Za-z]", rest[0])
+        if config.takes(hint, bool) and not (
+            has_value and re.fullmatch(r"(?i)true|false|yes|no|on|off|null|auto", rest[0].split(",")[0])
+        ):
+            value = "true"
+        elif has_value:
+            value = rest.pop(0)
+        else:
+            raise N2NError(f"{flag} needs a value: {flag} VALUE")
+    if config.takes(hint, list) and "," in value and not value.startswith("["):
+        value = f"[{value}]"
+    elif key in PATHS and not (multirun and "," in value):
+        value = quote(value)
+    return f"{key}={value}"
+
+
+def resolve(keys: dict[str, object], flag: str) -> str:
+    """The key that ``--flag`` names: itself, or the only field called so. Raises N2NError."""
+    name = flag.lstrip("-").replace("-", "_")
+    if name in keys:
+        return name
+    found = [key for key in keys if key.endswith(f".{name}")]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise N2NError(f"{flag} is ambiguous: write one of {', '.join(f'{key}=' for key in found)}")
+    raise N2NError(f"unknown flag '{flag}'{near_key(name, keys, '--')}")
+
+
+def near_key(word: str, keys: dict[str, object], before: str = "") -> str:
+    """`suggest` for a key: by its whole name, else by its last part."""
+    last = word.rsplit(".", 1)[-1]
+    for key in keys:
+        if "." in key and key.rsplit(".", 1)[1] == last:
+            return f" (did you mean '{before}{key}'?)"
+    if near := suggest(word, keys):
+        return near.replace("'", f"'{before}", 1)
+    fields = {key.rsplit(".", 1)[-1]: key for key in keys}
+    near = suggest(last, fields)
+    return f" (did you mean '{before}{fields[near.split(chr(39))[1]]}'?)" if near else ""
+
+
+def quote(value: str) -> str:
+    """A path as Hydra's grammar reads it back, whatever characters it has."""
+    if re.fullmatch(r"[\w./~-]+", value) or value[:1] in "'\"" or value == "null":
+        return value
+    escaped = value.replace("\\", "\\\\") if value.endswith("\\") else value
+    return "'" + escaped.replace("'", "\\'") + "'"
+
+
+def _stray(command: str, word: str) -> str:
+    if command == "grow" and word in config.OPS:
+        return f"'{word}' is not KEY=VALUE: type n2n grow --op {word}"
+    return f"'{word}' is not KEY=VALUE, nor a flag (see n2n {command.replace('_', ' ')} --help)"

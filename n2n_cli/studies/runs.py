@@ -1,0 +1,168 @@
+"""Run folders, read back. A study knows of a run what its folder says, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from n2n_cli.errors import N2NError
+
+ARM_ORDER = ("teacher", "wider", "random_pad", "random_init", "deeper", "deep_random_init", "student")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation: after ``step`` optimizer steps and ``images`` global images; ``top1`` in [0, 1]."""
+
+    step: int
+    images: int
+    epoch: float
+    top1: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training, as its folder tells it: ``info`` is run.json, ``done`` done.json (None: not finished)."""
+
+    folder: Path
+    info: Mapping[str, Any]
+    rows: list[dict[str, Any]]
+    done: Mapping[str, Any] | None
+    teacher: Run | None = None
+
+    @property
+    def arm(self) -> str:
+        return str(self.info["arm"])
+
+    @property
+    def seed(self) -> int:
+        return int(self.info["seed"])
+
+    @property
+    def finished(self) -> bool:
+        return self.done is not None
+
+    @property
+    def key(self) -> str:
+        """The arm with its variant, equal for all seeds: the folder's name without its seed."""
+        name = re.sub(r"-seed\d+$", "", self.folder.name)
+        if name == self.arm or name.startswith(self.arm + "-"):
+            return name
+        return f"{self.arm}-lr{self.info.get('lr_scale', 1)}-epochs{self.info.get('epochs', '')}"
+
+    @property
+    def label(self) -> str:
+        """The arm's name for people, with what is not the default: ``Net2Wider (noise 0.2, lr ×0.3)``."""
+        variant = re.split(r"-(?=[a-z])", self.key.removeprefix(self.arm).removeprefix("-"))
+        words = [
+            re.sub(r"^([a-z_]+?)(-?[\d.].*)$", r"\1 \2", part).replace("lr ", "lr ×")
+            for part in variant
+            if part
+        ]
+        name = str(self.info.get("label") or self.arm)
+        return f"{name} ({', '.join(words)})" if words else name
+
+    @property
+    def evaluations(self) -> list[Evaluation]:
+        """Every evaluation by step; the one at step 0 comes before any training."""
+        rows = {int(row["step"]): row for row in self.rows if isinstance(row.get("val/top1"), (int, float))}
+        return [
+            Evaluation(step, int(row.get("images", 0)), float(row.get("epoch", 0.0)), float(row["val/top1"]))
+            for step, row in sorted(rows.items())
+        ]
+
+    def series(self, tag: str) -> tuple[list[int], list[float]]:
+        """Steps and values of one tag, by step."""
+        values = {
+            int(row["step"]): float(row[tag]) for row in self.rows if isinstance(row.get(tag), (int, float))
+        }
+        return sorted(values), [values[step] for step in sorted(values)]
+
+    @property
+    def last(self) -> Mapping[str, Any]:
+        """The newest row of the log; empty before the first."""
+        return self.rows[-1] if self.rows else {}
+
+
+def collect(folder: str | Path) -> list[Run]:
+    """All runs of a study folder, in the order of arms, variants and seeds, each with its teacher.
+
+    Raises:
+        N2NError: there is no such folder, it holds no run, or a file of a run cannot be read.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise N2NError(f"study folder not found: {folder}")
+    found = {path.parent.resolve(): read_run(path.parent) for path in sorted(folder.glob("*/run.json"))}
+    if not found:
+        below = sorted({str(path.parent.parent) for path in folder.glob("*/*/run.json")})
+        hint = f"; studies below it: {', '.join(below)}" if below else ""
+        raise N2NError(f"no run in {folder}: expected run folders with a run.json{hint}")
+    runs = []
+    for run in found.values():
+        teacher = None if run.arm == "teacher" else _teacher(run, found)
+        runs.append(Run(run.folder, run.info, run.rows, run.done, teacher))
+    return sorted(runs, key=_order)
+
+
+def read_run(folder: Path) -> Run:
+    """One run folder, its teacher not looked for."""
+    info = _json(folder / "run.json")
+    missing = [key for key in ("arm", "seed") if key not in info]
+    if missing:
+        raise N2NError(f"{folder / 'run.json'}: no '{missing[0]}'")
+    done = folder / "done.json"
+    return Run(folder, info, _rows(folder / "metrics.jsonl"), _json(done) if done.exists() else None)
+
+
+def _order(run: Run) -> tuple[int, str, float, str, int]:
+    rank = ARM_ORDER.index(run.arm) if run.arm in ARM_ORDER else len(ARM_ORDER)
+    return rank, run.arm, float(run.info.get("lr_scale") or 1.0), run.key, run.seed
+
+
+def _teacher(run: Run, found: dict[Path, Run]) -> Run | None:
+    """The run that ``run`` grew from: by its path, by its name in a study that was moved, or by the seed."""
+    if path := run.info.get("teacher"):
+        places = [Path(path), *Path(path).parents]  # a checkpoint lies inside its run's folder
+        for place in places:
+            if (place / "run.json").exists():
+                return found.get(place.resolve()) or read_run(place)
+        by_name = {folder.name: other for folder, other in found.items()}
+        return next((by_name[place.name] for place in places if place.name in by_name), None)
+    same = [other for other in found.values() if other.arm == "teacher" and other.seed == run.seed]
+    return same[0] if len(same) == 1 else None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise N2NError(f"cannot read {path}: {error}") from None
+    if not isinstance(value, dict):
+        raise N2NError(f"cannot read {path}: expected a JSON object")
+    return value
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """The log's rows; a last line that was cut off by a kill is left out, any other bad line is an error."""
+    if not path.exists():
+        return []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise N2NError(f"cannot read {path}: {error}") from None
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            row["step"] = int(row["step"])
+        except (ValueError, TypeError, KeyError):
+            if number == len(lines):
+                break
+            raise N2NError(f"cannot read {path}: line {number} is not a row of metrics") from None
+        rows.append(row)
+    return rows

@@ -1,0 +1,260 @@
+"""Convergence statistics: a run's, an arm's over its seeds, and the difference of two arms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from n2n_cli.studies.runs import Evaluation, Run
+
+# Student's t, 97.5 % quantile, for 1, 2, ... degrees of freedom (beyond: the normal's).
+_T975 = (
+    12.706,
+    4.303,
+    3.182,
+    2.776,
+    2.571,
+    2.447,
+    2.365,
+    2.306,
+    2.262,
+    2.228,
+    2.201,
+    2.179,
+    2.160,
+    2.145,
+    2.131,
+)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Mean and sample standard deviation (ddof = 1; None for one value) of ``n`` values."""
+
+    n: int
+    mean: float
+    sd: float | None
+
+
+@dataclass(frozen=True)
+class RunStatistics:
+    """One run in numbers. Accuracies are top-1 fractions; what is not known is None.
+
+    ``reached`` is the first evaluation at or above the teacher's final accuracy, step 0 included.
+    """
+
+    run: Run
+    start: float | None
+    best: float | None
+    final: float | None
+    teacher: float | None
+    reached: Evaluation | None
+    gap: float | None
+    parameters: int | None
+    time_s: float | None
+
+
+@dataclass(frozen=True)
+class ArmStatistics:
+    """One arm over its seeds. Means are over finished runs; ``steps_to_teacher`` over those that reach it."""
+
+    key: str
+    arm: str
+    label: str
+    runs: list[RunStatistics]
+    unfinished: list[RunStatistics]
+
+    @property
+    def n(self) -> int:
+        return len(self.runs)
+
+    @property
+    def start(self) -> Summary | None:
+        return summarize(run.start for run in self.runs)
+
+    @property
+    def best(self) -> Summary | None:
+        return summarize(run.best for run in self.runs)
+
+    @property
+    def final(self) -> Summary | None:
+        return summarize(run.final for run in self.runs)
+
+    @property
+    def teacher(self) -> Summary | None:
+        """The final accuracy of this arm's teachers; None for an arm without one."""
+        return summarize(run.teacher for run in self.runs)
+
+    @property
+    def reached(self) -> list[Evaluation]:
+        return [run.reached for run in self.runs if run.reached is not None]
+
+    @property
+    def steps_to_teacher(self) -> Summary | None:
+        return summarize(at.step for at in self.reached)
+
+    @property
+    def images_to_teacher(self) -> Summary | None:
+        return summarize(at.images for at in self.reached)
+
+    @property
+    def epochs_to_teacher(self) -> Summary | None:
+        return summarize(at.epoch for at in self.reached)
+
+    @property
+    def gap(self) -> float | None:
+        """The largest function gap over the seeds, in eval and in train mode."""
+        return max((run.gap for run in self.runs if run.gap is not None), default=None)
+
+    @property
+    def time_s(self) -> Summary | None:
+        return summarize(run.time_s for run in self.runs)
+
+    @property
+    def parameters(self) -> int | None:
+        return next(
+            (run.parameters for run in [*self.runs, *self.unfinished] if run.parameters is not None), None
+        )
+
+    def info(self, key: str) -> object:
+        """What run.json says of the arm's first run."""
+        return [*self.runs, *self.unfinished][0].run.info.get(key)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """``a - b`` of two arms' final accuracies over the ``n`` seeds that both have, paired by seed.
+
+    Runs of one seed share their teacher and the order of the data, hence the pairing. ``interval`` is the
+    95 % interval of the mean difference (Student's t, n - 1 degrees of freedom; None for one seed). ``tie``:
+    the mean difference is no larger than the larger of the two arms' standard deviations; None for one seed.
+    """
+
+    n: int
+    mean: float
+    interval: tuple[float, float] | None
+    tie: bool | None
+    higher: int
+    lower: int
+
+    @property
+    def settled(self) -> bool:
+        """The interval lies on one side of zero."""
+        return self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0)
+
+
+def summarize(values: Iterable[float | None]) -> Summary | None:
+    """Mean and sample standard deviation of the values that are known; None if there are none.
+
+    >>> summarize([0.5, 0.7, None])
+    Summary(n=2, mean=0.6, sd=0.1414213562373095)
+    """
+    known = [float(value) for value in values if value is not None]
+    if not known:
+        return None
+    mean = math.fsum(known) / len(known)
+    if len(known) == 1:
+        return Summary(1, mean, None)
+    return Summary(len(known), mean, math.sqrt(math.fsum((v - mean) ** 2 for v in known) / (len(known) - 1)))
+
+
+def first_at(evaluations: Sequence[Evaluation], accuracy: float) -> Evaluation | None:
+    """The first evaluation at or above ``accuracy`` (both are ratios of counts: rounding is forgiven)."""
+    return next((at for at in evaluations if at.top1 >= accuracy - 1e-9), None)
+
+
+def final_accuracy(run: Run) -> float | None:
+    """The last evaluation of a finished run; None while it is not finished."""
+    if not run.finished:
+        return None
+    if run.evaluations:
+        return run.evaluations[-1].top1
+    value = ((run.done or {}).get("final") or {}).get("val/top1")
+    return None if value is None else float(value)
+
+
+def run_statistics(run: Run) -> RunStatistics:
+    """One run in numbers, against the final accuracy of its teacher."""
+    evaluations = run.evaluations
+    teacher = final_accuracy(run.teacher) if run.teacher is not None else None
+    gaps = (
+        [run.info["function_gap"].get(mode) for mode in ("eval", "train")]
+        if run.info.get("function_gap")
+        else []
+    )
+    time_s = (run.done or run.last).get("time_s")
+    return RunStatistics(
+        run=run,
+        start=evaluations[0].top1 if evaluations and evaluations[0].step == 0 else None,
+        best=max((at.top1 for at in evaluations), default=None),
+        final=final_accuracy(run),
+        teacher=teacher,
+        reached=None if teacher is None else first_at(evaluations, teacher),
+        gap=max((float(gap) for gap in gaps if gap is not None), default=None),
+        parameters=run.info.get("parameters"),
+        time_s=None if time_s is None else float(time_s),
+    )
+
+
+def statistics(runs: Iterable[Run]) -> list[ArmStatistics]:
+    """The arms (one a key, see `Run.key`) in the order of ``runs``.
+
+    Beside an arm of another rate, the one with the default rate is labelled with its rate too.
+    """
+    groups: dict[str, list[RunStatistics]] = {}
+    for run in runs:
+        groups.setdefault(run.key, []).append(run_statistics(run))
+    rated = {group[0].run.arm for group in groups.values() if "lr ×" in group[0].run.label}
+    return [
+        ArmStatistics(
+            key=key,
+            arm=group[0].run.arm,
+            label=_label(group[0].run, rated),
+            runs=[one for one in group if one.run.finished],
+            unfinished=[one for one in group if not one.run.finished],
+        )
+        for key, group in groups.items()
+    ]
+
+
+def _label(run: Run, rated: set[str]) -> str:
+    if run.arm not in rated or "lr ×" in run.label or run.info.get("lr_scale") is None:
+        return run.label
+    rate = f"lr ×{run.info['lr_scale']:g}"
+    return f"{run.label[:-1]}, {rate})" if run.label.endswith(")") else f"{run.label} ({rate})"
+
+
+def difference(a: ArmStatistics, b: ArmStatistics) -> Difference | None:
+    """How the final accuracies of two arms differ; None if no seed finished in both."""
+    return _paired(_finals(a), _finals(b))
+
+
+def gain(arm: ArmStatistics) -> Difference | None:
+    """How an arm's final accuracies differ from those of its teachers; None for an arm without teachers."""
+    return _paired(_finals(arm), {one.run.seed: one.teacher for one in arm.runs if one.teacher is not None})
+
+
+def _finals(arm: ArmStatistics) -> dict[int, float]:
+    return {one.run.seed: one.final for one in arm.runs if one.final is not None}
+
+
+def _paired(a: dict[int, float], b: dict[int, float]) -> Difference | None:
+    seeds = sorted(a.keys() & b.keys())
+    deltas = summarize(a[seed] - b[seed] for seed in seeds)
+    if deltas is None:
+        return None
+    higher, lower = sum(a[seed] > b[seed] for seed in seeds), sum(a[seed] < b[seed] for seed in seeds)
+    if deltas.sd is None:
+        return Difference(1, deltas.mean, None, None, higher, lower)
+    half = (_T975[deltas.n - 2] if deltas.n - 2 < len(_T975) else 1.96) * deltas.sd / math.sqrt(deltas.n)
+    spreads = [summarize(values[seed] for seed in seeds) for values in (a, b)]
+    spread = max(one.sd or 0.0 for one in spreads if one is not None)
+    return Difference(
+        n=deltas.n,
+        mean=deltas.mean,
+        interval=(deltas.mean - half, deltas.mean + half),
+        tie=abs(deltas.mean) <= spread + 1e-12,
+        higher=higher,
+        lower=lower,
+    )

@@ -1,0 +1,214 @@
+"""Checkpoints: plain data, written atomically, verified before they are parsed.
+
+A checkpoint is an ordinary ``torch.save`` file whose name carries the first 16 hex digits of its SHA-256:
+``step_00000123-<sha>.pt``, ``best-<sha>.pt``. Neither ``torch.load`` nor safetensors notices a flipped bit,
+so the name is checked first; a renamed file is checked through the CRCs of the zip that ``torch.save``
+writes. Loading says ``weights_only=True``: a checkpoint can name no code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import re
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from n2n_cli.errors import N2NError
+
+FORMAT = 1
+_NAME = re.compile(r"(?:step_(?P<step>\d{8,})|best)-(?P<sha>[0-9a-f]{16})\.pt")
+_TEMPORARY = ".tmp-"
+
+
+class CheckpointError(N2NError):
+    """A checkpoint that is missing, damaged, foreign or cannot be written."""
+
+
+def save(folder: Path, state: dict[str, Any], *, step: int, keep: int = 2) -> Path:
+    """Write ``state`` as the checkpoint of ``step`` (optimizer steps); the last ``keep`` step files stay.
+
+    Raises:
+        CheckpointError: the disk is full or the folder cannot be written; what was there stays intact.
+    """
+    path = _write(folder, state, f"step_{step:08d}")
+    for old in _steps(folder)[keep:]:
+        if old != path:
+            old.unlink(missing_ok=True)
+    return path
+
+
+def save_best(folder: Path, state: dict[str, Any]) -> Path:
+    """Write ``state`` as the best checkpoint; the former best goes once the new one is safe."""
+    path = _write(folder, state, "best")
+    for old in folder.glob("best-*.pt"):
+        if old != path:
+            old.unlink(missing_ok=True)
+    return path
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The state in ``path``, tensors on the CPU; the file's hash is verified before anything is parsed.
+
+    Raises:
+        CheckpointError: no such file; damaged; not one of our checkpoints; written by a newer n2n.
+    """
+    path = Path(path)
+    data = _verified(path)
+    try:
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling fails in many ways, all of them the file's fault
+        raise CheckpointError(
+            f"{path} is not an n2n checkpoint ({type(error).__name__} while loading)"
+        ) from error
+    if not isinstance(state, dict) or "format" not in state or "model" not in state:
+        raise CheckpointError(f"{path} is not an n2n checkpoint (no 'format' and 'model' in it)")
+    if state["format"] != FORMAT:
+        raise CheckpointError(
+            f"{path} has checkpoint format {state['format']!r}; this n2n reads format {FORMAT}"
+        )
+    return state
+
+
+def newest(folder: Path) -> Path | None:
+    """The checkpoint of the highest step that verifies, or None; damaged ones are skipped with a warning."""
+    for path in _steps(Path(folder)):
+        try:
+            _verified(path)
+        except CheckpointError as error:
+            print(f"n2n: warning: skipped {error}", file=sys.stderr, flush=True)
+        else:
+            return path
+    return None
+
+
+def resolve(path: Path | str) -> Path:
+    """The checkpoint file meant by ``path``: a file, a ``checkpoints`` folder or a run folder (its newest).
+
+    Raises:
+        CheckpointError: nothing there; the line says what is.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    if not path.exists():
+        raise CheckpointError(f"no checkpoint at {path}: no such file or folder{_nearby(path.parent)}")
+    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    found = newest(folder)
+    if found is None:
+        raise CheckpointError(f"no checkpoint in {folder}: expected step_*.pt{_nearby(folder)}")
+    return found
+
+
+def clean(folder: Path) -> None:
+    """Remove temporary files that a killed run left behind."""
+    for stale in Path(folder).glob(_TEMPORARY + "*"):
+        stale.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold ``folder`` for this process, so that no two runs write into it; freed when the process ends.
+
+    Raises:
+        CheckpointError: another process holds it.
+    """
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CheckpointError(f"{folder} is being trained by another process") from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(handle)
+
+
+def atomic_write(path: Path, data: bytes | memoryview) -> None:
+    """Write ``path`` so that a crash leaves either the old file or the new one, whole.
+
+    Raises:
+        OSError: as the file system says; the temporary file is gone.
+    """
+    temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
+    try:
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(handle, view) :]
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _write(folder: Path, state: dict[str, Any], stem: str) -> Path:
+    folder = Path(folder)
+    # Serialised in memory: torch.save on a full disk leaves a stub and an opaque RuntimeError.
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    data = buffer.getbuffer()
+    path = folder / f"{stem}-{hashlib.sha256(data).hexdigest()[:16]}.pt"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, data)
+    except OSError as error:
+        raise CheckpointError(f"cannot write checkpoint {path}: {error.strerror}") from error
+    return path
+
+
+def _verified(path: Path) -> bytes:
+    """The bytes of ``path``, once they match the hash in its name (or, renamed, the CRCs inside)."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"cannot read checkpoint {path}: {error.strerror}") from error
+    name = _NAME.fullmatch(path.name)
+    if name:
+        if hashlib.sha256(data).hexdigest()[:16] != name["sha"]:
+            raise CheckpointError(f"damaged checkpoint {path}: its bytes do not match the hash in its name")
+        return data
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            bad = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, OSError) as error:
+        raise CheckpointError(f"{path} is not an n2n checkpoint, or a damaged one ({error})") from error
+    if bad is not None:
+        raise CheckpointError(f"damaged checkpoint {path}: {bad} in it fails its CRC")
+    return data
+
+
+def _steps(folder: Path) -> list[Path]:
+    """Step checkpoints, the highest step first; of one step, the one written last first."""
+    found = [(int(m["step"]), p) for p in folder.glob("step_*.pt") if (m := _NAME.fullmatch(p.name))]
+    return [p for _, p in sorted(found, key=lambda f: (f[0], f[1].stat().st_mtime_ns), reverse=True)]
+
+
+def _nearby(folder: Path) -> str:
+    """What a folder holds, for an error line."""
+    if not folder.is_dir():
+        return ""
+    names = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
+    shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
+    return f"; {folder} holds {shown or 'nothing'}"

@@ -1,0 +1,47 @@
+"""Exponential moving average of a network: weights and buffers."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class EMA:
+    """Average of ``model``'s weights *and* buffers, in ``self.module`` (same class, eval mode, no gradients).
+
+    After update number t (from 1) every floating-point tensor is ``d * average + (1 - d) * model`` with ``d
+    = min(decay, (1 + t) / (10 + t))``: TensorFlow's rule, which the public Inception recipe uses. The ramp
+    keeps arms comparable: a constant 0.9999 would show a random start's own weights for thousands of steps.
+    Integer tensors are copied. Before the first update the average equals the model.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.module = copy.deepcopy(model).requires_grad_(False).eval()
+        ours, theirs = _tensors(self.module), _tensors(model)
+        floating = [t.is_floating_point() for t in ours]
+        self._averages = [t for t, f in zip(ours, floating, strict=True) if f]
+        self._sources = [t for t, f in zip(theirs, floating, strict=True) if f]
+        self._copies = [pair for *pair, f in zip(ours, theirs, floating, strict=True) if not f]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the model as it is after optimizer step number ``step`` (1-based)."""
+        weight = 1.0 - min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self._averages, self._sources, weight)
+        for average, source in self._copies:
+            average.copy_(source)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The averaged network's own state dict: the names are the model's."""
+        return self.module.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.module.load_state_dict(state)
+
+
+def _tensors(module: nn.Module) -> list[torch.Tensor]:
+    return [*module.parameters(), *module.buffers()]

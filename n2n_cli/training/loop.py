@@ -1,0 +1,223 @@
+"""The training loop. Grown, random and resumed networks take the same way: from the newest checkpoint on."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from n2n_cli.errors import N2NError
+from n2n_cli.training import checkpoint
+from n2n_cli.training.evaluate import Loader
+from n2n_cli.training.options import FitOptions
+from n2n_cli.training.ranks import Ranks
+from n2n_cli.training.runlog import RunLog
+from n2n_cli.training.schedule import evaluation_steps, multiples
+from n2n_cli.training.state import Run
+from n2n_cli.training.sync_bn import synchronised
+
+__all__ = ["FitOptions", "fit"]
+
+
+def fit(
+    folder: Path,
+    model: nn.Module,
+    train: Loader,
+    val: Loader,
+    options: FitOptions,
+    *,
+    ranks: Ranks,
+    lineage: dict[str, Any],
+    config: str,
+    mean: Sequence[float],
+    std: Sequence[float],
+    progress: bool | None = None,
+) -> dict[str, Any]:
+    """Train ``model`` in the run folder ``folder`` from its newest checkpoint to the end.
+
+    The weights come from ``folder/checkpoints`` (a start checkpoint of step 0 has only those), so a run
+    that was stopped after any step goes on bit-identically. Writes metrics.jsonl, TensorBoard events,
+    checkpoints and, at the end, done.json; a run that is done returns at once.
+
+    Args:
+        model: the checkpoint's network (``lineage.build``), with any weights.
+        train, val: this rank's loaders of uint8 images.
+        lineage, config: plain data and YAML text, carried by every checkpoint.
+        mean, std: of images in [0, 1], by channel.
+        progress: True a bar, False nothing, None a bar on a terminal and plain lines elsewhere.
+
+    Returns:
+        What done.json says: ``step``, ``images``, ``epochs``, ``time_s`` and the ``start``, ``best`` and
+        ``final`` evaluations; with ``"stopped": True`` when ``options.stop_after`` ended it early.
+
+    Raises:
+        N2NError: no good checkpoint, one of another network, a full disk, a loss that is not finite.
+        KeyboardInterrupt: SIGINT or SIGTERM, once all ranks are at the same step and it is saved.
+    """
+    folder, steps_per_epoch = Path(folder), train.steps_per_epoch
+    done = ranks.broadcast(_done(folder, round(options.epochs * steps_per_epoch)))
+    if done is not None:
+        return done
+    with contextlib.ExitStack() as stack:
+        if ranks.main:
+            stack.enter_context(checkpoint.exclusive(folder))
+            checkpoint.clean(folder)
+            checkpoint.clean(folder / "checkpoints")
+        stack.enter_context(_backends(options.deterministic, ranks.device))
+        run = Run(
+            folder,
+            model,
+            options,
+            ranks=ranks,
+            steps_per_epoch=steps_per_epoch,
+            lineage=lineage,
+            config=config,
+            mean=mean,
+            std=std,
+        )
+        if options.sync_bn and ranks.world_size > 1:
+            stack.enter_context(synchronised(model))
+        log = RunLog(
+            folder,
+            start_step=run.step,
+            total_steps=run.total_steps,
+            progress=progress,
+            main=ranks.main,
+            hparams=_hparams(options, lineage),
+        )
+        stack.callback(log.close)
+        signals = stack.enter_context(_signals())
+        return _train(run, train, val, log, signals)
+
+
+def _train(run: Run, train: Loader, val: Loader, log: RunLog, signals: list[int]) -> dict[str, Any]:
+    options, ranks, total = run.options, run.ranks, run.total_steps
+    evaluations = evaluation_steps(
+        total,
+        run.steps_per_epoch,
+        evals_first_epoch=options.evals_first_epoch,
+        eval_every_epochs=options.eval_every_epochs,
+    )
+    saves = multiples(options.checkpoint_every_epochs, run.steps_per_epoch, total) | {total}
+    clock = time.perf_counter() - run.time_s  # goes on where the stopped run was
+
+    if run.step == 0:
+        measured = run.evaluate(val)
+        run.time_s = time.perf_counter() - clock
+        log.row(0, epoch=0.0, images=0, time_s=run.time_s, **measured)
+    since, since_step = time.perf_counter(), run.step  # of the throughput; evaluation and saving do not count
+    while run.step < total and run.step != options.stop_after:
+        epoch, within = divmod(run.step, run.steps_per_epoch)
+        epoch_end = min(total, (epoch + 1) * run.steps_per_epoch)
+        for images, labels in train.batches(epoch, start_step=within):
+            run.optimizer_step(images, labels)
+            step = run.step
+            log.advance(step)
+            evaluating, row = step in evaluations, {}
+            if step % options.log_every == 0 or step == total:
+                row = run.training_means()  # waits for the device, so the time below is true
+                row["perf/images_per_s"] = (
+                    (step - since_step) * options.batch_size / (time.perf_counter() - since)
+                )
+            if evaluating:
+                row |= run.evaluate(val)
+            run.time_s = time.perf_counter() - clock
+            if row:
+                log.row(step, epoch=run.epoch, images=run.images, time_s=run.time_s, **row)
+            interrupted = ranks.any(bool(signals))
+            stopping = interrupted or step == options.stop_after
+            if step in saves or stopping:
+                log.sync()  # rows up to here are on disk before the checkpoint that counts on them
+                run.save()
+            if row or step in saves:
+                since, since_step = time.perf_counter(), step
+            if interrupted and step < total:
+                raise KeyboardInterrupt(
+                    f"stopped after step {step} and saved; the same command goes on from there"
+                )
+            if stopping or step == epoch_end:
+                break
+        else:
+            raise N2NError(
+                f"the training data ended at step {run.step}, short of {run.steps_per_epoch} steps an epoch"
+            )
+    if run.step < total:
+        return run.summary() | {"stopped": True}
+    return run.finish()
+
+
+def _done(folder: Path, total_steps: int) -> dict[str, Any] | None:
+    """What done.json says if it speaks of a run of ``total_steps``."""
+    try:
+        done = json.loads((folder / "done.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return done if isinstance(done, dict) and done.get("step") == total_steps else None
+
+
+def _hparams(options: FitOptions, lineage: dict[str, Any]) -> dict[str, Any]:
+    """Plain values for TensorBoard, under the same keys in every run."""
+    steps = lineage.get("steps") or [{}]
+    values = {
+        "model": steps[0].get("name", ""),
+        "grown_by": "+".join(s.get("op", "") for s in steps[1:]) or "none",
+        "optimizer": options.optimizer.get("name", "sgd"),
+        "schedule": options.schedule.get("name", "cosine"),
+        "weight_decay": options.optimizer.get("weight_decay", 0.0),
+        "ema_decay": options.ema_decay or 0.0,
+    }
+    same = ("epochs", "batch_size", "lr", "label_smoothing", "seed", "precision")
+    return values | {key: getattr(options, key) for key in same}
+
+
+@contextlib.contextmanager
+def _backends(deterministic: bool, device: torch.device) -> Iterator[None]:
+    """cuDNN picks its fastest algorithms, or all algorithms are deterministic; put back at the end."""
+    if device.type != "cuda" and not deterministic:
+        yield
+        return
+    benchmark, before = torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled()
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.use_deterministic_algorithms(deterministic or before)
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = benchmark
+        torch.use_deterministic_algorithms(before)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """SIGINT and SIGTERM received so far: the loop stops after its step; a second one interrupts at once."""
+    received: list[int] = []
+    owner = os.getpid()
+
+    def handler(number: int, frame: object) -> None:
+        if (
+            os.getpid() != owner
+        ):  # a forked data worker: its parent ends it by SIGTERM, Ctrl-C is not its business
+            if number == signal.SIGTERM:
+                os._exit(143)
+            return
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # only the main thread may set handlers
+        return
+    before = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)

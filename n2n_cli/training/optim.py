@@ -1,0 +1,162 @@
+"""Optimizers and learning-rate schedules.
+
+SGD is PyTorch's. RMSProp is TensorFlow's, the one the Inception recipes were tuned with
+(``torch.optim.RMSprop`` is another algorithm, see `TFRMSprop`). Schedules are one pure function of the
+step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from n2n_cli.errors import N2NError, suggest
+
+OPTIMIZERS = ("sgd", "rmsprop")
+SCHEDULES = ("constant", "step", "exponential", "cosine")
+
+
+class TFRMSprop(torch.optim.Optimizer):
+    """RMSProp with TensorFlow's semantics (Inception's recipe; PAPER.md, end of section 5).
+
+    ::
+
+        ms  <- decay * ms + (1 - decay) * g^2            ms starts at one
+        mom <- momentum * mom + lr * g / sqrt(ms + eps)  eps inside the root; lr enters the buffer
+        w   <- w - mom
+
+    ``torch.optim.RMSprop`` starts ``ms`` at zero, adds eps outside the root and multiplies the buffer by
+    the current rate, so a decayed rate there also scales down steps already taken. Weight decay is added to
+    ``g``.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 0.1,
+        *,
+        decay: float = 0.9,
+        momentum: float = 0.9,
+        eps: float = 1.0,
+        weight_decay: float = 0.0,
+    ) -> None:
+        defaults = dict(lr=lr, decay=decay, momentum=momentum, eps=eps, weight_decay=weight_decay)
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if not params:
+                continue
+            for p in params:
+                if not self.state[p]:
+                    self.state[p]["mean_square"] = torch.ones_like(p)
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+            grads = [p.grad for p in params]
+            squares = [self.state[p]["mean_square"] for p in params]
+            buffers = [self.state[p]["momentum_buffer"] for p in params]
+            if group["weight_decay"]:
+                grads = list(torch._foreach_add(grads, params, alpha=group["weight_decay"]))
+            torch._foreach_mul_(squares, group["decay"])
+            torch._foreach_addcmul_(squares, grads, grads, value=1.0 - group["decay"])
+            root = torch._foreach_add(squares, group["eps"])
+            torch._foreach_sqrt_(root)
+            torch._foreach_mul_(buffers, group["momentum"])
+            torch._foreach_addcdiv_(buffers, grads, root, value=group["lr"])
+            torch._foreach_sub_(params, buffers)
+        return loss
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weights with ``weight_decay``, and biases and normalization parameters (``ndim <= 1``) without."""
+    params = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in params if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def build_optimizer(
+    model: nn.Module,
+    *,
+    name: str = "sgd",
+    lr: float,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+    decay: float = 0.9,
+    eps: float = 1.0,
+) -> torch.optim.Optimizer:
+    """The optimizer ``name`` over ``model``'s trainable parameters; no weight decay on BN and biases.
+
+    Args:
+        name: ``sgd`` or ``rmsprop`` (TensorFlow's semantics).
+        lr: rate of the first step; the loop sets every step's rate from `lr_at`.
+        decay, eps: of RMSProp's mean square; SGD ignores them. nesterov: SGD only.
+
+    Raises:
+        N2NError: unknown name; nesterov without momentum or with rmsprop; nothing to train.
+    """
+    if name not in OPTIMIZERS:
+        raise N2NError(
+            f"optim.name={name!r}: expected one of {', '.join(OPTIMIZERS)}{suggest(name, OPTIMIZERS)}"
+        )
+    groups = parameter_groups(model, weight_decay)
+    if not groups:
+        raise N2NError("the model has no trainable parameters")
+    if nesterov and (name != "sgd" or momentum <= 0):
+        raise N2NError("optim.nesterov=true needs optim.name=sgd and optim.momentum above 0")
+    if name == "rmsprop":
+        return TFRMSprop(groups, lr, decay=decay, momentum=momentum, eps=eps)
+    # foreach: 1.5x faster than the loop form on CPU, where fused=True is slower than either.
+    return torch.optim.SGD(groups, lr, momentum=momentum, nesterov=nesterov, foreach=True)
+
+
+def lr_at(
+    step: int,
+    *,
+    base_lr: float,
+    name: str = "cosine",
+    total_steps: int,
+    warmup_steps: int = 0,
+    step_steps: int = 0,
+    factor: float = 0.1,
+) -> float:
+    """Learning rate of optimizer step ``step`` (0-based: ``lr_at(0)`` is the rate of the first update).
+
+    - ``constant``: ``base_lr``
+    - ``step``: times ``factor`` after every ``step_steps`` steps
+    - ``exponential``: ``factor ** (step / step_steps)``, the smooth form of the same
+    - ``cosine``: from ``base_lr`` after the warm-up down to 0 at ``total_steps``
+
+    The first ``warmup_steps`` updates rise linearly: ``(step + 1) / warmup_steps`` of what the schedule says.
+
+    Raises:
+        N2NError: unknown name, or ``step`` and ``exponential`` without ``step_steps``.
+    """
+    if name not in SCHEDULES:
+        raise N2NError(
+            f"optim.schedule.name={name!r}: expected one of {', '.join(SCHEDULES)}{suggest(name, SCHEDULES)}"
+        )
+    if name in ("step", "exponential") and step_steps <= 0:
+        raise N2NError(f"optim.schedule.name={name} needs optim.schedule.step_epochs above 0")
+    warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps > 0 else 1.0
+    scale = 1.0
+    if name == "step":
+        scale = factor ** (step // step_steps)
+    elif name == "exponential":
+        scale = factor ** (step / step_steps)
+    elif name == "cosine":
+        done = min(1.0, max(0, step - warmup_steps) / max(1, total_steps - warmup_steps))
+        scale = 0.5 * (1.0 + math.cos(math.pi * done))
+    return base_lr * warmup * scale

@@ -1,0 +1,66 @@
+"""How a run trains: the one argument of `fit` that a study never varies between its arms but for ``lr``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from n2n_cli.errors import N2NError
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """How to train. Lengths in epochs are of the training set and may be fractions."""
+
+    epochs: float  # 0: evaluate only
+    batch_size: int  # images of one optimizer step, over all ranks
+    lr: float  # the schedule's highest rate, scaled already
+    optimizer: dict[str, Any] = field(default_factory=lambda: {"name": "sgd"})  # see optim.build_optimizer
+    # name, warmup_epochs, step_epochs, factor: see optim.lr_at
+    schedule: dict[str, Any] = field(default_factory=lambda: {"name": "cosine"})
+    label_smoothing: float = 0.0
+    clip_grad_norm: float | None = None  # largest global L2 norm of the gradient
+    accumulate: int = 1  # micro-batches a step; batch norm sees one at a time
+    ema_decay: float | None = None  # None: no average
+    precision: str = "auto"  # auto | fp32 | bf16 | fp16, of training; evaluation is fp32
+    channels_last: bool | str = "auto"  # auto | true | false
+    compile: bool = False
+    sync_bn: bool = True  # batch-norm statistics over all ranks
+    eval_batch_size: int = 256  # the caller's val loader has it; kept with the rest for the record
+    evals_first_epoch: int = 4
+    eval_every_epochs: float = 1.0
+    checkpoint_every_epochs: float = 1.0  # 0: when stopped and at the end only
+    log_every: int = 50  # steps
+    seed: int = 0
+    aux_weight: float = 0.3  # of each auxiliary loss (GoogLeNet, Inception v3)
+    deterministic: bool = False  # bit-identical on CUDA too, slower there; CPU runs are in any case
+    stop_after: int | None = None  # end after this optimizer step of the run, as if stopped by a signal
+
+    def check(self, world_size: int, steps_per_epoch: int) -> None:
+        """Raise an N2NError where the numbers do not fit together."""
+        if self.batch_size % world_size:
+            raise N2NError(f"training.batch_size={self.batch_size} does not divide over devices={world_size}")
+        if not 1 <= self.accumulate <= self.batch_size // world_size:
+            raise N2NError(
+                f"training.accumulate={self.accumulate}: expected 1 to {self.batch_size // world_size}, "
+                "the images a rank gets in one step"
+            )
+        if steps_per_epoch < 1:
+            raise N2NError(f"the training set has fewer images than one batch (batch_size={self.batch_size})")
+
+    def schedule_at(self, steps_per_epoch: int) -> dict[str, Any]:
+        """``schedule`` with its epochs turned into steps, for `optim.lr_at`.
+
+        Raises:
+            N2NError: an unknown key.
+        """
+        given = {k: v for k, v in self.schedule.items() if v is not None}
+        schedule: dict[str, Any] = {k: given.pop(k) for k in ("name", "factor") if k in given}
+        for key in ("warmup", "step"):
+            if f"{key}_epochs" in given:
+                schedule[f"{key}_steps"] = round(given.pop(f"{key}_epochs") * steps_per_epoch)
+        if given:
+            raise N2NError(
+                f"optim.schedule.{next(iter(given))}: expected name, warmup_epochs, step_epochs or factor"
+            )
+        return schedule

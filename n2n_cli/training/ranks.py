@@ -1,0 +1,114 @@
+"""The processes of one run: who am I, what do the others say, which device is mine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from n2n_cli.errors import N2NError, suggest
+
+CPU = torch.device("cpu")
+DEVICES = ("auto", "cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """One process of ``world_size``; every collective is the identity when it is alone."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    device: torch.device = CPU
+
+    @property
+    def main(self) -> bool:
+        """Whether this rank writes files and talks to the user."""
+        return self.rank == 0
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Elementwise sum over ranks in rank order: the same bits however many values travel together."""
+        if self.world_size == 1:
+            return tensor
+        parts = [torch.empty_like(tensor) for _ in range(self.world_size)]
+        dist.all_gather(parts, tensor.contiguous())
+        return torch.stack(parts).sum(0)
+
+    def any(self, flag: bool) -> bool:
+        """Whether ``flag`` is set on any rank. Travels by gloo, so that no rank waits for its GPU."""
+        if self.world_size == 1:
+            return flag
+        value = torch.tensor([int(flag)])
+        dist.all_reduce(value, op=dist.ReduceOp.MAX)
+        return bool(value.item())
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's ``value`` (plain data) on every rank."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def broadcast_buffers(self, module: nn.Module) -> None:
+        """Overwrite ``module``'s buffers by rank 0's: they are the ones that are saved and evaluated."""
+        if self.world_size > 1:
+            for buffer in module.buffers():
+                dist.broadcast(buffer, src=0)
+
+
+def pick_device(name: str, local_rank: int = 0) -> torch.device:
+    """``auto`` (CUDA when there is one), ``cpu`` or ``cuda``, for process ``local_rank`` of this machine.
+
+    Raises:
+        N2NError: unknown name; CUDA asked for and absent; more ranks than GPUs.
+    """
+    if name not in DEVICES:
+        raise N2NError(f"device={name!r}: expected one of {', '.join(DEVICES)}{suggest(name, DEVICES)}")
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise N2NError("device=cuda: PyTorch finds no CUDA device here; use device=cpu or device=auto")
+    if local_rank >= torch.cuda.device_count():
+        raise N2NError(
+            f"devices: this machine has {torch.cuda.device_count()} GPUs, rank {local_rank} finds none left"
+        )
+    return torch.device("cuda", local_rank)
+
+
+@contextmanager
+def ranks(device: str = "auto") -> Iterator[Ranks]:
+    """This process's `Ranks`, from torchrun's environment (``RANK``, ``WORLD_SIZE``, ...); alone without one.
+
+    Several ranks get one process group: CPU tensors travel by gloo, CUDA tensors by NCCL. The group is
+    destroyed at the end (a rank that leaves it to the interpreter's exit aborts now and then).
+
+    Raises:
+        N2NError: see `pick_device`.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    mine = pick_device(device, local_rank)
+    if mine.type == "cuda":
+        # Needed by deterministic cuBLAS, and read once, when cuBLAS starts.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.cuda.set_device(mine)
+    if world_size == 1:
+        yield Ranks(device=mine)
+        return
+    rank = int(os.environ["RANK"])
+    store, _, _ = next(dist.rendezvous("env://"))
+    # A restarted group must not read the keys its dead predecessor left in the agent's store.
+    store = dist.PrefixStore(f"attempt{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    backend = "cpu:gloo,cuda:nccl" if mine.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
+    try:
+        yield Ranks(rank, world_size, local_rank, mine)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,186 @@
+"""What a run tells: metrics.jsonl (the source of every report), TensorBoard events, and the terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from n2n_cli.errors import N2NError
+from n2n_cli.training.checkpoint import atomic_write
+
+LINE_EVERY_S = 10.0
+
+
+class RunLog:
+    """The log of one run folder; on every rank but the main one, silence.
+
+    Args:
+        folder: the run folder. start_step: step of the checkpoint the run goes on from. Rows behind it are
+        cut (they will come again, the
+            same); at 0 all are.
+        total_steps: optimizer steps of the whole run, for the bar.
+        progress: True a tqdm bar, False nothing, None a bar on a terminal and plain lines elsewhere.
+        main: whether this rank writes.
+        hparams: plain values for TensorBoard's HParams page; the same keys in every run.
+
+    Raises:
+        N2NError: metrics.jsonl cannot be written (a full disk). TensorBoard's failures only warn, once.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        start_step: int,
+        total_steps: int,
+        progress: bool | None = None,
+        main: bool = True,
+        hparams: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.main = main
+        if not main:
+            return
+        self.folder = Path(folder)
+        self.path = self.folder / "metrics.jsonl"
+        self.total_steps = total_steps
+        try:
+            self._cut(start_step)
+            self._file = open(self.path, "a")  # noqa: SIM115
+        except OSError as error:
+            raise N2NError(f"cannot write {self.path}: {error.strerror}") from error
+        self._board = self._tensorboard(start_step, dict(hparams or {}))
+        terminal = sys.stderr.isatty()
+        self._bar: Any = None
+        self._lines = progress is None and not terminal
+        self._shown: dict[str, float] = {}
+        self._last_line = 0.0
+        self._last_epoch = 0
+        if progress or (progress is None and terminal):
+            from tqdm import tqdm
+
+            self._bar = tqdm(
+                total=total_steps, initial=start_step, desc=self.folder.name, unit="step", dynamic_ncols=True
+            )
+
+    def row(self, step: int, *, epoch: float, images: int, time_s: float, **values: float) -> None:
+        """Write one row: ``values`` by tag, at optimizer step ``step``."""
+        if not self.main:
+            return
+        row = {"step": step, "epoch": epoch, "images": images, "time_s": round(time_s, 4), **values}
+        try:
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise N2NError(f"cannot write {self.path}: {error.strerror}") from error
+        if self._board is not None:
+            try:
+                for tag, value in values.items():
+                    self._board.add_scalar(tag, value, step)
+            except OSError as error:
+                self._no_board(error)
+        self._show(step, epoch, values)
+
+    def advance(self, step: int) -> None:
+        """Move the bar; cheap enough for every step."""
+        if self.main and self._bar is not None:
+            self._bar.update(step - self._bar.n)
+
+    def sync(self) -> None:
+        """Everything written so far reaches the disk: called before a checkpoint that counts on it."""
+        if not self.main:
+            return
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise N2NError(f"cannot write {self.path}: {error.strerror}") from error
+        if self._board is not None:
+            try:
+                self._board.flush()
+            except OSError as error:
+                self._no_board(error)
+
+    def close(self) -> None:
+        """Close all files; safe to call twice."""
+        if not self.main:
+            return
+        if self._bar is not None:
+            self._bar.close()
+        self._file.close()
+        if self._board is not None:
+            try:
+                self._board.close()
+            except OSError as error:
+                self._no_board(error)
+            self._board = None
+
+    def _cut(self, start_step: int) -> None:
+        if not self.path.exists():
+            return
+        old = self.path.read_bytes()
+        kept = [json.dumps(r) for r in read_rows(self.path) if start_step > 0 and r["step"] <= start_step]
+        new = "".join(line + "\n" for line in kept).encode()
+        if new != old:
+            atomic_write(self.path, new)
+
+    def _tensorboard(self, start_step: int, hparams: dict[str, Any]) -> Any:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+            from torch.utils.tensorboard.summary import hparams as hparams_summary
+
+            # purge_step: TensorBoard forgets what a stopped run wrote behind its checkpoint.
+            board = SummaryWriter(str(self.folder), purge_step=start_step + 1 if start_step else 0)
+            if hparams:
+                # add_hparams would make a time-stamped sub-run; the same three summaries belong to this one.
+                for summary in hparams_summary(hparams, {"val/top1": 0.0, "val/loss": 0.0}):
+                    board._get_file_writer().add_summary(summary)
+            return board
+        except OSError as error:
+            self._no_board(error)
+            return None
+
+    def _no_board(self, error: OSError) -> None:
+        self._board = None
+        reason = error.strerror or error
+        print(
+            f"n2n: warning: no more TensorBoard events in {self.folder}: {reason}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def _show(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
+        self._shown.update(values)
+        shown = []
+        if "train/loss" in self._shown:
+            shown.append(f"loss {self._shown['train/loss']:.3f}")
+        if "val/top1" in self._shown:
+            shown.append(f"val top-1 {100 * self._shown['val/top1']:.2f} %")
+        if "perf/images_per_s" in self._shown:
+            shown.append(f"{self._shown['perf/images_per_s']:.0f} images/s")
+        if self._bar is not None:
+            self._bar.set_postfix_str(", ".join(shown), refresh=False)
+        elif self._lines:
+            now = time.monotonic()
+            new_epoch = int(epoch) > self._last_epoch and "val/top1" in values
+            if step in (0, self.total_steps) or new_epoch or now - self._last_line >= LINE_EVERY_S:
+                self._last_line, self._last_epoch = now, int(epoch)
+                where = f"{self.folder.name}: step {step}/{self.total_steps}, epoch {epoch:.2f}"
+                print(", ".join([where, *shown]), file=sys.stderr, flush=True)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl; a last line cut short by a kill is left out."""
+    rows: list[dict[str, Any]] = []
+    for line in Path(path).read_text().splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(row, dict) and "step" in row:
+            rows.append(row)
+    return rows

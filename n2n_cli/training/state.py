@@ -1,0 +1,280 @@
+"""What a run is made of, and one optimizer step of it. All of it goes into a checkpoint and comes back."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from n2n_cli.errors import N2NError
+from n2n_cli.training import checkpoint
+from n2n_cli.training.ema import EMA
+from n2n_cli.training.evaluate import Loader, Normalize, evaluate, main_output
+from n2n_cli.training.optim import build_optimizer, lr_at
+from n2n_cli.training.options import FitOptions
+from n2n_cli.training.precision import autocast_dtype, use_channels_last
+from n2n_cli.training.ranks import Ranks
+from n2n_cli.training.schedule import step_seed
+
+
+class Run:
+    """The state of one run on one rank, taken from the newest checkpoint in ``folder/checkpoints``.
+
+    ``step`` is the number of optimizer steps done, ``images`` the global images seen, ``time_s`` the training
+    time over all resumes.
+
+    Raises:
+        N2NError: no good checkpoint there, or it holds another network than ``model``.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        model: nn.Module,
+        options: FitOptions,
+        *,
+        ranks: Ranks,
+        steps_per_epoch: int,
+        lineage: dict[str, Any],
+        config: str,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> None:
+        options.check(ranks.world_size, steps_per_epoch)
+        self.folder, self.options, self.ranks = folder, options, ranks
+        self.checkpoints = folder / "checkpoints"
+        self.steps_per_epoch = steps_per_epoch
+        self.total_steps = round(options.epochs * steps_per_epoch)
+        self.lineage, self.config, self.mean, self.std = lineage, config, mean, std
+        self.schedule = options.schedule_at(steps_per_epoch)
+        self.channels_last = use_channels_last(options.channels_last)
+        self.normalize = Normalize(mean, std, ranks.device, self.channels_last)
+        self.autocast_dtype = autocast_dtype(options.precision, ranks.device)
+
+        memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
+        self.model = model.to(ranks.device).to(memory_format=memory_format).train()
+        self.optimizer = build_optimizer(model, lr=options.lr, **options.optimizer)
+        scaled = self.autocast_dtype == torch.float16
+        self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=scaled)
+        self.ema = EMA(model, options.ema_decay) if options.ema_decay else None
+        self.step, self.time_s, self.lr = 0, 0.0, options.lr
+        self.start: dict[str, float] = {}
+        self.best: dict[str, float] = {}
+        self.last: dict[str, float] = {}
+        # Loss and hits of every step since the last row: on the device, then, summed over ranks, on the CPU.
+        self._pending: list[tuple[Tensor, Tensor]] = []
+        self._steps = torch.zeros(0, 2, dtype=torch.float64)
+        self._load()
+        self.net = self._parallel()
+
+    @property
+    def epoch(self) -> float:
+        return self.step / self.steps_per_epoch
+
+    @property
+    def images(self) -> int:
+        return self.step * self.options.batch_size
+
+    def optimizer_step(self, images: Tensor, labels: Tensor) -> None:
+        """One update from this rank's share ``[b, 3, H, W]`` (uint8), ``[b]`` of the global batch.
+
+        Leaves loss and hits on the device: nothing here waits for it.
+        """
+        options, device = self.options, self.ranks.device
+        seed = step_seed(options.seed, self.step, self.ranks.rank)
+        torch.manual_seed(seed)
+        random.seed(seed)
+        self.lr = lr_at(self.step, base_lr=options.lr, total_steps=self.total_steps, **self.schedule)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr
+        images = images.to(device, non_blocking=True)
+        labels = labels.to(device, non_blocking=True)
+        total = torch.zeros((), device=device)
+        hits = torch.zeros((), dtype=torch.int64, device=device)
+        for i in range(options.accumulate):
+            # Every accumulate-th image: micro-batches then hold the same images however many ranks share
+            # them.
+            x, y = self.normalize(images[i :: options.accumulate]), labels[i :: options.accumulate]
+            last = i == options.accumulate - 1
+            wait = isinstance(self.net, DistributedDataParallel) and not last
+            with self.net.no_sync() if wait else contextlib.nullcontext():  # type: ignore[operator]
+                with torch.autocast(
+                    device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None
+                ):
+                    logits, auxiliary = main_output(self.net(x))
+                loss = F.cross_entropy(logits.float(), y, label_smoothing=options.label_smoothing)
+                for head in auxiliary:
+                    extra = F.cross_entropy(head.float(), y, label_smoothing=options.label_smoothing)
+                    loss = loss + options.aux_weight * extra
+                loss = loss * (len(y) / len(labels))
+                self.scaler.scale(loss).backward()
+            total += loss.detach()
+            hits += (logits.detach().argmax(1) == y).sum()
+        if options.clip_grad_norm:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), options.clip_grad_norm, foreach=True)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        if self.ema is not None:
+            self.ema.update(self.step)
+        self._pending.append((total, hits))
+
+    def flush(self) -> None:
+        """Bring the losses of the steps since the last call to the CPU, summed over ranks.
+
+        Raises:
+            N2NError: a loss is not finite; the line names the first such step and its rate.
+        """
+        if not self._pending:
+            return
+        losses = torch.stack([loss.double() for loss, _ in self._pending]) / self.ranks.world_size
+        hits = torch.stack([hit for _, hit in self._pending]).double()
+        values = self.ranks.sum(torch.stack([losses, hits], 1)).cpu()
+        first = self.step - len(self._pending)
+        self._pending = []
+        bad = (~values[:, 0].isfinite()).nonzero()
+        if len(bad):
+            step = first + int(bad[0])
+            rate = lr_at(step, base_lr=self.options.lr, total_steps=self.total_steps, **self.schedule)
+            raise N2NError(
+                f"{self.folder}: the training loss of step {step + 1} is {values[bad[0], 0].item()} "
+                f"(lr {rate:.4g}); try a smaller optim.lr, warm-up or training.clip_grad_norm"
+            )
+        self._steps = torch.cat([self._steps, values])
+
+    def training_means(self) -> dict[str, float]:
+        """``train/loss`` and ``train/top1`` over the steps since the last call; ``lr`` of the last one."""
+        self.flush()
+        loss, hits = self._steps.sum(0).tolist()
+        n = len(self._steps)
+        self._steps = self._steps[:0]
+        return {
+            "train/loss": loss / n,
+            "train/top1": hits / (n * self.options.batch_size),
+            "lr": self.lr,
+        }
+
+    def evaluate(self, val: Loader) -> dict[str, float]:
+        """Evaluate (the average, when there is one), and keep the checkpoint if it is the best so far."""
+        self.flush()
+        network = self.ema.module if self.ema is not None else self.model
+        self.ranks.broadcast_buffers(network)
+        measured = evaluate(
+            network,
+            val,
+            device=self.ranks.device,
+            mean=self.mean,
+            std=self.std,
+            ranks=self.ranks,
+            channels_last=self.channels_last,
+        )
+        self.last = {"step": self.step, **measured}
+        self.start = self.start or self.last
+        if not self.best or measured["val/top1"] > self.best["val/top1"]:
+            self.best = self.last
+            if self.ranks.main:
+                checkpoint.save_best(self.checkpoints, self._weights())
+        return measured
+
+    def save(self) -> None:
+        """Write the checkpoint of this step."""
+        self.flush()
+        if self.ranks.main:
+            state = self._weights() | {
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "start": self.start,
+                "best": self.best,
+                "last": self.last,
+                "steps_since_row": self._steps,
+                "time_s": self.time_s,
+            }
+            checkpoint.save(self.checkpoints, state, step=self.step)
+
+    def summary(self) -> dict[str, Any]:
+        """What done.json says."""
+        return {
+            "step": self.step,
+            "images": self.images,
+            "epochs": self.epoch,
+            "time_s": round(self.time_s, 3),
+            "start": self.start,
+            "best": self.best,
+            "final": self.last,
+        }
+
+    def finish(self) -> dict[str, Any]:
+        """Write done.json: the run is complete."""
+        summary = self.summary()
+        if self.ranks.main:
+            path = self.folder / "done.json"
+            try:
+                checkpoint.atomic_write(path, json.dumps(summary, indent=1).encode())
+            except OSError as error:
+                raise N2NError(f"cannot write {path}: {error.strerror}") from error
+        return summary
+
+    def _weights(self) -> dict[str, Any]:
+        return {
+            "format": checkpoint.FORMAT,
+            "lineage": self.lineage,
+            "config": self.config,
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict() if self.ema is not None else None,
+            "step": self.step,
+            "epoch": self.epoch,
+            "images": self.images,
+        }
+
+    def _load(self) -> None:
+        newest = checkpoint.newest(self.checkpoints) if self.ranks.main else None
+        path = self.ranks.broadcast(str(newest) if newest else None)
+        if path is None:
+            raise checkpoint.CheckpointError(f"no good checkpoint in {self.checkpoints} to start from")
+        state = checkpoint.load(Path(path))
+        try:
+            self.model.load_state_dict(state["model"])
+            if self.ema is not None:
+                self.ema.load_state_dict(state["model"] if state.get("ema") is None else state["ema"])
+            if "optimizer" in state:
+                self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise checkpoint.CheckpointError(
+                f"{path} holds another network or optimizer: {reason}"
+            ) from error
+        if state.get("scaler"):
+            self.scaler.load_state_dict(state["scaler"])
+        self.step = int(state["step"])
+        self.time_s = float(state.get("time_s", 0.0))
+        self._steps = state.get("steps_since_row", self._steps)
+        self.start, self.best, self.last = (dict(state.get(k) or {}) for k in ("start", "best", "last"))
+
+    def _parallel(self) -> nn.Module:
+        """The network as training calls it: compiled if asked, its gradients averaged over ranks."""
+        net: Any = torch.compile(self.model) if self.options.compile else self.model
+        if self.ranks.world_size == 1:
+            return net
+        warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
+        # find_unused_parameters keeps the gradient buckets as they are built. Otherwise DDP lays them out
+        # anew after its first step, and a resumed run would add up three or more ranks in another order. It
+        # also lets a network have parameters that a step does not use. Buffers: synchronised batch norm
+        # keeps them equal.
+        return DistributedDataParallel(
+            net,
+            device_ids=[self.ranks.device.index] if self.ranks.device.type == "cuda" else None,
+            broadcast_buffers=False,
+            find_unused_parameters=True,
+            gradient_as_bucket_view=True,
+        )

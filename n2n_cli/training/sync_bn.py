@@ -1,0 +1,102 @@
+"""Batch norm over the global batch, so that N ranks compute what one rank does, to rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.modules._functions import SyncBatchNorm as TorchSyncBatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class _SyncBatchNorm(torch.autograd.Function):
+    """Normalise ``[N, C, ...]`` by mean and variance over all ranks' images.
+
+    PyTorch's own refuses CPU tensors. One all-gather forward (mean, squared deviations and count of every
+    rank, combined as Chan et al. do: no cancellation), one all-reduce backward. The gradients of weight and
+    bias stay local: data parallelism averages them with all others.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        axes = [d for d in range(x.ndim) if d != 1]
+        wide = x.double() if x.dtype == torch.float64 else x.float()
+        local_var, local_mean = torch.var_mean(wide, axes, correction=0)
+        count = local_mean.new_full((1,), x.numel() // x.shape[1])
+        mine = torch.cat([local_mean, local_var * count, count])
+        parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, mine)
+        stats, c = torch.stack(parts), x.shape[1]
+        means, squares, counts = stats[:, :c], stats[:, c : 2 * c], stats[:, 2 * c :]
+        total = counts.sum()
+        mean = (means * counts).sum(0) / total
+        var = (squares.sum(0) + (counts * (means - mean).square()).sum(0)) / total
+        ctx.save_for_backward(x, weight, mean, torch.rsqrt(var + eps), total)
+        ctx.axes = axes
+        out = F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
+        ctx.mark_non_differentiable(mean, var, total)
+        return out, mean, var, total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight, mean, invstd, total = ctx.saved_tensors
+        shape = [1, -1] + [1] * (x.ndim - 2)
+        dy = grads[0].to(mean.dtype)
+        xhat = (x.to(mean.dtype) - mean.view(shape)) * invstd.view(shape)
+        grad_bias = dy.sum(ctx.axes)
+        grad_weight = (dy * xhat).sum(ctx.axes)
+        sums = torch.cat([grad_bias, grad_weight])
+        dist.all_reduce(sums)
+        mean_dy, mean_dy_xhat = (sums / total).chunk(2)
+        scale = invstd if weight is None else invstd * weight
+        dx = (dy - mean_dy.view(shape) - xhat * mean_dy_xhat.view(shape)) * scale.view(shape)
+        affine = weight is not None
+        return dx.to(x.dtype), grad_weight if affine else None, grad_bias if affine else None, None
+
+
+def _forward(bn: _BatchNorm, x: torch.Tensor) -> torch.Tensor:
+    """``_BatchNorm.forward`` with the statistics of all ranks."""
+    if not bn.training and bn.running_mean is not None:
+        return type(bn).forward(bn, x)
+    track = bn.training and bn.track_running_stats
+    momentum = 0.0 if bn.momentum is None else bn.momentum
+    if track and bn.num_batches_tracked is not None:
+        bn.num_batches_tracked.add_(1)
+        if bn.momentum is None:  # a cumulative average
+            momentum = 1.0 / float(bn.num_batches_tracked)
+    if x.is_cuda:
+        running = (bn.running_mean, bn.running_var) if track else (None, None)
+        group = dist.group.WORLD
+        size = dist.get_world_size()
+        return TorchSyncBatchNorm.apply(x, bn.weight, bn.bias, *running, bn.eps, momentum, group, size)
+    out, mean, var, total = _SyncBatchNorm.apply(x, bn.weight, bn.bias, bn.eps)
+    if track and bn.running_mean is not None and bn.running_var is not None:
+        with torch.no_grad():
+            bn.running_mean.lerp_(mean.to(bn.running_mean.dtype), momentum)
+            bn.running_var.lerp_((var * total / (total - 1)).to(bn.running_var.dtype), momentum)
+    return out
+
+
+@contextmanager
+def synchronised(model: nn.Module) -> Iterator[None]:
+    """Inside: every batch norm of ``model`` uses global statistics in train mode.
+
+    Only each instance's ``forward`` is replaced, and given back at the end: classes, parameters and
+    state-dict names are never touched, so nothing of this can be saved.
+    """
+    layers = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+    for layer in layers:
+        layer.forward = partial(_forward, layer)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward

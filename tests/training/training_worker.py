@@ -1,0 +1,133 @@
+"""A tiny run for the tests of the loop: network, loaders, options; as a module, one rank of such a run.
+
+``python -m training_worker JOBS`` reads a JSON list of jobs and does them one after the other in one process group.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections import namedtuple
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from n2n_cli.errors import N2NError
+from n2n_cli.training import checkpoint, launch
+from n2n_cli.training.loop import FitOptions, fit
+from n2n_cli.training.ranks import Ranks, ranks
+
+CLASSES, BATCH, IMAGES = 4, 8, 44  # 5 steps an epoch
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+LINEAGE = {"steps": [{"op": "build", "name": "tiny", "num_classes": CLASSES, "kwargs": {}}]}
+Heads = namedtuple("Heads", ["logits", "aux2", "aux1"])
+
+
+class Tiny(nn.Module):
+    """conv-BN-ReLU twice, dropout, classifier; optionally with one auxiliary head of two."""
+
+    def __init__(self, dropout: float = 0.0, aux: bool = False) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 6, 3, padding=1, bias=False),
+            nn.BatchNorm2d(6),
+            nn.ReLU(),
+            nn.Conv2d(6, 8, 3, stride=2, bias=False),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(8, CLASSES)
+        self.aux = nn.Linear(8, CLASSES) if aux else None
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.features(x).mean((2, 3))
+        logits = self.classifier(self.dropout(x))
+        return Heads(logits, None, self.aux(x)) if self.aux is not None and self.training else logits
+
+
+class MemoryLoader:
+    """Images in memory, in the order that `n2n_cli.data` promises; ``noisy`` draws from the global generator."""
+
+    def __init__(self, rank: int = 0, world_size: int = 1, *, train: bool, noisy: bool = True, seed: int = 0):
+        generator = torch.Generator().manual_seed(seed + 1 + train)
+        n = IMAGES if train else 21
+        self.labels = torch.randint(CLASSES, (n,), generator=generator)
+        base = torch.randint(0, 200, (n, 3, 9, 9), generator=generator)
+        base[:, 0] += 14 * self.labels[:, None, None]
+        self.images = base.to(torch.uint8)
+        self.rank, self.world_size, self.train, self.noisy = rank, world_size, train, noisy
+        self.steps_per_epoch = n // BATCH
+
+    def batches(self, epoch: int, start_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        if self.noisy:
+            torch.rand(3)  # as DataLoader does for its workers' seeds
+        if not self.train:
+            mine = torch.arange(self.rank, len(self.labels), self.world_size)
+            for part in mine.split(4):
+                yield self.images[part], self.labels[part]
+            return
+        order = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(100 + epoch))
+        share = BATCH // self.world_size
+        for step in range(start_step, self.steps_per_epoch):
+            first = step * BATCH + self.rank * share
+            yield self.images[order[first : first + share]], self.labels[order[first : first + share]]
+
+
+def options(**changes: Any) -> FitOptions:
+    defaults = dict(epochs=2.0, batch_size=BATCH, lr=0.05, log_every=3, evals_first_epoch=2)
+    return FitOptions(**{**defaults, **changes})
+
+
+def start(folder: Path, *, seed: int = 3, **model: Any) -> Path:
+    """A run folder with its start checkpoint."""
+    torch.manual_seed(seed)
+    net = Tiny(**model)
+    state = {"format": 1, "lineage": LINEAGE, "config": "a: 1\n", "model": net.state_dict(), "step": 0}
+    checkpoint.save(Path(folder) / "checkpoints", state, step=0)
+    return Path(folder)
+
+
+def run(folder: Path, mine: Ranks | None = None, *, model: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+    """`fit` in ``folder``, with a network of other random weights than the checkpoint's."""
+    mine = mine or Ranks()
+    torch.manual_seed(1234)
+    return fit(
+        Path(folder),
+        Tiny(**(model or {})),
+        MemoryLoader(mine.rank, mine.world_size, train=True),
+        MemoryLoader(mine.rank, mine.world_size, train=False),
+        options(**changes),
+        ranks=mine,
+        lineage=LINEAGE,
+        config="a: 1\n",
+        mean=MEAN,
+        std=STD,
+        progress=False,
+    )
+
+
+def main() -> None:
+    jobs = json.loads(sys.argv[1])
+    torch.set_num_threads(1)
+    with ranks("cpu") as mine:
+        for job in jobs:
+            action = job.pop("action", "run")
+            if action == "run":
+                run(job.pop("folder"), mine, **job)
+            elif action == "user_error" and mine.rank == job["rank"]:
+                raise N2NError("image cat.jpg: unreadable, on one rank only")
+            elif action == "crash" and mine.rank == job["rank"]:
+                raise ZeroDivisionError("a bug")
+            elif action == "sigterm" and mine.rank == job["rank"]:
+                os.kill(os.getpid(), signal.SIGTERM)
+            mine.any(False)
+
+
+if __name__ == "__main__":
+    raise SystemExit(launch.run_rank(main))
