@@ -32,7 +32,7 @@ from n2n_cli.overrides import Line, near_key
 
 
 def run(command: str, line: Line) -> None:
-    """Runs ``command`` (a key of `config.SCHEMAS`) once, or once for every job of a sweep. Raises N2NError."""
+    """Runs ``command`` (a key of `config.SCHEMAS`), in a sweep once a job. Raises N2NError."""
     flags = [flag for flag in line.flags if flag in ("--cfg", "--info", "--multirun", "--run")]
     if len(flags) > 1:
         raise N2NError(f"{' and '.join(flags)} do not go together")
@@ -45,12 +45,23 @@ def run(command: str, line: Line) -> None:
                 folder = check_job(command, typed(command, job))
                 created += [path for path in (folder, *folder.parents) if not path.exists()]
 
+        here = os.getpid()
+        failed: list[N2NError] = []
+
         def task(cfg: DictConfig) -> None:
-            run_job(command, typed(command, cfg))
+            try:
+                run_job(command, typed(command, cfg))
+            except N2NError as error:
+                if os.getpid() != here:  # a launcher's own process
+                    raise
+                failed.append(error)  # raised from here, Hydra would print a line of its own
 
         app = hydra.main(version_base="1.3", config_path=str(config.conf_dir()), config_name=command)(task)
         try:
             app()
+            if failed:
+                more = f" (and {len(failed) - 1} more jobs failed)" if failed[1:] else ""
+                raise N2NError(f"{failed[0]}{more}")
         except BaseException:
             # Hydra makes a job's folder before the job: leave none behind that nothing was written to.
             for path in sorted(set(created), key=lambda path: -len(path.parts)):
@@ -87,7 +98,7 @@ def config_loader(line: Line) -> ConfigLoaderImpl:
 
 
 def _jobs(command: str, line: Line) -> Iterator[DictConfig]:
-    """The composed config of every job, as the basic sweeper will make it; of another sweeper the first alone."""
+    """The composed config of every job, as the basic sweeper will make it; another makes its own."""
     loader = config_loader(line)
     name = line.flags.get("--config-name") or command
     if not line.multirun and "hydra.mode=MULTIRUN" not in line.overrides:
@@ -126,7 +137,10 @@ def _torchvision_choices(line: Line) -> Iterator[None]:
     Only names that the user typed are stored, so that help lists the files of ``conf/model`` alone.
     """
     typed_names = [name for word in line.overrides if word.startswith("model=") for name in _choices(word[6:])]
-    places = [config.conf_dir(), *([Path(str(line.flags["--config-dir"]))] if "--config-dir" in line.flags else [])]
+    places = [
+        config.conf_dir(),
+        *([Path(str(line.flags["--config-dir"]))] if "--config-dir" in line.flags else []),
+    ]
     files = {path.stem for place in places for path in (place / "model").glob("*.yaml")}
     store = ConfigStore.instance()
     added = []
@@ -185,12 +199,15 @@ def _explain(error: BaseException, command: str) -> str:
                 f"cannot read '{link.override}': expected KEY=VALUE; put special characters in quotes, "
                 "such as \"data.root='/a (b)'\""
             )
-    if found := re.search(r"Could not (?:override|delete from config\.) '?([^'\n]+?)'?(?:\.|$)(?:\s|$)", text):
-        key = found[1].split("@")[0].split("=")[0].lstrip("~").replace("/", ".")
+    if found := re.search(r"Could not (?:override|delete)(?: from config\.)? '([^'\n]+)'", text):
+        key = re.split("[@=]", found[1])[0].replace("/", ".")
+        if key in keys:
+            return f"'{key}' does not go with the chosen {key.rsplit('.', 1)[0]}"
         return f"unknown key '{key}'{near_key(key, keys)}"
     if found := re.search(r"Ambiguous value for argument '([^'=]+)=(.*)'", text):
         key, value = found[1], found[2]
-        return f"'{key}={value}' are several values: add -m to run each, or write {key}=[{value}] for a list"
+        several = f", or write {key}=[{value}] for a list" if config.takes(keys.get(key), list) else ""
+        return f"'{key}={value}' are several values: add -m to run each{several}"
     for link in chain:
         if isinstance(link, OmegaConfBaseException) and link.full_key:
             reason = str(link.msg or link).splitlines()[0]

@@ -1,4 +1,4 @@
-"""The typed schema of every command, and `check`: a config tree -> its dataclass, or one line that says what is wrong.
+"""The typed schema of every command, and `check`: a config tree -> its dataclass, or one line of error.
 
 The values live in ``conf/``; here stand names, types, ranges and units. Imports neither torch nor Hydra.
 """
@@ -30,12 +30,13 @@ Count = Annotated[int, Rule("a whole number, 1 or more", lambda v: v >= 1)]
 Whole = Annotated[int, Rule("a whole number, 0 or more", lambda v: v >= 0)]
 Seed = Annotated[int, Rule("a whole number from 0 to 2^31 - 1", lambda v: 0 <= v < 2**31)]
 Pixels = Annotated[int, Rule("a whole number of pixels, 8 or more", lambda v: v >= 8)]
+Difficulty = Annotated[float, Rule("a number from 0 to 4", lambda v: 0 <= v <= 4)]
 Device = Literal["auto", "cpu", "cuda"]
 
 
 @dataclass
 class Model:
-    """``width`` is the student's (the standard network), ``teacher_width`` the teacher's multiplier of channels."""
+    """``width`` multiplies the student's channels (the standard network), ``teacher_width`` the teacher's."""
 
     name: str
     width: Positive
@@ -57,8 +58,8 @@ class Data:
     train_images: Count | None
     val_images: Count | None
     num_classes: Count | None
-    augment: Literal["auto", "imagenet", "pad", "none"]
-    difficulty: NotNegative | None
+    augment: Literal["auto", "none", "crop", "imagenet"]
+    difficulty: Difficulty | None
 
 
 @dataclass
@@ -91,7 +92,7 @@ class DefaultEpochs:
 
 @dataclass
 class Training:
-    """``batch_size`` counts global images a step, ``log_every`` steps, the others epochs where they say so."""
+    """``batch_size`` counts global images a step, ``log_every`` steps; epochs are named as such."""
 
     default_epochs: DefaultEpochs
     batch_size: Count
@@ -106,7 +107,7 @@ class Training:
     eval_batch_size: Count
     evals_first_epoch: Whole
     eval_every_epochs: Positive
-    checkpoint_every_epochs: Positive
+    checkpoint_every_epochs: NotNegative
     log_every: Count
     aux_weight: NotNegative
     deterministic: bool
@@ -123,7 +124,7 @@ class Op:
 @dataclass
 class ToWider(Op):
     factor: Annotated[float, Rule("a number, 1 or more", lambda v: v >= 1)] | None
-    layers: dict[str, Positive]
+    layers: dict[str, Count | Positive]
 
 
 @dataclass
@@ -170,7 +171,7 @@ class Study:
 
 @dataclass
 class RunConfig:
-    """What every run has. ``out`` and the keys below it say where and how to run; they do not change the result."""
+    """What every run has. ``out`` and the keys below it say where and how to run, not what it is."""
 
     seed: Seed
     epochs: NotNegative
@@ -219,8 +220,8 @@ class SomeData:
     train_images: Count | None
     val_images: Count | None
     num_classes: Count | None
-    augment: Literal["auto", "imagenet", "pad", "none"] | None
-    difficulty: NotNegative | None
+    augment: Literal["auto", "none", "crop", "imagenet"] | None
+    difficulty: Difficulty | None
 
 
 @dataclass
@@ -277,10 +278,14 @@ def check(command: str, tree: Mapping[str, Any]) -> Any:
         optim, training = cfg.optim, cfg.training
         if optim.nesterov and not (optim.name == "sgd" and optim.momentum > 0):
             raise N2NError("optim.nesterov: needs optim.name=sgd and optim.momentum above 0")
-        if training.batch_size % (training.accumulate * cfg.devices):
+        if training.batch_size % cfg.devices:
             raise N2NError(
-                f"training.batch_size: {training.batch_size} does not divide into {cfg.devices} devices x "
-                f"{training.accumulate} micro-batches (training.accumulate)"
+                f"training.batch_size: {training.batch_size} images do not divide over devices={cfg.devices}"
+            )
+        if training.accumulate > training.batch_size // cfg.devices:
+            raise N2NError(
+                f"training.accumulate: {training.accumulate} micro-batches are more than the "
+                f"{training.batch_size // cfg.devices} images of a device's batch"
             )
         if cfg.data.train_images and cfg.data.train_images < training.batch_size:
             raise N2NError(
@@ -296,9 +301,7 @@ def check(command: str, tree: Mapping[str, Any]) -> Any:
             raise N2NError(f"study.arms: expected at least one of {', '.join(cfg.ops)}")
         for arm in cfg.study.arms:
             if arm not in cfg.ops:
-                raise N2NError(
-                    f"study.arms: '{arm}' is not one of {', '.join(cfg.ops)}{suggest(arm, cfg.ops)}"
-                )
+                raise N2NError(f"study.arms: '{arm}' is not one of {', '.join(cfg.ops)}{suggest(arm, cfg.ops)}")
             _check_op(cfg.ops[arm], cfg.model, f"ops.{arm}")
         if len(set(cfg.study.arms)) < len(cfg.study.arms):
             raise N2NError(f"study.arms: an arm stands there twice: {', '.join(cfg.study.arms)}")
@@ -309,11 +312,12 @@ def check(command: str, tree: Mapping[str, Any]) -> Any:
     return cfg
 
 
-def run_config(tree: Mapping[str, Any]) -> RunConfig:
-    """The config of a run from what its config.yaml says. Raises N2NError."""
+def run_config(tree: Mapping[str, Any], check: bool = True) -> RunConfig:
+    """The config of a run from its config.yaml; ``check``: that its data is there. Raises N2NError."""
     fields = {field.name: tree[field.name] for field in dataclasses.fields(RunConfig) if field.name in tree}
     cfg: RunConfig = _typed(RunConfig, fields, "")
-    check_data(cfg.data)
+    if check:
+        check_data(cfg.data)
     return cfg
 
 
@@ -326,9 +330,7 @@ def check_model(model: Model) -> None:
     check_name(model.name, "model.name: unknown network")
     for key, default in (("extra_pairs", 0), ("pairs_at", "branch"), ("stem", "auto"), ("dropout", 0.0)):
         if getattr(model, key) != default:
-            raise N2NError(
-                f"model.{key}: only {', '.join(OURS)} have it; for {model.name} use model.kwargs.NAME=VALUE"
-            )
+            raise N2NError(f"model.{key}: only {', '.join(OURS)} have it; for {model.name} use model.kwargs.NAME=VALUE")
 
 
 def check_name(name: str, what: str) -> None:
@@ -354,9 +356,7 @@ def check_data(data: Data) -> None:
             if not (root / part).is_dir():
                 raise N2NError(f"data.root: no folder {part}/ in {data.root} (expected train/CLASS/, val/CLASS/)")
     if data.image_size and data.resize_size and data.resize_size < data.image_size:
-        raise N2NError(
-            f"data.resize_size: {data.resize_size} px are fewer than data.image_size={data.image_size}"
-        )
+        raise N2NError(f"data.resize_size: {data.resize_size} px are fewer than data.image_size={data.image_size}")
 
 
 def _check_op(op: Op, model: Model, where: str) -> None:

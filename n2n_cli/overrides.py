@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,7 +78,7 @@ def translate(command: str, words: list[str]) -> Line:
         elif re.match(r"--?[A-Za-z]", word):
             line.overrides.append(_flag(keys, name, value if equals else None, rest, "-m" in words))
         elif equals or word.startswith("~"):
-            line.overrides.append(word)
+            line.overrides.append(_open(keys, word))
         elif positional:
             line.overrides.append(f"{positional}={quote(word) if positional != 'study' else word}")
             positional = None
@@ -111,14 +112,21 @@ def _flag(keys: dict[str, object], flag: str, value: str | None, rest: list[str]
     return f"{key}={value}"
 
 
+def _open(keys: dict[str, object], word: str) -> str:
+    """Keys below a dictionary, such as ``model.kwargs.NAME``, are the user's own: Hydra wants ``++`` for those."""
+    parents = [key for key, hint in keys.items() if config.takes(hint, dict) and word.startswith(f"{key}.")]
+    return f"++{word}" if parents and parents[0] != "ops" else word
+
+
 def resolve(keys: dict[str, object], flag: str) -> str:
     """The key that ``--flag`` names: itself, or the only field called so. Raises N2NError."""
     name = flag.lstrip("-").replace("-", "_")
     if name in keys:
         return name
     found = [key for key in keys if key.endswith(f".{name}")]
-    if len(found) == 1:
-        return found[0]
+    fields = [key for key in found if key.count(".") == 1] or found  # a group's own before those inside it
+    if len(fields) == 1:
+        return fields[0]
     if found:
         raise N2NError(f"{flag} is ambiguous: write one of {', '.join(f'{key}=' for key in found)}")
     raise N2NError(f"unknown flag '{flag}'{near_key(name, keys, '--')}")
@@ -127,14 +135,12 @@ def resolve(keys: dict[str, object], flag: str) -> str:
 def near_key(word: str, keys: dict[str, object], before: str = "") -> str:
     """`suggest` for a key: by its whole name, else by its last part."""
     last = word.rsplit(".", 1)[-1]
-    for key in keys:
-        if "." in key and key.rsplit(".", 1)[1] == last:
-            return f" (did you mean '{before}{key}'?)"
-    if near := suggest(word, keys):
-        return near.replace("'", f"'{before}", 1)
-    fields = {key.rsplit(".", 1)[-1]: key for key in keys}
-    near = suggest(last, fields)
-    return f" (did you mean '{before}{fields[near.split(chr(39))[1]]}'?)" if near else ""
+    fields = {key.rsplit(".", 1)[-1]: key for key in reversed(keys)}
+    if last in fields and fields[last] != word:
+        near = [fields[last]]
+    elif not (near := difflib.get_close_matches(word, keys, 1, 0.6)):
+        near = [fields[name] for name in difflib.get_close_matches(last, fields, 1, 0.7)]
+    return f" (did you mean '{before}{near[0]}'?)" if near else ""
 
 
 def quote(value: str) -> str:

@@ -1,4 +1,4 @@
-"""One file a command; the only floor that reads the config. Importing this imports neither torch nor Hydra."""
+"""One file a command; the only floor that reads the config. Imports neither torch nor Hydra by itself."""
 
 from __future__ import annotations
 

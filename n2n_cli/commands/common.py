@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from n2n_cli import data, lineage
 from n2n_cli.commands import folders
 from n2n_cli.commands.folders import Plan
-from n2n_cli.config import Data, Model, RunConfig, Training
+from n2n_cli.config import Data, Model, RunConfig
 from n2n_cli.models import OURS, describe
 from n2n_cli.training import checkpoint
 from n2n_cli.training.evaluate import Normalize
 from n2n_cli.training.launch import launch
-from n2n_cli.training.loop import FitOptions
+from n2n_cli.training.options import FitOptions
 
 SMALL = 96  # px: up to here the stem that does not shrink the image by itself
 PROOF_IMAGES = 32  # of the batch that the function gap is measured on
@@ -41,7 +41,7 @@ def _dataset(cfg: str) -> data.Dataset:
 
 
 def network(cfg: Model, width: float, images: data.Dataset) -> dict[str, Any]:
-    """Arguments of `lineage.start`: name, num_classes, width and what else the network's constructor takes."""
+    """Arguments of `lineage.start`: name, num_classes, width, and what else the constructor takes."""
     arguments = {"name": cfg.name, "num_classes": images.num_classes, "width": width}
     if cfg.name in OURS:
         stem = ("small" if images.image_size <= SMALL else "imagenet") if cfg.stem == "auto" else cfg.stem
@@ -82,7 +82,7 @@ def fit_options(cfg: RunConfig, lr: float, stop_after: int | None) -> FitOptions
 
 
 def workers(choice: str | int, devices: int, source_in_memory: bool) -> int:
-    """Loading processes a device: ``auto`` shares the cores, and takes none where the images lie in memory."""
+    """Loading processes a device: ``auto`` shares the cores, with none for images that lie in memory."""
     if choice != "auto":
         return int(choice)
     return 0 if source_in_memory else max(1, min(16, len(os.sched_getaffinity(0)) // devices))
@@ -103,7 +103,7 @@ def write_run(
     images: data.Dataset,
     gap: dict[str, float] | None = None,
 ) -> None:
-    """The folder of a run that is about to start: config.yaml, run.json and the checkpoint of step 0, that last."""
+    """The folder of a run that is about to start: config.yaml, run.json, last the checkpoint of step 0."""
     write_config(plan, cfg)
     info = {
         "format": 1,
@@ -171,7 +171,7 @@ def train(plan: Plan, cfg: RunConfig) -> dict[str, Any] | None:
         worker.train(plan.folder)
     done = plan.done
     if done is None:
-        say(f"{plan.folder} stopped after max_steps={cfg.max_steps} steps; the same command goes on from there")
+        say(f"{plan.folder} stopped after max_steps={cfg.max_steps}; the same command goes on from there")
         return None
     say(f"{plan.folder}: {_result(done)}, {done['time_s']:.0f} s")
     return done
@@ -185,7 +185,7 @@ def say(line: str) -> None:
 
 def _result(done: dict[str, Any]) -> str:
     start, final, best = (done.get(key, {}).get("val/top1") for key in ("start", "final", "best"))
-    shown = [f"{word} {100 * value:.2f} %" for word, value in (("start", start), ("final", final), ("best", best)) if value]
+    shown = [
+        f"{word} {100 * value:.2f} %" for word, value in (("start", start), ("final", final), ("best", best)) if value
+    ]
     return f"top-1 {', '.join(shown)}" if shown else "finished"
-
-

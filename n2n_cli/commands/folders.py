@@ -91,10 +91,10 @@ def grow_plan(cfg: RunConfig, op: Op, seed: int, lr_scale: float | None, teacher
 
 
 def find_teacher(cfg: Grow) -> Path:
-    """The run folder or checkpoint to grow: ``teacher=PATH``, else the finished teacher of this config and seed.
+    """What to grow: ``teacher=PATH``, else the folder of the finished teacher of this config and seed.
 
     Raises:
-        N2NError: there is none, or there are several and none of ``teacher_epochs``; the line says what to type.
+        N2NError: there is none, or there are several and none of ``teacher_epochs``; and what to type.
     """
     if cfg.teacher is not None:
         return Path(cfg.teacher)
@@ -142,7 +142,7 @@ def check_same(plan: Plan, wanted: dict[str, Any]) -> None:
     for key in sorted(old.keys() & new.keys()):
         if key.split(".")[0] not in (*MACHINE, "teacher") and key != "data.root" and old[key] != new[key]:
             raise N2NError(
-                f"{plan.folder} holds a run with {key}={old[key]}, not {new[key]}: remove it, or choose another out="
+                f"{plan.folder} holds a run with {key}={old[key]}, not {new[key]}: remove it, or change out="
             )
 
 
@@ -155,7 +155,7 @@ def _epochs(epochs: float, default: float) -> list[str]:
 
 
 def _of_teacher(cfg: RunConfig, seed: int, teacher: Path) -> list[str]:
-    """Nothing for this setting's teacher of this seed, its epochs if not the default, else a hash of its path."""
+    """Nothing for this setting's own teacher; its epochs if not the default; else a hash of its path."""
     if teacher.resolve().parent == setting(cfg).resolve():
         own = re.fullmatch(rf"teacher(?:-epochs([\d.e+-]+))?-seed{seed}", teacher.resolve().name)
         if own:

@@ -1,6 +1,6 @@
 """One rank of one run: ``python -m n2n_cli.commands.worker RUN_FOLDER``, also under torchrun or SLURM.
 
-Reads everything from the run folder that a command wrote, so nothing is pickled and no command line is replayed.
+Reads everything from the run folder that a command wrote: nothing is pickled, no command line replayed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from n2n_cli.training.ranks import ranks
 
 
 def train(folder: Path) -> dict[str, Any]:
-    """Trains the run in ``folder`` from its newest checkpoint on, as one of the ranks that the environment says."""
+    """Trains the run in ``folder`` from its newest checkpoint on, as the rank that the environment says."""
     try:
         text = (folder / "config.yaml").read_text()
         cfg = run_config(yaml.safe_load(text))

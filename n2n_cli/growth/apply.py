@@ -58,7 +58,12 @@ def grow_tensor(name: str, tensor: Tensor, structure: Structure, maps: list[Axis
 
 
 def add_noise(
-    name: str, tensor: Tensor, structure: Structure, maps: list[AxisMap | None], size: float, generator: torch.Generator
+    name: str,
+    tensor: Tensor,
+    structure: Structure,
+    maps: list[AxisMap | None],
+    size: float,
+    generator: torch.Generator,
 ) -> Tensor:
     """Noise of ``size`` times the weight's own standard deviation, on all but the first copy of each unit."""
     rows = [d for d, axis in enumerate(maps) if axis is not None and (name, d) not in structure.consumed]
@@ -74,7 +79,12 @@ def add_noise(
 
 
 def grow_state(
-    model: nn.Module, structure: Structure, mappings: Mapping[Group, Remapping], *, noise: float = 0.0, seed: int = 0
+    model: nn.Module,
+    structure: Structure,
+    mappings: Mapping[Group, Remapping],
+    *,
+    noise: float = 0.0,
+    seed: int = 0,
 ) -> dict[str, Tensor]:
     """Every parameter and buffer of the student, by name; no storage is shared with the teacher."""
     generator = torch.Generator().manual_seed(seed + 0x5EED)
@@ -118,7 +128,9 @@ def follow(model: nn.Module, structure: Structure, mappings: Mapping[Group, Rema
     """
     out: Attributes = {}
     shape = {
-        name: [len(m.index) if (m := axis_map(axis, mappings)) else sum(g.n * k for g, k in resolve(axis)) for axis in axes]
+        name: [
+            len(m.index) if (m := axis_map(axis, mappings)) else sum(g.n * k for g, k in resolve(axis)) for axis in axes
+        ]
         for name, axes in structure.axes.items()
     }
     for path, module in model.named_modules():
@@ -161,9 +173,7 @@ def _documented(
     return {}
 
 
-def _seen_by_operations(
-    model: nn.Module, structure: Structure, mappings: Mapping[Group, Remapping]
-) -> Attributes:
+def _seen_by_operations(model: nn.Module, structure: Structure, mappings: Mapping[Group, Remapping]) -> Attributes:
     modules = dict(model.named_modules())
     seen: dict[str, dict[int, set[int]]] = {}
     for recording, labels in zip(structure.recordings, structure.labels, strict=True):

@@ -171,8 +171,7 @@ def infer(model: nn.Module, example_input: Any) -> Structure:
         GrowthError: the model cannot be recorded; names the module where it stopped.
     """
     recordings = [
-        record(model, example_input, lambda f: rule_for(f) is not None, training=training)
-        for training in (True, False)
+        record(model, example_input, lambda f: rule_for(f) is not None, training=training) for training in (True, False)
     ]
     choices: dict[int, int] = {}
     while True:
@@ -213,9 +212,7 @@ def _next_choices(ctx: Inference) -> set[int]:
     for site, (axis, _) in ctx.sites.items():
         if is_open(axis):
             continue
-        culprits = {
-            group.fixed.site for group, _ in resolve(axis) if group.fixed and group.fixed.site is not None
-        }
+        culprits = {group.fixed.site for group, _ in resolve(axis) if group.fixed and group.fixed.site is not None}
         others = {culprit for culprit in culprits if culprit != site and left(culprit)}
         advance |= others or ({site} if left(site) else set())
     return advance
@@ -230,9 +227,7 @@ def example_like(model: nn.Module, example_input: Any) -> Any:
 
     return tree_map(
         lambda t: (
-            t.to(reference.device, reference.dtype)
-            if isinstance(t, torch.Tensor) and t.is_floating_point()
-            else t
+            t.to(reference.device, reference.dtype) if isinstance(t, torch.Tensor) and t.is_floating_point() else t
         ),
         example_input,
     )

@@ -114,7 +114,13 @@ def _by_pattern(structure: Structure, classes: list[TieClass], plan: Mapping[str
             raise GrowthError(f"no layer matches '{pattern}'{suggest(pattern, layers)}")
         if not any(layers[layer] for layer in matched):
             reason = next(
-                (str(g.fixed) for n, axes in structure.axes.items() if n == f"{matched[0]}.weight" for g, _ in resolve(axes[0]) if g.fixed),
+                (
+                    str(g.fixed)
+                    for n, axes in structure.axes.items()
+                    if n == f"{matched[0]}.weight"
+                    for g, _ in resolve(axes[0])
+                    if g.fixed
+                ),
                 "its output is fixed",
             )
             raise GrowthError(f"layer '{matched[0]}' cannot be widened: {reason}")
@@ -123,8 +129,8 @@ def _by_pattern(structure: Structure, classes: list[TieClass], plan: Mapping[str
                 for group, size in _axis_sizes(layer, axis, amount).items():
                     if sizes.setdefault(group, size) != size:
                         raise GrowthError(
-                            f"the plan contradicts itself: layers '{asked[group]}' and '{layer}' share their units (tied) "
-                            f"but are asked for {sizes[group]} and {size}"
+                            f"the plan contradicts itself: layers '{asked[group]}' and '{layer}' share their units "
+                            f"(tied) but are asked for {sizes[group]} and {size}"
                         )
                     asked[group] = layer
     return _whole(classes, sizes, strict=True)
@@ -162,13 +168,17 @@ def _to_student(structure: Structure, classes: list[TieClass], student: nn.Modul
     missing = [name for name in structure.axes if name not in state and name in structure.readers]
     if extra or missing:
         name, who = (extra[0], "student") if extra else (missing[0], "teacher")
-        raise GrowthError(f"the student cannot be reached: '{name}' is in the {who} alone{suggest(name, structure.aliases)}")
+        raise GrowthError(
+            f"the student cannot be reached: '{name}' is in the {who} alone{suggest(name, structure.aliases)}"
+        )
     equations: list[tuple[str, list[tuple[Group, int]], int, int]] = []
     for name, axes in structure.axes.items():
         if name not in state:
             continue
         if len(axes) != state[name].ndim:
-            raise GrowthError(f"the student cannot be reached: '{name}' has {state[name].ndim} axes instead of {len(axes)}")
+            raise GrowthError(
+                f"the student cannot be reached: '{name}' has {state[name].ndim} axes instead of {len(axes)}"
+            )
         equations += [(name, resolve(axis), state[name].shape[d], d) for d, axis in enumerate(axes)]
     sizes: Sizes = {}
     pending = equations
@@ -203,7 +213,9 @@ def _unreachable(structure: Structure, name: str, dim: int, target: int, runs: l
     have = sum(group.n * k for group, k in runs)
     reason = next((str(group.fixed) for group, _ in runs if group.fixed), None)
     why = f" ({reason})" if reason else " (smaller, or at odds with a layer that shares its units)"
-    raise GrowthError(f"the student cannot be reached: axis {dim} of '{name}' is {have} and should become {target}{why}")
+    raise GrowthError(
+        f"the student cannot be reached: axis {dim} of '{name}' is {have} and should become {target}{why}"
+    )
 
 
 @dataclass

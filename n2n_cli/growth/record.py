@@ -104,17 +104,20 @@ def module_path(model: nn.Module) -> Iterator[Callable[[], str]]:
     """A function that names the innermost module whose ``forward`` is running."""
     names = {id(module): name for name, module in model.named_modules()}
     stack: list[str] = []
+    raised: list[str] = []
 
     def enter(module: nn.Module, args: Any) -> None:
         stack.append(names.get(id(module), stack[-1] if stack else ""))
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
+        if output is None:  # called on the way out of an exception
+            raised.append(stack[-1])
         stack.pop()
 
     pre = _module_hooks.register_module_forward_pre_hook(enter)
     post = _module_hooks.register_module_forward_hook(leave, always_call=True)
     try:
-        yield lambda: stack[-1] if stack else ""
+        yield lambda: stack[-1] if stack else raised[0] if raised else ""
     finally:
         pre.remove()
         post.remove()
@@ -147,9 +150,7 @@ def at_least_two(tensor: Tensor) -> Tensor:
     return tensor if tensor.ndim == 0 or tensor.shape[0] != 1 else torch.cat([tensor, tensor.flip(-1)])
 
 
-def record(
-    model: nn.Module, example_input: Any, whole: Callable[[Any], bool], *, training: bool
-) -> Recording:
+def record(model: nn.Module, example_input: Any, whole: Callable[[Any], bool], *, training: bool) -> Recording:
     """Record one pass of ``model``. ``whole(func)`` tells which operations must not be decomposed.
 
     Raises:

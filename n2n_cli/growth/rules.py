@@ -134,8 +134,7 @@ def matmul(ctx: Inference, op: Op) -> None:
     contract(ctx, op, (x, x.ndim - 1), (y, y.ndim - 2))
     out = op.outputs[0]
     batch = [
-        broadcast_one(ctx, op, [(x, d - out.ndim + x.ndim), (y, d - out.ndim + y.ndim)])
-        for d in range(out.ndim - 2)
+        broadcast_one(ctx, op, [(x, d - out.ndim + x.ndim), (y, d - out.ndim + y.ndim)]) for d in range(out.ndim - 2)
     ]
     axes = [*batch, ctx.use(x, x.ndim - 2), ctx.use(y, y.ndim - 1)]
     if op.name.startswith(("addmm", "baddbmm")):
@@ -190,9 +189,7 @@ def depthwise(ctx: Inference, op: Op, x: Axis, weight: Tensor, multiplier: int) 
     return ctx.use(weight, 0)
 
 
-def grouped(
-    ctx: Inference, op: Op, x: tuple[Tensor, int], weight: Tensor, groups: int, produced: int
-) -> Axis:
+def grouped(ctx: Inference, op: Op, x: tuple[Tensor, int], weight: Tensor, groups: int, produced: int) -> Axis:
     """All groups share one mapping of their inner channels, or whole groups are replicated."""
     tensor, channel = x
     axis, inner = ctx.axes(tensor)[channel], tensor.shape[channel] // groups
@@ -422,9 +419,7 @@ def index(ctx: Inference, op: Op) -> None:
     for d in at:
         fix(ctx.use(x, d), ctx.reason(op, "looked up by index"))
     count = op.outputs[0].ndim - (x.ndim - len(at))
-    found = [
-        constant(n, ctx.reason(op, "looked up by index")) for n in op.outputs[0].shape[at[0] : at[0] + count]
-    ]
+    found = [constant(n, ctx.reason(op, "looked up by index")) for n in op.outputs[0].shape[at[0] : at[0] + count]]
     ctx.put(
         op,
         [*(ctx.use(x, d) for d in range(at[0])), *found, *(ctx.use(x, d) for d in range(at[-1] + 1, x.ndim))],
@@ -638,8 +633,8 @@ RULES: dict[str, Rule] = {
         " _to_copy lift_fresh type_as bernoulli_ requires_grad_ zero_ fill_",
         like: "zeros_like ones_like full_like empty_like rand_like randn_like new_empty_strided bernoulli",
         factory: "zeros ones full empty new_zeros new_ones new_full new_empty scalar_tensor",
-        pointwise: "hardswish hardswish_ hardsigmoid hardtanh hardtanh_ relu6 relu6_ threshold threshold_ silu silu_ mish"
-        " leaky_relu leaky_relu_ elu elu_ selu selu_ celu softplus gelu relu relu_ copy_ masked_fill masked_fill_"
+        pointwise: "hardswish hardswish_ hardsigmoid hardtanh hardtanh_ relu6 relu6_ threshold threshold_ silu silu_"
+        " mish leaky_relu leaky_relu_ elu elu_ selu selu_ celu softplus gelu relu relu_ copy_ masked_fill masked_fill_"
         " where rrelu logsigmoid",
     }.items()
     for name in names.split()

@@ -26,23 +26,18 @@ BASELINES = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One paragraph under its catchword."""
+    """Sentences under their catchword."""
 
     topic: str
-    text: str
+    sentences: list[str]
 
 
 def findings(arms: Sequence[ArmStatistics]) -> list[Finding]:
     """The paragraphs, in reading order: start, speed, end, the teacher, rates, caveats."""
     students = [arm for arm in arms if arm.arm != "teacher" and arm.n]
     if not students:
-        return [Finding("Nothing to compare yet", "No student has finished.")]
-    pairs = [
-        (arm, other)
-        for arm in students
-        for name in BASELINES.get(arm.arm, ())
-        for other in _best(students, name)
-    ]
+        return [Finding("Nothing to compare yet", ["No student has finished."])]
+    pairs = [(arm, other) for arm in students for name in BASELINES.get(arm.arm, ()) for other in _best(students, name)]
     sections = [
         ("Start", _starts(students)),
         ("Way to the teacher", _speeds(students)),
@@ -69,8 +64,8 @@ def verdict(a: ArmStatistics, b: ArmStatistics, diff: Difference) -> str:
     evidence = f"95% interval {_interval(diff, 1 if high is a else -1)}; higher in {wins} of {diff.n} seeds"
     if diff.tie:
         return (
-            f"{_with_final(a)} and {_with_final(b)} tie: the difference of {by} in favour of {high.label} is within"
-            f" the spread over seeds ({evidence})"
+            f"{_with_final(a)} and {_with_final(b)} tie: the difference of {by} in favour of"
+            f" {high.label} is within the spread over seeds ({evidence})"
         )
     text = f"{_with_final(high)} ends {by} higher than {_with_final(low)} ({evidence})"
     return text if diff.settled else f"{text}, which {diff.n} seeds do not settle"
@@ -85,9 +80,7 @@ def _best(students: Sequence[ArmStatistics], name: str) -> list[ArmStatistics]:
 def _starts(students: Sequence[ArmStatistics]) -> list[str]:
     exact, others = [], []
     for arm in students:
-        known = [
-            (one.start, one.teacher) for one in arm.runs if one.start is not None and one.teacher is not None
-        ]
+        known = [(one.start, one.teacher) for one in arm.runs if one.start is not None and one.teacher is not None]
         deltas = [start - teacher for start, teacher in known]
         if not deltas:
             continue
@@ -126,15 +119,13 @@ def _speeds(students: Sequence[ArmStatistics]) -> list[str]:
             at_once.append(arm.label)
         else:
             some = "" if reached == total else f", in {reached} of {total} seeds only"
-            later.append(
-                f"{arm.label} after {count(steps)} steps ({count(images)} images, {epochs.mean:.1f} epochs{some})"
-            )
+            way = f"{count(images)} images, {epochs.mean:.1f} epochs{some}"
+            later.append(f"{arm.label} after {count(steps)} steps ({way})")
+    verb = "has" if len(at_once) == 1 else "have"
     return [
-        f"{_list(at_once)} {'has' if len(at_once) == 1 else 'have'} it before the first step"
-        if at_once
-        else "",
-        f"The teacher's final accuracy is first reached by {_list(later)}" if later else "",
-        f"Never, in the steps given: {_list(never)}" if never else "",
+        f"{_list(at_once)} {verb} the teacher's final accuracy before the first step" if at_once else "",
+        f"First evaluated at or above it: {'; '.join(later)}" if later else "",
+        f"Never at or above it in the steps given: {_list(never)}" if never else "",
     ]
 
 
@@ -146,14 +137,15 @@ def _catch_up(arm: ArmStatistics, baseline: ArmStatistics) -> str:
     steps = summarize(at.step for _, at in found if at is not None)
     if not found:
         return ""
+    target = f"the accuracy that {baseline.label} ends with"
     if steps is None:
-        return f"{arm.label} never reaches the accuracy that {baseline.label} ends with (0 of {len(both)} {_seeds(len(both))})"
-    last = summarize(ends[one.run.seed].run.evaluations[-1].step for one, at in found if at is not None)
+        return f"{arm.label} never reaches {target} (0 of {len(both)} {_seeds(len(both))})"
+    last = summarize(ends[one.run.seed].run.last.get("step") for one, at in found if at is not None)
     share = f", {100 * steps.mean / last.mean:.0f}% of {baseline.label}'s run" if last and last.mean else ""
     some = "" if steps.n == len(both) else f", in {steps.n} of {len(both)} seeds"
     if steps.mean == 0:
-        return f"{arm.label} has the accuracy that {baseline.label} ends with before its first step{some}"
-    return f"{arm.label} first has the accuracy that {baseline.label} ends with after {count(steps)} steps{share}{some}"
+        return f"{arm.label} has {target} before its first step{some}"
+    return f"{arm.label} first has {target} after {count(steps)} steps{share}{some}"
 
 
 def _end(arm: ArmStatistics, baseline: ArmStatistics) -> str:
@@ -166,9 +158,7 @@ def _end(arm: ArmStatistics, baseline: ArmStatistics) -> str:
 
 def _highest(students: Sequence[ArmStatistics]) -> str:
     """The highest mean of all, and who is not distinguishable from it."""
-    ended = sorted(
-        (arm for arm in students if arm.final), key=lambda arm: -arm.final.mean if arm.final else 0.0
-    )
+    ended = sorted((arm for arm in students if arm.final), key=lambda arm: -arm.final.mean if arm.final else 0.0)
     if len(ended) < 3:
         return ""
     diffs = [(arm, difference(ended[0], arm)) for arm in ended[1:]]
@@ -189,9 +179,7 @@ def _gains(students: Sequence[ArmStatistics]) -> str:
             unsettled = ", a tie" if diff.tie else "" if diff.settled else ", not settled"
             texts.append(f"{by} ({_interval(diff)}{unsettled})")
     seeds = "one seed" if one_seed else "95% interval over seeds"
-    return (
-        f"Final accuracy against the teacher's own, in points ({seeds}): {'; '.join(texts)}" if texts else ""
-    )
+    return f"Final accuracy against the teacher's own, in points ({seeds}): {'; '.join(texts)}" if texts else ""
 
 
 def _rates(students: Sequence[ArmStatistics]) -> list[str]:
@@ -205,8 +193,9 @@ def _rates(students: Sequence[ArmStatistics]) -> list[str]:
         diffs = [diff for arm in others if (diff := difference(best, arm)) is not None]
         settled = sum(diff.settled and not diff.tie for diff in diffs)
         texts.append(
-            f"Of {len(tried)} settings of one arm, {_with_final(best)} ends highest, settled by the seeds against {settled}"
-            f" of the other {len(others)}; it was picked on these same validation images, which flatters it"
+            f"Of {len(tried)} settings of one arm, {_with_final(best)} ends highest, settled by the seeds"
+            f" against {settled} of the other {len(others)}; it was picked on these same validation images,"
+            " which flatters it"
         )
     return texts
 
@@ -220,16 +209,10 @@ def _caveats(arms: Sequence[ArmStatistics], students: Sequence[ArmStatistics]) -
         texts.append(f"{most} seeds settle large differences only")
     if any(arm.info("synthetic") for arm in arms):
         texts.append("The data are synthetic, so the accuracies say nothing about natural images")
-    teachers = [
-        one.run.evaluations[-1].step
-        for arm in arms
-        if arm.arm == "teacher"
-        for one in arm.runs
-        if one.run.evaluations
-    ]
-    if teachers and (mean := summarize(teachers)) is not None:
+    teachers = [one.run.last.get("step") for arm in arms if arm.arm == "teacher" for one in arm.runs]
+    if (mean := summarize(teachers)) is not None:
         texts.append(
-            f"Steps are the student's own; its teacher had {mean.mean:,.0f} before, which a random start does without"
+            f"Steps are the student's own: its teacher had {mean.mean:,.0f} before, which random starts do without"
         )
     waiting = [one.run.folder.name for arm in arms for one in arm.unfinished]
     if waiting:
@@ -237,8 +220,8 @@ def _caveats(arms: Sequence[ArmStatistics], students: Sequence[ArmStatistics]) -
     return texts
 
 
-def _sentences(texts: Iterable[str]) -> str:
-    return " ".join(f"{text[0].upper()}{text[1:]}." for text in texts if text)
+def _sentences(texts: Iterable[str]) -> list[str]:
+    return [f"{text[0].upper()}{text[1:]}." for text in texts if text]
 
 
 def _with_final(arm: ArmStatistics) -> str:

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
@@ -58,7 +59,7 @@ def curves(arms: Sequence[ArmStatistics], *, dark: bool = False) -> Figure:
     """
     theme = _DARK if dark else _LIGHT
     with matplotlib.rc_context(_FONT):
-        figure = Figure(figsize=(10.4, 7.9), layout="constrained", facecolor=theme["ground"])
+        figure = Figure(figsize=(10.4, 7.9), layout=ConstrainedLayoutEngine(wspace=0.06), facecolor=theme["ground"])
         FigureCanvasAgg(figure)
         whole, zoom, loss, finals = figure.subplots(2, 2).flat
         for axes, title in zip(
@@ -137,9 +138,7 @@ def _look(arm: ArmStatistics, arms: Sequence[ArmStatistics], theme: dict[str, st
 
 def _last_step(arms: Sequence[ArmStatistics]) -> int:
     own = _students(arms) or arms
-    return max(
-        (int(one.run.last.get("step", 0)) for arm in own for one in [*arm.runs, *arm.unfinished]), default=0
-    )
+    return max((int(one.run.last.get("step", 0)) for arm in own for one in [*arm.runs, *arm.unfinished]), default=0)
 
 
 def _first_epoch(arms: Sequence[ArmStatistics]) -> float:
@@ -185,19 +184,13 @@ def _draw(arm: ArmStatistics, look: tuple[str, str, Any], panels: tuple[Axes, Ax
             axes.fill_between(steps, low, high, color=colour, alpha=0.17, linewidth=0)
         for one in [*(arm.runs if arm.n == 2 else []), *arm.unfinished]:
             axes.plot(*read(one.run), color=colour, linewidth=0.7, alpha=0.7, linestyle=dashes)
-        marks: dict[str, Any] = (
-            {} if axes is panels[2] else {"marker": marker, "markersize": 4.2, "markeredgewidth": 0}
-        )
+        marks: dict[str, Any] = {} if axes is panels[2] else {"marker": marker, "markersize": 4.2, "markeredgewidth": 0}
         axes.plot(steps, mean, color=colour, linewidth=1.7, linestyle=dashes, **marks)
     label = arm.label if arm.n else f"{arm.label}, unfinished"
-    return Line2D(
-        [], [], color=colour, linewidth=1.7, linestyle=dashes, marker=marker, markersize=5, label=label
-    )
+    return Line2D([], [], color=colour, linewidth=1.7, linestyle=dashes, marker=marker, markersize=5, label=label)
 
 
-def _teacher(
-    arms: Sequence[ArmStatistics], panels: tuple[Axes, Axes, Axes], theme: dict[str, str]
-) -> list[Line2D]:
+def _teacher(arms: Sequence[ArmStatistics], panels: tuple[Axes, Axes, Axes], theme: dict[str, str]) -> list[Line2D]:
     """The teacher's final accuracy (dashed) and its own way there (dotted)."""
     colour, handles = theme["teacher"], []
     final = summarize(one.final for arm in arms if arm.arm == "teacher" for one in arm.runs)
@@ -206,22 +199,15 @@ def _teacher(
     if final is not None:
         for axes in panels[:2]:
             axes.axhline(final.mean, color=colour, linewidth=1.1, linestyle=(0, (6, 3)), zorder=1.5)
-        handles.append(
-            Line2D([], [], color=colour, linewidth=1.1, linestyle=(0, (6, 3)), label="Teacher, final")
-        )
+        handles.append(Line2D([], [], color=colour, linewidth=1.1, linestyle=(0, (6, 3)), label="Teacher, final"))
     own = [one.run for arm in arms if arm.arm == "teacher" for one in arm.runs]
     if own:
         width = _bin_width(arms)
         for axes in panels:
-            way = [
-                binned(r.series("train/loss"), width) if axes is panels[2] else r.series("val/top1")
-                for r in own
-            ]
+            way = [binned(r.series("train/loss"), width) if axes is panels[2] else r.series("val/top1") for r in own]
             steps, mean, _ = mean_and_spread(way)
             axes.plot(steps, mean, color=colour, linewidth=1.1, linestyle=":", zorder=1.5)
-        handles.append(
-            Line2D([], [], color=colour, linewidth=1.1, linestyle=":", label="Teacher, own training")
-        )
+        handles.append(Line2D([], [], color=colour, linewidth=1.1, linestyle=":", label="Teacher, own training"))
     return handles
 
 
@@ -238,14 +224,10 @@ def _ranges(arms: Sequence[ArmStatistics], whole: Axes, zoom: Axes, loss: Axes) 
     if tops and ends:  # the start of a random network would flatten everything else: it is in the other panel
         low, high = min(ends), max([*tops, *ends])
         whole.set_ylim(max(0.0, low - max(0.04, 1.5 * (high - low))), high + max(0.005, 0.15 * (high - low)))
-    firsts = sorted(
-        {at.step for one in students for at in one.run.evaluations if 0 < at.step <= epoch * 1.0001}
-    )
+    firsts = sorted({at.step for one in students for at in one.run.evaluations if 0 < at.step <= epoch * 1.0001})
     if firsts:
         zoom.set_xscale("symlog", linthresh=firsts[0], linscale=0.6, base=2)
-        zoom.set_xticks(
-            [0, *(step for i, step in enumerate(firsts) if _power_of_two(i + 1) or i == len(firsts) - 1)]
-        )
+        zoom.set_xticks([0, *(step for i, step in enumerate(firsts) if _power_of_two(i + 1) or i == len(firsts) - 1)])
         zoom.xaxis.set_minor_locator(NullLocator())
         zoom.set_xlim(-0.04 * firsts[0], epoch * 1.03)
     zoom.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
@@ -265,9 +247,7 @@ def _finals(arms: Sequence[ArmStatistics], axes: Axes, theme: dict[str, str]) ->
     for row, arm in enumerate(rows):
         colour, marker, _ = _look(arm, arms, theme)
         values = [one.final for one in arm.runs if one.final is not None]
-        axes.plot(
-            values, [row] * len(values), linestyle="", marker=marker, markersize=6.5, color=colour, alpha=0.75
-        )
+        axes.plot(values, [row] * len(values), linestyle="", marker=marker, markersize=6.5, color=colour, alpha=0.75)
         if arm.final is not None and arm.n > 1:
             axes.plot([arm.final.mean] * 2, [row - 0.32, row + 0.32], color=theme["ink"], linewidth=1.6)
     teachers = [arm.final for arm in rows if arm.arm == "teacher" and arm.final is not None]
@@ -279,6 +259,4 @@ def _finals(arms: Sequence[ArmStatistics], axes: Axes, theme: dict[str, str]) ->
     axes.tick_params(axis="y", length=0)
     axes.xaxis.set_major_formatter(_PERCENT)
     axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.set_xlabel(
-        "one mark a seed; bar: mean; dashed: teacher's mean" if teachers else "one mark a seed; bar: mean"
-    )
+    axes.set_xlabel("one mark a seed; bar: mean; dashed: teacher's mean" if teachers else "one mark a seed; bar: mean")

@@ -12,6 +12,8 @@ from typing import Any
 from n2n_cli.errors import N2NError
 
 ARM_ORDER = ("teacher", "wider", "random_pad", "random_init", "deeper", "deep_random_init", "student")
+# The variants in a run folder's name: noise0.2, lr1e-05, epochs12, layers-3fa90c (a hash), sites-none
+_VARIANT = re.compile(r"-([a-z_]+?)(-[0-9a-f]{6}|-none|[\d.]+(?:e[+-]?\d+)?)(?=-|$)")
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,7 @@ class Run:
     @property
     def label(self) -> str:
         """The arm's name for people, with what is not the default: ``Net2Wider (noise 0.2, lr ×0.3)``."""
-        variant = re.split(r"-(?=[a-z])", self.key.removeprefix(self.arm).removeprefix("-"))
-        words = [
-            re.sub(r"^([a-z_]+?)(-?[\d.].*)$", r"\1 \2", part).replace("lr ", "lr ×")
-            for part in variant
-            if part
-        ]
+        words = [_words(*found) for found in _VARIANT.findall(self.key.removeprefix(self.arm))]
         name = str(self.info.get("label") or self.arm)
         return f"{name} ({', '.join(words)})" if words else name
 
@@ -77,15 +74,19 @@ class Run:
 
     def series(self, tag: str) -> tuple[list[int], list[float]]:
         """Steps and values of one tag, by step."""
-        values = {
-            int(row["step"]): float(row[tag]) for row in self.rows if isinstance(row.get(tag), (int, float))
-        }
+        values = {int(row["step"]): float(row[tag]) for row in self.rows if isinstance(row.get(tag), (int, float))}
         return sorted(values), [values[step] for step in sorted(values)]
 
     @property
     def last(self) -> Mapping[str, Any]:
         """The newest row of the log; empty before the first."""
         return self.rows[-1] if self.rows else {}
+
+
+def _words(name: str, value: str) -> str:
+    value = value.removeprefix("-")
+    special = {"lr": f"lr ×{value}", "epochs": f"{value} epochs", "teacher": f"teacher of {value} epochs"}
+    return special.get(name) or f"{'teacher' if name == 'from' else name} {value}"
 
 
 def collect(folder: str | Path) -> list[Run]:

@@ -113,9 +113,7 @@ class ArmStatistics:
 
     @property
     def parameters(self) -> int | None:
-        return next(
-            (run.parameters for run in [*self.runs, *self.unfinished] if run.parameters is not None), None
-        )
+        return next((run.parameters for run in [*self.runs, *self.unfinished] if run.parameters is not None), None)
 
     def info(self, key: str) -> object:
         """What run.json says of the arm's first run."""
@@ -178,11 +176,7 @@ def run_statistics(run: Run) -> RunStatistics:
     """One run in numbers, against the final accuracy of its teacher."""
     evaluations = run.evaluations
     teacher = final_accuracy(run.teacher) if run.teacher is not None else None
-    gaps = (
-        [run.info["function_gap"].get(mode) for mode in ("eval", "train")]
-        if run.info.get("function_gap")
-        else []
-    )
+    gaps = [run.info["function_gap"].get(mode) for mode in ("eval", "train")] if run.info.get("function_gap") else []
     time_s = (run.done or run.last).get("time_s")
     return RunStatistics(
         run=run,

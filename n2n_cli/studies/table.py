@@ -37,11 +37,11 @@ def count(summary: Summary | None) -> str:
     """``1,240 ± 80`` of a number of steps or images."""
     if summary is None:
         return "-"
-    return f"{summary.mean:,.0f}" + ("" if summary.sd is None else f" ± {summary.sd:,.0f}")
+    return f"{summary.mean:,.0f}" + (f" ± {summary.sd:,.0f}" if summary.sd is not None and summary.mean else "")
 
 
 def to_teacher(arm: ArmStatistics, summary: Summary | None) -> str:
-    """Steps or images to the teacher's final accuracy, and how many of the seeds got there if not all did."""
+    """Steps or images to the teacher's final accuracy, and how many seeds got there if not all did."""
     if arm.teacher is None:
         return "-"
     if summary is None:
@@ -77,9 +77,7 @@ def table_text(arms: Sequence[ArmStatistics]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEAD))]
     lines = []
     for row in rows:
-        padded = [
-            c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
-        ]
+        padded = [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
         lines.append("  ".join(padded).rstrip())
     lines.insert(1, "-" * max(map(len, lines)))
     return "\n".join(lines)
@@ -91,9 +89,7 @@ def table_csv(arms: Sequence[ArmStatistics]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     measured = [f"{name}_{part}" for name in quantities for part in ("mean", "sd")]
-    writer.writerow(
-        ["arm", "label", "n", "reached_teacher", *measured, "function_gap", "parameters", "lr", "epochs"]
-    )
+    writer.writerow(["arm", "label", "n", "reached_teacher", *measured, "function_gap", "parameters", "lr", "epochs"])
     for arm in arms:
         values: list[object] = []
         for name in quantities:

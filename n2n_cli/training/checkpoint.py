@@ -14,6 +14,7 @@ import io
 import os
 import re
 import sys
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,16 +66,17 @@ def load(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling fails in many ways, all of them the file's fault
-        raise CheckpointError(
-            f"{path} is not an n2n checkpoint ({type(error).__name__} while loading)"
-        ) from error
+        raise CheckpointError(f"{path} is not an n2n checkpoint ({type(error).__name__} while loading)") from error
     if not isinstance(state, dict) or "format" not in state or "model" not in state:
         raise CheckpointError(f"{path} is not an n2n checkpoint (no 'format' and 'model' in it)")
     if state["format"] != FORMAT:
-        raise CheckpointError(
-            f"{path} has checkpoint format {state['format']!r}; this n2n reads format {FORMAT}"
-        )
+        raise CheckpointError(f"{path} has checkpoint format {state['format']!r}; this n2n reads format {FORMAT}")
     return state
+
+
+def weights(state: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The state dict to evaluate and to grow: the averaged weights when the run averages, else the model's."""
+    return state["model"] if state.get("ema") is None else state["ema"]
 
 
 def newest(folder: Path) -> Path | None:
@@ -114,22 +116,31 @@ def clean(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
+def exclusive(folder: Path, patience: float = 8.0) -> Iterator[None]:
     """Hold ``folder`` for this process, so that no two runs write into it; freed when the process ends.
 
     Raises:
-        CheckpointError: another process holds it.
+        CheckpointError: no such folder, or another process still holds it after ``patience`` seconds.
     """
     import fcntl
 
-    handle = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CheckpointError(f"{folder} is being trained by another process") from None
-        except OSError:
-            pass  # a file system without locks
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise CheckpointError(f"no run folder {folder}: {error.strerror}") from error
+    try:
+        # A killed run's data workers, which hold its lock, notice after some seconds.
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise CheckpointError(f"{folder} is being trained by another process") from None
+                time.sleep(0.1)
+            except OSError:
+                break  # a file system without locks
         yield
     finally:
         os.close(handle)

@@ -56,9 +56,7 @@ def main_output(output: Any) -> tuple[Tensor, list[Tensor]]:
         return output, []
     if isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
         return output[0], [o for o in output[1:] if isinstance(o, Tensor)]
-    raise N2NError(
-        f"the model returns {type(output).__name__}; expected logits or a tuple that starts with them"
-    )
+    raise N2NError(f"the model returns {type(output).__name__}; expected logits or a tuple that starts with them")
 
 
 @torch.inference_mode()

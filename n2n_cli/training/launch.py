@@ -7,6 +7,7 @@ worker module also runs under plain ``torchrun`` or SLURM.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -16,10 +17,13 @@ import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from n2n_cli.errors import N2NError
 
+_LAUNCHED = "N2N_LAUNCHED"  # in the environment of ranks that `launch` started
+_INTERRUPTED = (130, -signal.SIGINT, -signal.SIGTERM)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
@@ -41,7 +45,11 @@ def launch(module: str, args: list[str], devices: int) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    with tempfile.TemporaryDirectory(prefix="n2n-ranks-") as logs, _own_signals(), _threads(devices):
+    # The agent tells on stderr, in several lines, what `_told` puts into one.
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    with tempfile.TemporaryDirectory(prefix="n2n-ranks-") as logs, _own_signals(), _environment(devices):
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -60,68 +68,83 @@ def launch(module: str, args: list[str], devices: int) -> None:
             # An ordinary Exception to its callers: a sweep would count a failed job and go on.
             raise KeyboardInterrupt(f"signal {error.sigval}") from None
         except ChildFailedError as error:
-            raise _told(error) from None
+            raise _told(error, logs) from None
 
 
 def run_rank(main: Callable[[], Any]) -> int:
-    """Run ``main`` as the body of a worker module; the exit code, as in ``raise SystemExit(run_rank(main))``.
+    """Run ``main`` as the body of a worker module: ``raise SystemExit(run_rank(main))``.
 
     An `N2NError` goes to the launching process by elastic's error file (or, under plain ``torchrun``, to
-    stderr as ``n2n: error: ...``) with exit code 2, an interrupt gives 130, and any other exception its
-    traceback and 1.
+    stderr as ``n2n: error: ...``) with exit code 2, an interrupt gives 130, any other exception its traceback
+    and 1. One rank of several ends right here, without the interpreter's own exit: gloo's threads abort there
+    now and then, process group destroyed or not.
     """
+    code = _outcome(main)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _outcome(main: Callable[[], Any]) -> int:
     try:
         main()
         return 0
     except KeyboardInterrupt:
         return 130
-    except N2NError as error:
-        if not _write_error_file(str(error), "", user_error=True) or _under_torchrun():
-            print(f"n2n: error: {error}", file=sys.stderr, flush=True)
-        return 2
     except Exception as error:
-        message = f"{type(error).__name__}: {error}"
-        if not _write_error_file(message, traceback.format_exc(), user_error=False) or _under_torchrun():
-            traceback.print_exc()
-        return 1
+        mistake = isinstance(error, N2NError)
+        told = report(error)
+        if not (told and _LAUNCHED in os.environ):  # somebody else's agent does not show our file as we would
+            text = f"n2n: error: {error}\n" if mistake else traceback.format_exc()
+            print(text, end="", file=sys.stderr, flush=True)
+        return 2 if mistake else 1
 
 
-def _under_torchrun() -> bool:
-    """Whether somebody else's agent started us: it shows the error file badly, so we print as well."""
-    return _MARK not in os.environ
+def report(error: BaseException) -> bool:
+    """Write ``error`` to the agent's error file, in the format of torch's ErrorHandler; the first one stays.
 
-
-_MARK = "N2N_LAUNCHED"
-
-
-def _write_error_file(message: str, callstack: str, *, user_error: bool) -> bool:
-    """Tell the agent, in the format of torch's ErrorHandler; False without an agent."""
+    To be called before this rank leaves the process group: its peers fail then, and must not be heard first.
+    False without an agent.
+    """
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if not path:
         return False
+    now = time.time()
     extra = {
-        "py_callstack": callstack or message,
-        "timestamp": str(int(time.time())),
-        "user_error": user_error,
+        "py_callstack": "".join(traceback.format_exception(error)),
+        "timestamp": str(int(now)),
+        "time": now,
+        "user_error": str(error) if isinstance(error, N2NError) else None,
     }
-    with open(path, "w") as file:
-        json.dump({"message": {"message": message, "extraInfo": extra}}, file)
+    message = {"message": f"{type(error).__name__}: {error}", "extraInfo": extra}
+    with suppress(FileExistsError), open(path, "x") as file:
+        json.dump({"message": message}, file)
     return True
 
 
-def _told(error: Any) -> BaseException:
-    """The exception behind elastic's ChildFailedError: a user's mistake on any rank comes first."""
-    first_rank, first = error.get_first_failure()
-    if first.exitcode == 130:  # a signal reached the ranks themselves
-        return KeyboardInterrupt(f"rank {first_rank} was interrupted")
-    for failure in [first, *error.failures.values()]:
-        data = failure.error_file_data.get("message")
-        if isinstance(data, dict) and data.get("extraInfo", {}).get("user_error"):
-            return N2NError(data["message"])
-    data = first.error_file_data.get("message")
-    if isinstance(data, dict):
-        return RankFailure(f"rank {first_rank} failed:\n{data.get('extraInfo', {}).get('py_callstack', '')}")
-    return RankFailure(f"rank {first_rank} failed: exit code {first.exitcode} {first.message}")
+def _told(error: Any, logs: str) -> BaseException:
+    """The exception behind elastic's ChildFailedError: a user's mistake on any rank, else the first failure.
+
+    Elastic names the rank it saw ending first, which often is one that only lost its peer.
+    """
+    reports = []
+    for path in Path(logs).rglob("error.json"):
+        with suppress(OSError, ValueError, KeyError):
+            reports.append(json.loads(path.read_text())["message"]["extraInfo"])
+    reports.sort(key=lambda r: (r.get("user_error") is None, r.get("time", float("inf"))))
+    if reports and reports[0].get("user_error") is not None:
+        return N2NError(reports[0]["user_error"])
+    rank, failure = error.get_first_failure()
+    codes = [f.exitcode for f in error.failures.values()]
+    if not reports and all(code in _INTERRUPTED for code in codes):  # a signal reached the ranks themselves
+        return KeyboardInterrupt(f"rank {rank} was interrupted")
+    if any(code == -signal.SIGKILL for code in codes):  # what the others report is that they lost it
+        return RankFailure(f"rank {rank} was killed (signal 9): out of memory?")
+    if reports:
+        return RankFailure(f"a rank failed:\n{reports[0]['py_callstack'].rstrip()}")
+    return RankFailure(f"rank {rank} failed with exit code {failure.exitcode}")
 
 
 @contextmanager
@@ -138,9 +161,10 @@ def _own_signals() -> Iterator[None]:
 
 
 @contextmanager
-def _threads(devices: int) -> Iterator[None]:
-    """Share the cores out among the ranks, unless the user said otherwise."""
-    wanted = {_MARK: "1"}
+def _environment(devices: int) -> Iterator[None]:
+    """What the ranks inherit: a share of the cores, unless the user said otherwise; put back at the end."""
+    # C++ warnings off: DDP has one for every network that has no unused parameters.
+    wanted = {_LAUNCHED: "1", "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR")}
     if "OMP_NUM_THREADS" not in os.environ:
         wanted["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // devices))
     before = {key: os.environ.get(key) for key in [*wanted, "TORCHELASTIC_SIGNALS_TO_HANDLE"]}

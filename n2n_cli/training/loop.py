@@ -125,9 +125,7 @@ def _train(run: Run, train: Loader, val: Loader, log: RunLog, signals: list[int]
             evaluating, row = step in evaluations, {}
             if step % options.log_every == 0 or step == total:
                 row = run.training_means()  # waits for the device, so the time below is true
-                row["perf/images_per_s"] = (
-                    (step - since_step) * options.batch_size / (time.perf_counter() - since)
-                )
+                row["perf/images_per_s"] = (step - since_step) * options.batch_size / (time.perf_counter() - since)
             if evaluating:
                 row |= run.evaluate(val)
             run.time_s = time.perf_counter() - clock
@@ -141,15 +139,11 @@ def _train(run: Run, train: Loader, val: Loader, log: RunLog, signals: list[int]
             if row or step in saves:
                 since, since_step = time.perf_counter(), step
             if interrupted and step < total:
-                raise KeyboardInterrupt(
-                    f"stopped after step {step} and saved; the same command goes on from there"
-                )
+                raise KeyboardInterrupt(f"stopped after step {step} and saved; the same command goes on from there")
             if stopping or step == epoch_end:
                 break
         else:
-            raise N2NError(
-                f"the training data ended at step {run.step}, short of {run.steps_per_epoch} steps an epoch"
-            )
+            raise N2NError(f"the training data ended at step {run.step}, short of {run.steps_per_epoch} steps an epoch")
     if run.step < total:
         return run.summary() | {"stopped": True}
     return run.finish()
@@ -202,9 +196,7 @@ def _signals() -> Iterator[list[int]]:
     owner = os.getpid()
 
     def handler(number: int, frame: object) -> None:
-        if (
-            os.getpid() != owner
-        ):  # a forked data worker: its parent ends it by SIGTERM, Ctrl-C is not its business
+        if os.getpid() != owner:  # a forked data worker: its parent ends it by SIGTERM, Ctrl-C is not its business
             if number == signal.SIGTERM:
                 os._exit(143)
             return

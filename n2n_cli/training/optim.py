@@ -108,9 +108,7 @@ def build_optimizer(
         N2NError: unknown name; nesterov without momentum or with rmsprop; nothing to train.
     """
     if name not in OPTIMIZERS:
-        raise N2NError(
-            f"optim.name={name!r}: expected one of {', '.join(OPTIMIZERS)}{suggest(name, OPTIMIZERS)}"
-        )
+        raise N2NError(f"optim.name={name!r}: expected one of {', '.join(OPTIMIZERS)}{suggest(name, OPTIMIZERS)}")
     groups = parameter_groups(model, weight_decay)
     if not groups:
         raise N2NError("the model has no trainable parameters")

@@ -60,7 +60,5 @@ class FitOptions:
             if f"{key}_epochs" in given:
                 schedule[f"{key}_steps"] = round(given.pop(f"{key}_epochs") * steps_per_epoch)
         if given:
-            raise N2NError(
-                f"optim.schedule.{next(iter(given))}: expected name, warmup_epochs, step_epochs or factor"
-            )
+            raise N2NError(f"optim.schedule.{next(iter(given))}: expected name, warmup_epochs, step_epochs or factor")
         return schedule

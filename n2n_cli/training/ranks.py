@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 from n2n_cli.errors import N2NError, suggest
+from n2n_cli.training.launch import report
 
 CPU = torch.device("cpu")
 DEVICES = ("auto", "cpu", "cuda")
@@ -76,9 +77,7 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     if not torch.cuda.is_available():
         raise N2NError("device=cuda: PyTorch finds no CUDA device here; use device=cpu or device=auto")
     if local_rank >= torch.cuda.device_count():
-        raise N2NError(
-            f"devices: this machine has {torch.cuda.device_count()} GPUs, rank {local_rank} finds none left"
-        )
+        raise N2NError(f"devices: this machine has {torch.cuda.device_count()} GPUs, rank {local_rank} finds none left")
     return torch.device("cuda", local_rank)
 
 
@@ -110,5 +109,11 @@ def ranks(device: str = "auto") -> Iterator[Ranks]:
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
     try:
         yield Ranks(rank, world_size, local_rank, mine)
-    finally:
+    except Exception as error:
+        # Told before the others lose this rank. The group stays: NCCL's orderly end would wait for them.
+        report(error)
+        raise
+    except BaseException:
         dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()

@@ -107,9 +107,7 @@ class Run:
             last = i == options.accumulate - 1
             wait = isinstance(self.net, DistributedDataParallel) and not last
             with self.net.no_sync() if wait else contextlib.nullcontext():  # type: ignore[operator]
-                with torch.autocast(
-                    device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None
-                ):
+                with torch.autocast(device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
                     logits, auxiliary = main_output(self.net(x))
                 loss = F.cross_entropy(logits.float(), y, label_smoothing=options.label_smoothing)
                 for head in auxiliary:
@@ -246,17 +244,19 @@ class Run:
         try:
             self.model.load_state_dict(state["model"])
             if self.ema is not None:
-                self.ema.load_state_dict(state["model"] if state.get("ema") is None else state["ema"])
+                self.ema.load_state_dict(checkpoint.weights(state))
             if "optimizer" in state:
                 self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise checkpoint.CheckpointError(
-                f"{path} holds another network or optimizer: {reason}"
-            ) from error
+            raise checkpoint.CheckpointError(f"{path} holds another network or optimizer: {reason}") from error
         if state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
         self.step = int(state["step"])
+        if self.step > self.total_steps:
+            raise checkpoint.CheckpointError(
+                f"{path} is at step {self.step}, beyond the {self.total_steps} steps of this run"
+            )
         self.time_s = float(state.get("time_s", 0.0))
         self._steps = state.get("steps_since_row", self._steps)
         self.start, self.best, self.last = (dict(state.get(k) or {}) for k in ("start", "best", "last"))
@@ -266,15 +266,16 @@ class Run:
         net: Any = torch.compile(self.model) if self.options.compile else self.model
         if self.ranks.world_size == 1:
             return net
-        warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
         # find_unused_parameters keeps the gradient buckets as they are built. Otherwise DDP lays them out
         # anew after its first step, and a resumed run would add up three or more ranks in another order. It
-        # also lets a network have parameters that a step does not use. Buffers: synchronised batch norm
-        # keeps them equal.
-        return DistributedDataParallel(
-            net,
-            device_ids=[self.ranks.device.index] if self.ranks.device.type == "cuda" else None,
-            broadcast_buffers=False,
-            find_unused_parameters=True,
-            gradient_as_bucket_view=True,
-        )
+        # also lets a network have parameters that a step does not use. Buffers: synchronised batch norm keeps
+        # them equal, and evaluation takes rank 0's.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch 2.14 renames broadcast_buffers
+            return DistributedDataParallel(
+                net,
+                device_ids=[self.ranks.device.index] if self.ranks.device.type == "cuda" else None,
+                broadcast_buffers=False,
+                find_unused_parameters=True,
+                gradient_as_bucket_view=True,
+            )

@@ -128,7 +128,7 @@ def test_deeper_has_all_names_of_the_shallower(name: str, pairs_at: str) -> None
 @pytest.mark.parametrize("pairs_at", ["branch", "concat"])
 @pytest.mark.parametrize("name", ["inception_bn_tiny", "inception_rect_tiny"])
 def test_new_layers_read_non_negative_values(name: str, pairs_at: str) -> None:
-    """So an identity followed by a ReLU changes nothing; other layers may read negative values (the image)."""
+    """So an identity with a ReLU behind it changes nothing; other layers may read negatives (the image)."""
     model = build(name, 5, stem="small", extra_pairs=2, pairs_at=pairs_at).train()
     lowest: dict[str, float] = {}
 

@@ -1,6 +1,6 @@
 """A tiny run for the tests of the loop: network, loaders, options; as a module, one rank of such a run.
 
-``python -m training_worker JOBS`` reads a JSON list of jobs and does them one after the other in one process group.
+``python -m training_worker JOBS`` does a JSON list of jobs, one after the other in one process group.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import json
 import os
 import signal
 import sys
+import threading
+import time
 from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,7 +54,7 @@ class Tiny(nn.Module):
 
 
 class MemoryLoader:
-    """Images in memory, in the order that `n2n_cli.data` promises; ``noisy`` draws from the global generator."""
+    """Images in memory, in the order that `n2n_cli.data` promises; ``noisy``: draws global randoms."""
 
     def __init__(self, rank: int = 0, world_size: int = 1, *, train: bool, noisy: bool = True, seed: int = 0):
         generator = torch.Generator().manual_seed(seed + 1 + train)
@@ -93,7 +95,9 @@ def start(folder: Path, *, seed: int = 3, **model: Any) -> Path:
     return Path(folder)
 
 
-def run(folder: Path, mine: Ranks | None = None, *, model: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+def run(
+    folder: Path, mine: Ranks | None = None, *, model: dict[str, Any] | None = None, **changes: Any
+) -> dict[str, Any]:
     """`fit` in ``folder``, with a network of other random weights than the checkpoint's."""
     mine = mine or Ranks()
     torch.manual_seed(1234)
@@ -112,6 +116,13 @@ def run(folder: Path, mine: Ranks | None = None, *, model: dict[str, Any] | None
     )
 
 
+def terminate_when_training(folder: str) -> None:
+    metrics = Path(folder) / "metrics.jsonl"
+    while not (metrics.exists() and metrics.stat().st_size > 2000):
+        time.sleep(0.02)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def main() -> None:
     jobs = json.loads(sys.argv[1])
     torch.set_num_threads(1)
@@ -124,8 +135,10 @@ def main() -> None:
                 raise N2NError("image cat.jpg: unreadable, on one rank only")
             elif action == "crash" and mine.rank == job["rank"]:
                 raise ZeroDivisionError("a bug")
-            elif action == "sigterm" and mine.rank == job["rank"]:
-                os.kill(os.getpid(), signal.SIGTERM)
+            elif action == "sigterm_during_run":
+                if mine.rank == job.pop("rank"):
+                    threading.Thread(target=terminate_when_training, args=(job["folder"],)).start()
+                run(job.pop("folder"), mine, **job)
             mine.any(False)
 
 

@@ -1,0 +1,121 @@
+"""The command line: ``n2n COMMAND [KEY=VALUE | --KEY VALUE | Hydra's flags] ...``.
+
+Only the standard library and small modules of ours are imported before a command is known: help is instant.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from n2n_cli import __version__
+from n2n_cli.errors import N2NError, suggest
+
+HELP = """\
+n2n: growth studies after Net2Net. Grow a trained network, keep its function, go on training.
+
+  n2n train teacher            train the narrow network
+  n2n train student            train the standard network from random initialization
+  n2n grow --op OP             teacher -> student, proved and fine-tuned
+                               OP: wider, deeper, random_pad, random_init, deep_random_init
+  n2n compare [STUDY]          teacher, all arms and the report; STUDY: baselines, fig4, fig5, fig6
+  n2n evaluate CHECKPOINT      top-1, top-5 and loss
+  n2n inspect CHECKPOINT|MODEL layers, shapes, parameters, MACs, lineage
+  n2n completion bash|zsh      what to eval for completion
+
+Everything is KEY=VALUE or --KEY VALUE (seed=1, --lr 0.05, model=resnet18, data=imagefolder data.root=DIR);
+-m sweeps over comma separated values. Groups and keys of a command: n2n COMMAND --help
+Runs lie in runs/, found again by their config: the same command resumes or says that it is done.
+"""
+ROLES = ("teacher", "student")
+COMMANDS = ("train", "grow", "compare", "evaluate", "inspect", "completion", "help")
+SHELLS = ("bash", "zsh")
+COMPLETION = """\
+_n2n() {
+    local IFS=$'\\n'
+    COMPREPLY=($(COMP_LINE="${COMP_LINE:0:$COMP_POINT}" n2n completion words 2>/dev/null))
+    [[ ${COMPREPLY[0]} == *[=.] ]] && compopt -o nospace 2>/dev/null
+    __ltrim_colon_completions "${COMP_WORDS[COMP_CWORD]}" 2>/dev/null
+}
+COMP_WORDBREAKS=${COMP_WORDBREAKS//=/}
+complete -o default -F _n2n n2n
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command line; the exit code: 0, 2 for a mistake of the user's, 130 for Ctrl-C."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    try:
+        return _main(words)
+    except N2NError as error:
+        print(f"n2n: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as interrupt:
+        reason = " ".join(str(interrupt).split())
+        print(f"n2n: interrupted{': ' + reason if reason else ''}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except SystemExit as end:  # Hydra's way to end help
+        return end.code if isinstance(end.code, int) else 0
+
+
+def _main(words: list[str]) -> int:
+    if not words or words[0] in ("--help", "-h", "help"):
+        print(HELP, end="")
+        return 0
+    if words[0] == "--version":
+        print(f"n2n {__version__}")
+        return 0
+    if words[0] == "completion":
+        return _completion(words[1:])
+    command, rest = parse(words)
+    if command == "train":
+        print("n2n train teacher: the narrow network\nn2n train student: the standard network, from random init")
+        return 0
+    from n2n_cli.overrides import translate
+
+    line = translate(command, rest)
+    from n2n_cli import app
+
+    app.run(command, line)
+    return 0
+
+
+def parse(words: list[str]) -> tuple[str, list[str]]:
+    """Command words off: the command (a key of `config.SCHEMAS`; ``train`` to show its roles), the rest."""
+    word, rest = words[0], words[1:]
+    if word.startswith("-") or "=" in word:
+        raise N2NError(f"expected a command before '{word}': one of {', '.join(COMMANDS)}")
+    if word not in COMMANDS:
+        near = suggest(word, [*COMMANDS, *(f"train {role}" for role in ROLES)])
+        if word in ROLES:
+            near = f" (did you mean 'train {word}'?)"
+        raise N2NError(f"unknown command '{word}'{near}; one of {', '.join(COMMANDS)}")
+    if word != "train":
+        return word, rest
+    if rest and rest[0] in ("--help", "-h"):
+        return "train", []
+    role = rest[0] if rest and not rest[0].startswith("-") and "=" not in rest[0] else ""
+    if role not in ROLES:
+        if not role:
+            raise N2NError("train what? Type: n2n train teacher, or n2n train student")
+        raise N2NError(f"train: '{role}' is not teacher or student{suggest(role, ROLES)}")
+    return f"train_{role}", rest[1:]
+
+
+def _completion(words: list[str]) -> int:
+    if words == ["words"]:
+        from n2n_cli.completion import complete
+
+        print("\n".join(complete(os.environ.get("COMP_LINE", ""))))
+        return 0
+    shell = words[0] if words else ""
+    if shell not in SHELLS or len(words) > 1:
+        near = suggest(shell, SHELLS)
+        raise N2NError(
+            f"completion: '{' '.join(words)}' is not bash or zsh{near}; type: eval \"$(n2n completion bash)\""
+        )
+    print(("autoload -U +X bashcompinit && bashcompinit\n" if shell == "zsh" else "") + COMPLETION, end="")
+    return 0

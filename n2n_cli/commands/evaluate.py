@@ -1,0 +1,64 @@
+"""``n2n evaluate``: a checkpoint's accuracy on its own validation images or on others."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from n2n_cli import config, data
+from n2n_cli.commands import common
+from n2n_cli.commands.common import say
+from n2n_cli.errors import N2NError
+from n2n_cli.training import checkpoint
+from n2n_cli.training.evaluate import evaluate
+from n2n_cli.training.ranks import pick_device
+
+
+def run(cfg: config.Evaluate, command: str) -> None:
+    device = pick_device(cfg.device)
+    path = checkpoint.resolve(Path(cfg.checkpoint))
+    model, state = common.load_network(path)
+    stored = stored_config(state, path)
+    images = common.dataset(data_config(stored.data, cfg.data))
+    classes = state["lineage"]["steps"][0].get("num_classes")
+    if classes is not None and classes != images.num_classes:
+        raise N2NError(f"{path} has {classes} classes, the data {images.name} has {images.num_classes}")
+    loader = data.eval_loader(
+        images.val,
+        batch_size=cfg.batch_size or stored.training.eval_batch_size,
+        workers=common.workers(cfg.workers, 1, images.name != "imagefolder"),
+    )
+    result: dict[str, Any] = evaluate(model.to(device), loader, device=device, mean=images.mean, std=images.std)
+    if cfg.json:
+        say(json.dumps({"checkpoint": str(path), "step": state["step"], "data": images.name, **result}))
+        return
+    weights = "averaged weights" if state.get("ema") else "weights"
+    synthetic = ", synthetic" if images.synthetic else ""
+    top1, top5 = 100 * result["val/top1"], 100 * result["val/top5"]
+    say(f"{path} ({weights}, step {state['step']}) on {images.name}{synthetic}")
+    say(f"top-1 {top1:.2f} %, top-5 {top5:.2f} %, loss {result['val/loss']:.4f}")
+
+
+def stored_config(state: dict[str, Any], path: Path) -> config.RunConfig:
+    """The config inside a checkpoint. Raises N2NError."""
+    try:
+        return config.run_config(yaml.safe_load(state["config"]), check=False)
+    except (KeyError, yaml.YAMLError, N2NError) as error:
+        raise N2NError(f"{path}: cannot read the config inside: {' '.join(str(error).split())}") from error
+
+
+def data_config(stored: config.Data, wanted: config.SomeData) -> config.Data:
+    """The checkpoint's data with what the user typed; another data set at the checkpoint's image size."""
+    typed = {key: value for key, value in asdict(wanted).items() if value is not None}
+    base = asdict(stored)
+    if typed.get("name", stored.name) != stored.name:
+        base = {key: None for key in base} | {"augment": "auto", "seed": 0, "image_size": stored.image_size}
+        if stored.image_size is not None:
+            typed.pop("image_size", None)
+    merged = config.Data(**(base | typed))
+    config.check_data(merged)
+    return merged

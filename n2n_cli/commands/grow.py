@@ -1,0 +1,137 @@
+"""``n2n grow``: a trained teacher becomes a student; proof comes before saving, then fine-tuning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from n2n_cli import data, growth, lineage, models
+from n2n_cli.commands import common, folders
+from n2n_cli.commands.common import say
+from n2n_cli.commands.folders import Plan
+from n2n_cli.config import LABELS, Deeper, Grow, Model, Op, RunConfig, ToDeeper, ToWider, Wider
+from n2n_cli.errors import N2NError
+from n2n_cli.models import describe
+from n2n_cli.training.evaluate import Normalize
+
+ROWS = 16  # of the table of what grew
+
+
+def run(cfg: Grow, command: str) -> None:
+    teacher = folders.find_teacher(cfg)
+    from_teacher(folders.grow_plan(cfg, cfg.op, cfg.seed, cfg.lr_scale, teacher), cfg)
+
+
+def from_teacher(plan: Plan, cfg: RunConfig) -> dict[str, Any] | None:
+    """Grows ``plan.teacher`` by ``plan.op`` unless that is done, trains the student; see `common.train`."""
+    folders.check_same(plan, folders.run_config(cfg, plan))
+    if not plan.done and not common.prepared(plan):
+        prepare(plan, cfg)
+    return common.train(plan, cfg)
+
+
+def prepare(plan: Plan, cfg: RunConfig) -> None:
+    """Grows, proves, shows what grew, and only then writes the run folder.
+
+    Raises:
+        N2NError: the teacher does not fit the data, the plan does not fit the teacher, or the proof failed.
+    """
+    assert plan.op is not None and plan.teacher is not None
+    images = common.dataset(cfg.data)
+    teacher, state = common.load_network(plan.teacher)
+    batch = common.example(images)
+    with torch.inference_mode():
+        classes = teacher.eval()(batch).shape[1]
+    if classes != images.num_classes:
+        raise N2NError(f"teacher: {plan.teacher} has {classes} classes, {cfg.data.name} has {images.num_classes}")
+    grown = grow(teacher, state["lineage"], plan.op, cfg, images, batch, plan.seed)
+    say(f"{LABELS[plan.op.name]}: {plan.teacher} -> {plan.folder}")
+    for row in table(teacher, grown.student):
+        say(row)
+    for note in grown.notes:
+        say(f"  note: {note}")
+    gap = {"eval": grown.gap.eval, "train": grown.gap.train}
+    proof = grown.gap
+    say(f"  function gap: eval {proof.eval:.1e}, train {proof.train:.1e} ({proof.kind}, floor {proof.floor:.1e})")
+    steps = lineage.grow(state["lineage"], grown.recipe)
+    common.write_run(plan, cfg, "grow", grown.student, steps, images, gap)
+
+
+def grow(
+    teacher: nn.Module,
+    steps: dict[str, Any],
+    op: Op,
+    cfg: RunConfig,
+    images: data.Dataset,
+    batch: torch.Tensor,
+    seed: int,
+) -> growth.Growth:
+    """The student of one op. ``steps``: the teacher's lineage; ``batch``: normalised images."""
+    if isinstance(op, ToWider):
+        plan = op.factor if op.factor is not None else dict(op.layers) or standard(cfg.model, images)
+        if isinstance(op, Wider):
+            return growth.widen(teacher, batch, plan, seed=seed, noise=op.noise)
+        operator = {"random_pad": growth.random_pad, "random_init": growth.random_init}[op.name]
+        return operator(teacher, batch, plan, seed=seed)
+    assert isinstance(op, ToDeeper)
+    sites = op.sites if op.sites is not None else deeper_constructor(teacher, steps, op.pairs, cfg.model)
+    if isinstance(op, Deeper):
+        calibration = calibration_batches(cfg, images, op.calibration_batches)
+        return growth.deepen(teacher, batch, sites, pairs=op.pairs, calibration=calibration, seed=seed)
+    if isinstance(sites, nn.Module):
+        return growth.random_init(teacher, batch, sites, seed=seed)
+    shapes = growth.deepen(teacher, batch, sites, pairs=op.pairs, calibration=[batch], seed=seed).student
+    return growth.random_init(teacher, batch, shapes, seed=seed)
+
+
+def standard(cfg: Model, images: data.Dataset) -> nn.Module:
+    """The student that the network's own constructor builds at ``model.width``."""
+    if cfg.width == cfg.teacher_width:
+        raise N2NError(
+            f"op: teacher and student are the same network ({cfg.name}, width {cfg.width:g}); "
+            "give op.factor=1.5, op.layers={PATTERN: FACTOR} or another model.width"
+        )
+    return models.build(**common.network(cfg, cfg.width, images))
+
+
+def deeper_constructor(teacher: nn.Module, steps: dict[str, Any], pairs: int, cfg: Model) -> nn.Module | None:
+    """Our families' own network: the teacher's layers and ``pairs`` more pairs; None without one."""
+    built = steps["steps"][0]
+    if built["name"] not in models.OURS:
+        return None
+    arguments = {**built["kwargs"], "name": built["name"], "num_classes": built["num_classes"]}
+    have = {name: value.shape for name, value in teacher.state_dict().items()}
+    widths = dict.fromkeys([arguments.pop("width", 1.0), cfg.width])  # a widened teacher has the student's width
+    there = arguments.pop("extra_pairs", 0)
+    for width in widths:
+        for times in range(1, 4):  # a deepened teacher has more pairs than it was built with
+            student = models.build(**arguments, width=width, extra_pairs=there + times * pairs)
+            shapes = {name: value.shape for name, value in student.state_dict().items()}
+            if have.keys() < shapes.keys() and all(shapes[name] == shape for name, shape in have.items()):
+                return student
+    return None
+
+
+def calibration_batches(cfg: RunConfig, images: data.Dataset, count: int) -> list[torch.Tensor]:
+    """The first ``count`` training batches of epoch 0, normalised, at most 64 images each."""
+    size = min(64, cfg.training.batch_size)
+    loader = data.train_loader(images.train, batch_size=size, seed=cfg.seed)
+    normalize = Normalize(images.mean, images.std, torch.device("cpu"))
+    return [normalize(batch) for _, (batch, _) in zip(range(count), loader.batches(0), strict=False)]
+
+
+def table(teacher: nn.Module, student: nn.Module) -> list[str]:
+    """What grew, weight by weight, and the totals."""
+    before = {name: list(value.shape) for name, value in teacher.named_parameters() if value.ndim > 1}
+    after = {name: list(value.shape) for name, value in student.named_parameters() if value.ndim > 1}
+    changed = [(name, str(before.get(name, "new")), str(shape)) for name, shape in after.items()]
+    changed = [row for row in changed if row[1] != row[2]]
+    shown = changed[:ROWS]
+    wide = [max((len(row[column]) for row in shown), default=0) for column in (0, 1)]
+    rows = [f"  {name:<{wide[0]}}  {old:>{wide[1]}} -> {new}" for name, old, new in shown]
+    if len(changed) > ROWS:
+        rows.append(f"  ... and {len(changed) - ROWS} more of {len(after)} weights (n2n inspect shows all)")
+    old, new = describe.count_parameters(teacher), describe.count_parameters(student)
+    return [*rows, f"  parameters: {old:,} -> {new:,}"]

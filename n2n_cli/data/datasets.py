@@ -1,0 +1,221 @@
+"""Data sets by name: `shapes` (embedded, synthetic), `imagefolder`, `cifar10`, `fake` (throughput only)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from n2n_cli.data import shapes
+from n2n_cli.data.counter import generator
+from n2n_cli.data.sources import ArraySource, FolderSource, Source, scan
+from n2n_cli.data.transforms import Augment
+from n2n_cli.errors import N2NError, suggest
+
+NAMES = ("shapes", "imagefolder", "cifar10", "fake")
+AUGMENTS = ("auto", "none", "crop", "imagenet")
+SMALL = 64
+"""Up to this size images are treated as CIFAR's: no margin for a centre crop; pad, crop, flip in training."""
+
+Triple = tuple[float, float, float]
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Training and validation images, and what a program must know of them; ``mean``, ``std`` of [0, 1]."""
+
+    name: str
+    train: Source
+    val: Source
+    num_classes: int
+    class_names: list[str]
+    mean: Triple
+    std: Triple
+    image_size: int
+    synthetic: bool
+
+
+def load(
+    name: str,
+    *,
+    root: str | Path | None = None,
+    image_size: int | None = None,
+    resize_size: int | None = None,
+    seed: int = 0,
+    train_images: int | None = None,
+    val_images: int | None = None,
+    num_classes: int | None = None,
+    augment: str = "auto",
+    difficulty: float = 1.0,
+) -> Dataset:
+    """The data set ``name``. What an argument does not say has the data set's own default.
+
+    ``image_size``: pixels of the square images. ``resize_size``: imagefolder's short side before the centre
+    crop (default: image_size up to 64 px, else 256/224 of it). ``seed``: which images `shapes` and `fake`
+    draw, and which ``train_images`` and ``val_images`` of the others are kept. ``num_classes``: for `fake`;
+    elsewhere only checked. ``augment``: "crop" (pad 4, crop, flip), "imagenet" (random resized crop, flip),
+    "none", or "auto" by image size. ``difficulty``: of `shapes`.
+    Raises `N2NError` for a wrong name or value, a wrong folder, and a failed download.
+    """
+    if name not in NAMES:
+        raise N2NError(f"unknown data '{name}'{suggest(name, NAMES)}; expected {', '.join(NAMES)}")
+    if augment not in AUGMENTS:
+        near = suggest(augment, AUGMENTS)
+        raise N2NError(f"data.augment must be one of {', '.join(AUGMENTS)}, not '{augment}'{near}")
+    counts = {"train_images": train_images, "val_images": val_images, "num_classes": num_classes}
+    for field, value in {**counts, "image_size": image_size, "resize_size": resize_size}.items():
+        least = 8 if field.endswith("size") else 1
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            raise N2NError(f"data.{field} must be a whole number >= {least}, not {value!r}")
+    if name == "shapes":
+        data = _shapes(seed, train_images, val_images, image_size or 32, augment, difficulty)
+    elif name == "fake":
+        data = _fake(seed, train_images, val_images, image_size or 224, augment, num_classes or 1000)
+    elif name == "cifar10":
+        data = _cifar10(root, image_size or 32, augment, (train_images, val_images), seed)
+    else:
+        data = _imagefolder(root, image_size or 224, resize_size, augment, (train_images, val_images), seed)
+    if num_classes is not None and num_classes != data.num_classes:
+        raise N2NError(f"data {name} has {data.num_classes} classes, not num_classes={num_classes}")
+    return data
+
+
+def _augment(augment: str, image_size: int) -> Augment:
+    if augment == "auto":
+        return "crop" if image_size <= SMALL else "imagenet"
+    return augment  # type: ignore[return-value]  # checked in load
+
+
+def _shapes(seed: int, train: int | None, val: int | None, size: int, augment: str, difficulty: float) -> Dataset:
+    if not isinstance(difficulty, int | float) or not 0 <= difficulty <= 4:
+        raise N2NError(f"data.difficulty must be a number in [0, 4], not {difficulty!r}")
+    kind = _augment(augment, SMALL)
+    return Dataset(
+        name="shapes",
+        train=ArraySource(*shapes.generate(seed, "train", train or 12_000, size, float(difficulty)), kind),
+        val=ArraySource(*shapes.generate(seed, "val", val or 2_000, size, float(difficulty))),
+        num_classes=len(shapes.CLASS_NAMES),
+        class_names=list(shapes.CLASS_NAMES),
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+        image_size=size,
+        synthetic=True,
+    )
+
+
+def _fake(seed: int, train: int | None, val: int | None, size: int, augment: str, classes: int) -> Dataset:
+    random = generator(seed, size, classes)
+    images = torch.randint(256, (256, 3, size, size), dtype=torch.uint8, generator=random)
+    labels = [torch.randint(classes, (count,), generator=random) for count in (train or 12_800, val or 1_280)]
+    return Dataset(
+        name="fake",
+        train=ArraySource(images, labels[0], "none" if augment == "auto" else _augment(augment, size)),
+        val=ArraySource(images, labels[1]),
+        num_classes=classes,
+        class_names=[str(label) for label in range(classes)],
+        mean=(0.5, 0.5, 0.5),
+        std=(0.29, 0.29, 0.29),
+        image_size=size,
+        synthetic=True,
+    )
+
+
+def _cifar10(
+    root: str | Path | None, size: int, augment: str, counts: tuple[int | None, int | None], seed: int
+) -> Dataset:
+    from torchvision.datasets import CIFAR10
+
+    if size != 32:
+        raise N2NError(f"data cifar10 has images of 32 px, not image_size={size}")
+    folder = Path(root or "data").expanduser()
+    sources = []
+    try:
+        for train in (True, False):
+            part = CIFAR10(str(folder), train=train, download=True)
+            images = torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous()
+            labels = torch.tensor(part.targets)
+            keep = _subset(len(labels), counts[not train], train, seed)
+            if keep is not None:
+                images, labels = images[keep], labels[keep]
+            sources.append(ArraySource(images, labels, _augment(augment, size) if train else "none"))
+    except (OSError, RuntimeError) as error:  # no network, no space, a damaged archive
+        reason = " ".join(str(error).split())
+        raise N2NError(f"cifar10: cannot be downloaded to data.root={folder}: {reason}") from error
+    return Dataset(
+        name="cifar10",
+        train=sources[0],
+        val=sources[1],
+        num_classes=10,
+        class_names=list(part.classes),
+        mean=CIFAR_MEAN,
+        std=CIFAR_STD,
+        image_size=size,
+        synthetic=False,
+    )
+
+
+def _imagefolder(
+    root: str | Path | None,
+    size: int,
+    resize: int | None,
+    augment: str,
+    counts: tuple[int | None, int | None],
+    seed: int,
+) -> Dataset:
+    resize = resize or (size if size <= SMALL else round(size * 256 / 224))
+    if resize < size:
+        raise N2NError(f"data.resize_size {resize} must be at least data.image_size {size}")
+    folder = _layout(root)
+    names, paths, labels = scan(folder / "train")
+    val_names, val_paths, val_labels = scan(folder / "val")
+    for part, missing in (("val", set(names) - set(val_names)), ("train", set(val_names) - set(names))):
+        if missing:
+            first = sorted(missing)
+            listed = ", ".join(map(repr, first[:3])) + (f" and {len(first) - 3} more" if len(first) > 3 else "")
+            raise N2NError(f"imagefolder: no class {listed} in {folder / part}")
+    train = FolderSource(paths, labels, size, resize, _augment(augment, size))
+    val = FolderSource(val_paths, val_labels, size, resize)
+    keep = [_subset(len(source), counts[i], i == 0, seed) for i, source in enumerate((train, val))]
+    return Dataset(
+        name="imagefolder",
+        train=train if keep[0] is None else train.subset(keep[0]),
+        val=val if keep[1] is None else val.subset(keep[1]),
+        num_classes=len(names),
+        class_names=names,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        image_size=size,
+        synthetic=False,
+    )
+
+
+def _layout(root: str | Path | None) -> Path:
+    """The folder that holds train/ and val/, or one line that says what is wrong and which folder is near."""
+    if root is None:
+        raise N2NError("imagefolder needs data.root=FOLDER (with train/<class>/ and val/<class>/ in it)")
+    folder = Path(root).expanduser()
+    if not folder.is_dir():
+        beside = [path.name for path in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        near = suggest(folder.name, beside)
+        problem = "is not a folder" if folder.exists() else "does not exist"
+        raise N2NError(f"imagefolder: data.root={folder} {problem}{near}")
+    for part in ("train", "val"):
+        if not (folder / part).is_dir():
+            inside = [p for p in sorted(folder.iterdir()) if (p / part).is_dir()]
+            others = [p for p in [*inside, folder.parent] if (p / "train").is_dir() and (p / "val").is_dir()]
+            near = f" (did you mean data.root={others[0]}?)" if others else ""
+            raise N2NError(f"imagefolder: no {part}/ in data.root={folder}{near}")
+    return folder
+
+
+def _subset(images: int, count: int | None, train: bool, seed: int) -> list[int] | None:
+    """``count`` indices drawn without replacement, sorted; None for all."""
+    if count is None or count == images:
+        return None
+    if count > images:
+        field = "train_images" if train else "val_images"
+        raise N2NError(f"data.{field}={count}, but there are only {images}")
+    return torch.randperm(images, generator=generator(seed, int(train)))[:count].sort().values.tolist()

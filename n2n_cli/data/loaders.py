@@ -1,0 +1,160 @@
+"""Loaders: which rank sees which images in which order, and who decodes them.
+
+The order of an epoch is a permutation f(seed, epoch) and augmentation is f(seed, epoch, index), so the images
+of a global step are the same for any number of ranks and workers, and after any stop. A loader never touches
+torch's global random state. Images come as uint8; normalise them on the device.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from n2n_cli.data.counter import generator, uniforms
+from n2n_cli.data.sources import Source
+from n2n_cli.data.transforms import DRAWS
+from n2n_cli.errors import N2NError
+
+TIMEOUT_S = 300
+"""Seconds after which a silent worker (a hung file system) is an error instead of a hung run."""
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Loader(Protocol):
+    steps_per_epoch: int
+    """Batches of one epoch: full global batches in training, all images in evaluation."""
+
+    def batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """(uint8 ``[b, 3, H, W]``, int64 ``[b]``) for this rank, from step ``start_step`` of the epoch on."""
+
+
+def train_loader(
+    source: Source, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, workers: int = 0
+) -> Loader:
+    """Shuffled, augmented batches; ``batch_size`` in global images, split evenly over the ranks.
+
+    The images that do not fill a last batch are left out (others each epoch). Raises `N2NError` where there
+    is no full batch, or where the ranks do not divide it.
+    """
+    if batch_size % world_size:
+        raise N2NError(f"batch_size {batch_size} does not divide into {world_size} equal parts (devices)")
+    if len(source) < batch_size:
+        raise N2NError(f"{len(source)} training images are too few for one batch of batch_size {batch_size}")
+    return _TrainLoader(source, batch_size, seed, rank, world_size, workers)
+
+
+def eval_loader(source: Source, *, batch_size: int, rank: int = 0, world_size: int = 1, workers: int = 0) -> Loader:
+    """Every image once over all ranks, none twice: rank r takes indices r::world_size, in order, unaugmented.
+
+    ``batch_size`` is in images of one rank; the last batch may be smaller.
+    """
+    return _EvalLoader(source, batch_size, rank, world_size, workers)
+
+
+class _TrainLoader:
+    def __init__(self, source: Source, batch_size: int, seed: int, rank: int, world_size: int, workers: int):
+        self.steps_per_epoch = len(source) // batch_size
+        self._reader = _Reader(source, seed, workers)
+        self._images, self._seed, self._batch_size = len(source), seed, batch_size
+        part = batch_size // world_size
+        self._part = slice(rank * part, (rank + 1) * part)
+
+    def batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        order = torch.randperm(self._images, generator=generator(self._seed, epoch))
+        steps = order.split(self._batch_size)[start_step : self.steps_per_epoch]
+        return self._reader.read(epoch, [step[self._part] for step in steps])
+
+
+class _EvalLoader:
+    def __init__(self, source: Source, batch_size: int, rank: int, world_size: int, workers: int):
+        own = torch.arange(rank, max(len(source), rank), world_size)
+        self._plan = own.split(batch_size) if len(own) else ()
+        self.steps_per_epoch = len(self._plan)
+        self._reader = _Reader(source, None, workers)
+
+    def batches(self, epoch: int = 0, start_step: int = 0) -> Iterator[Batch]:
+        return self._reader.read(epoch, self._plan[start_step:])
+
+
+class _Reader:
+    """Turns a plan (the indices of each batch) into batches: here, or in worker processes that stay alive."""
+
+    def __init__(self, source: Source, seed: int | None, workers: int):
+        self._batches = _Batches(source, seed)
+        self._plan = _Plan()
+        self._loader: DataLoader[Any] | None = None
+        if workers and source.decodes:
+            self._loader = DataLoader(
+                self._batches,
+                batch_size=None,  # the plan's items are whole batches
+                sampler=self._plan,
+                num_workers=workers,
+                collate_fn=_identity,
+                persistent_workers=True,
+                pin_memory=torch.cuda.is_available(),
+                timeout=TIMEOUT_S,
+                worker_init_fn=_start_worker,
+                generator=torch.Generator(),  # or every epoch would draw from the global state
+            )
+
+    def read(self, epoch: int, plan: Sequence[Tensor]) -> Iterator[Batch]:
+        keys = [(epoch, indices) for indices in plan]
+        if self._loader is None:
+            yield from map(self._batches.fetch, keys)
+            return
+        self._plan.keys = keys
+        try:
+            for item in self._loader:
+                if isinstance(item, str):
+                    raise N2NError(item)
+                yield item
+        except RuntimeError as error:
+            if "DataLoader" in str(error):  # killed, or silent for TIMEOUT_S
+                raise N2NError(f"data workers: {' '.join(str(error).split())}") from error
+            raise
+
+
+class _Batches(Dataset[Any]):
+    def __init__(self, source: Source, seed: int | None):
+        self.source, self.seed = source, seed
+
+    def fetch(self, key: tuple[int, Tensor]) -> Batch:
+        epoch, indices = key
+        draws = None if self.seed is None else uniforms(self.seed, epoch, indices, DRAWS)
+        return self.source.batch(indices, draws), self.source.labels[indices]
+
+    def __getitem__(self, key: tuple[int, Tensor]) -> Batch | str:
+        # In a worker. The message travels as data: an exception would come back wrapped in the worker's
+        # traceback.
+        try:
+            return self.fetch(key)
+        except N2NError as error:
+            return str(error)
+
+
+class _Plan(Sampler[Any]):
+    """The keys of the epoch that is being read, iterated over in the main process."""
+
+    def __init__(self) -> None:
+        self.keys: list[tuple[int, Tensor]] = []
+
+    def __iter__(self) -> Iterator[tuple[int, Tensor]]:
+        return iter(self.keys)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+def _identity(item: Any) -> Any:
+    return item
+
+
+def _start_worker(_: int) -> None:
+    # Ctrl-C reaches the whole process group; the main process decides when to stop, after its checkpoint.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

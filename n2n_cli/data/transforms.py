@@ -1,0 +1,71 @@
+"""Image transforms on uint8 tensors, each a pure function of the image and of its row of uniform numbers."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+Augment = Literal["none", "crop", "imagenet"]
+"""Of training images: as for evaluation; reflect-pad, random crop and flip; random resized crop and flip."""
+
+PAD = 4
+ATTEMPTS = 10
+DRAWS = 3 + 2 * ATTEMPTS
+"""Uniform numbers of an image in an epoch: flip, two for the position, two an attempt at a crop's size."""
+
+
+def crop_flip(images: Tensor, draws: Tensor, pad: int = PAD) -> Tensor:
+    """uint8 ``[N, 3, H, W]`` shifted by up to ``pad`` pixels each way (edges reflected), half of them
+    mirrored.
+
+    The usual augmentation of CIFAR; reflected rather than black edges, which needs no padded copy: one
+    gather. The result is in channels_last memory format.
+    """
+    n, _, height, width = images.shape
+    rows = _reflected(draws[:, 1], height, pad)
+    cols = _reflected(draws[:, 2], width, pad)
+    cols = torch.where(draws[:, :1] < 0.5, cols, cols.flip(1))
+    source = images.permute(0, 2, 3, 1)
+    picked = source[torch.arange(n)[:, None, None], rows[:, :, None], cols[:, None, :]]
+    return picked.permute(0, 3, 1, 2)
+
+
+def _reflected(draw: Tensor, size: int, pad: int) -> Tensor:
+    """``[N, size]``: for every image the source positions of a window moved by -pad .. pad."""
+    shift = (draw * (2 * pad + 1)).long() - pad
+    position = (shift[:, None] + torch.arange(size)).abs()
+    return size - 1 - (size - 1 - position).abs()
+
+
+def random_resized_crop_flip(image: Tensor, draws: Tensor, size: int) -> Tensor:
+    """torchvision's RandomResizedCrop (8 to 100 % of the area, aspect 3:4 to 4:3), then a flip."""
+    numbers: list[float] = draws.tolist()
+    top, left, height, width = crop_box(image.shape[-2], image.shape[-1], numbers[1:])
+    image = F.resized_crop(image, top, left, height, width, [size, size], antialias=True)
+    return image if numbers[0] < 0.5 else F.horizontal_flip(image)
+
+
+def crop_box(height: int, width: int, numbers: list[float]) -> tuple[int, int, int, int]:
+    """(top, left, height, width) as torchvision draws it, from 2 + 2 * ATTEMPTS numbers in [0, 1)."""
+    low, high = math.log(3 / 4), math.log(4 / 3)
+    for attempt in range(ATTEMPTS):
+        area = height * width * (0.08 + (1 - 0.08) * numbers[2 + 2 * attempt])
+        aspect = math.exp(low + (high - low) * numbers[3 + 2 * attempt])
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return int(numbers[0] * (height - h + 1)), int(numbers[1] * (width - w + 1)), h, w
+    # Nothing fitted, as in very long images: the largest allowed box in the centre.
+    w = min(width, round(height * 4 / 3))
+    h = min(height, round(width * 4 / 3))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def resize_center_crop(image: Tensor, resize: int, size: int) -> Tensor:
+    """Short side to ``resize`` (bilinear, antialiased), then the ``size`` x ``size`` centre."""
+    if min(image.shape[-2:]) != resize:
+        image = F.resize(image, [resize], antialias=True)
+    return F.center_crop(image, [size, size])

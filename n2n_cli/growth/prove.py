@@ -1,0 +1,143 @@
+"""The proof that a student computes its teacher's function, and where it fails if it does not."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_leaves, tree_map
+
+from n2n_cli.growth.errors import GrowthError
+from n2n_cli.growth.record import NoRandom, at_least_two, call, mode, module_path, named_buffers
+
+TOLERANCE = 1e-10  # relative, in fp64
+PROOF_IMAGES = 4
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Function gaps: max |student - teacher| / max |teacher| over every output, on one batch.
+
+    ``floor`` is the teacher's own response to an input changed by one unit in the last place: no student can be
+    expected below it. ``kind`` says what was compared and in which precision.
+    """
+
+    eval: float
+    train: float
+    floor: float = 0.0
+    kind: str = "float32"
+
+    @property
+    def worst(self) -> float:
+        return max(self.eval, self.train)
+
+
+def outputs(model: nn.Module, batch: Any, *, training: bool) -> list[Tensor]:
+    """All output tensors in one mode, dropout and stochastic depth off; the model's buffers stay untouched."""
+    with (
+        torch.inference_mode(),
+        mode(model, training),
+        torch.random.fork_rng(devices=[]),
+        module_path(model) as where,
+    ):
+        buffers = {name: tensor.clone() for name, tensor in named_buffers(model)}
+        torch.manual_seed(0)  # a random operation that NoRandom does not know draws alike twice
+        try:
+            with NoRandom():
+                result = call(lambda *a, **k: functional_call(model, buffers, a, k), batch)
+        except Exception as error:
+            path = where() or "the top module"
+            text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise GrowthError(f"{type(model).__name__} does not run: in {path}: {text}") from error
+        return [t.clone() for t in tree_leaves(result) if isinstance(t, Tensor)]
+
+
+def relative(ours: list[Tensor], theirs: list[Tensor]) -> float:
+    """max |ours - theirs| / max |theirs|, the worst over the outputs."""
+    if [t.shape for t in ours] != [t.shape for t in theirs]:
+        shapes = [tuple(t.shape) for t in ours], [tuple(t.shape) for t in theirs]
+        raise GrowthError(f"the outputs have shapes {shapes[0]} instead of {shapes[1]}")
+    worst = 0.0
+    for mine, other in zip(ours, theirs, strict=True):
+        if mine.numel():
+            difference = (mine.double() - other.double()).abs().max().item()
+            scale = other.double().abs().max().item()
+            worst = max(worst, difference / scale if scale else difference)
+            if difference != difference:  # NaN compares false with everything
+                return float("inf")
+    return worst
+
+
+def prepared(model: nn.Module, batch: Any, *, pair: bool = True) -> Any:
+    """The batch on the model's device and in its type, with at least two samples for batch norm."""
+    reference = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+
+    def one(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        leaf = at_least_two(leaf) if pair else leaf
+        return leaf.to(reference.device, reference.dtype) if leaf.is_floating_point() else leaf.to(reference.device)
+
+    return tree_map(one, batch)
+
+
+def function_gap(teacher: nn.Module, student: nn.Module, batch: Any, *, training: bool | None = None) -> float:
+    """max |student - teacher| / max |teacher| over every output on one batch.
+
+    ``batch`` is an input tensor ``[N, C, H, W]``, a tuple of arguments or a dict of keyword arguments.
+    ``training`` picks train (True) or eval mode (False); None takes the larger gap of the two. Dropout is off in
+    both. Neither model is changed.
+    """
+    modes = [False, True] if training is None else [training]
+    gaps = []
+    for one in modes:
+        theirs = outputs(teacher, prepared(teacher, batch, pair=one), training=one)
+        ours = outputs(student, prepared(student, batch, pair=one), training=one)
+        gaps.append(relative(ours, theirs))
+    return max(gaps)
+
+
+def in_double(model: nn.Module) -> nn.Module:
+    """A copy of the model in fp64."""
+    return copy.deepcopy(model).double()
+
+
+def _ulp(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor) and leaf.is_floating_point():
+        return torch.nextafter(leaf, torch.full_like(leaf, float("inf")))
+    return leaf
+
+
+def small(batch: Any, images: int = PROOF_IMAGES) -> Any:
+    """The first few samples of a batch."""
+    return tree_map(lambda t: t[:images] if isinstance(t, Tensor) and t.ndim else t, batch)
+
+
+def prove(teacher: nn.Module, student: nn.Module, batch: Any) -> Gap:
+    """Gaps in eval and train mode, against the teacher's own rounding floor.
+
+    Raises:
+        GrowthError: the function changed by more than the arithmetic explains.
+    """
+    gaps: dict[bool, float] = {}
+    floors: dict[bool, float] = {}
+    for training in (False, True):
+        inputs = prepared(teacher, batch)
+        theirs = outputs(teacher, inputs, training=training)
+        if not all(torch.isfinite(t).all() for t in theirs if t.is_floating_point()):
+            raise GrowthError("the teacher's own output is not finite: there is no function to preserve")
+        gaps[training] = relative(outputs(student, inputs, training=training), theirs)
+        floors[training] = relative(outputs(teacher, tree_map(_ulp, inputs), training=training), theirs)
+    dtype = next((p.dtype for p in teacher.parameters() if p.is_floating_point()), torch.float32)
+    gap = Gap(gaps[False], gaps[True], max(floors.values()), str(dtype).removeprefix("torch."))
+    base = TOLERANCE if dtype == torch.float64 else 16 * torch.finfo(dtype).eps
+    if not gap.worst <= max(base, 1000 * gap.floor):
+        raise GrowthError(
+            f"the student's function differs from the teacher's: relative gap {gap.eval:.1e} in eval and "
+            f"{gap.train:.1e} in train mode ({gap.kind}; the teacher's own rounding: {gap.floor:.0e})"
+        )
+    return gap

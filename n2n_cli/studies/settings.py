@@ -1,0 +1,66 @@
+"""The settings of a study's runs, from their config.yaml: what they share, and in what they differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml  # type: ignore[import-untyped, unused-ignore]
+
+from n2n_cli.studies.runs import Run
+
+# What belongs to a run, an arm or a machine, and is told elsewhere in the report.
+_OF_A_RUN = ("arm", "seed", "teacher", "teacher_epochs", "epochs", "lr_scale", "op")
+_OF_A_MACHINE = ("out", "progress", "max_steps", "device", "devices", "workers")
+
+
+def config(run: Run) -> dict[str, Any]:
+    """The run's config.yaml, flat: ``optim.lr`` -> 0.1. Empty if there is none or it cannot be read."""
+    try:
+        tree = yaml.safe_load(text(run))
+    except yaml.YAMLError:
+        return {}
+    return _flat(tree) if isinstance(tree, dict) else {}
+
+
+def text(run: Run) -> str:
+    """The run's config.yaml as it stands; empty if there is none."""
+    path = run.folder / "config.yaml"
+    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+
+
+def shared(runs: Sequence[Run]) -> dict[str, Any]:
+    """What all runs have in common, without what is not set."""
+    configs = [config(run) for run in runs]
+    return {
+        key: value
+        for key, value in configs[0].items()
+        if value not in (None, {}, []) and not _told_elsewhere(key) and all(c.get(key) == value for c in configs)
+    }
+
+
+def differing(runs: Sequence[Run]) -> list[str]:
+    """The settings, beside those of an arm, that are not the same in all runs."""
+    configs = [config(run) for run in runs]
+    keys = dict.fromkeys(key for one in configs for key in one if not _told_elsewhere(key))
+    return [key for key in keys if any(one.get(key) != configs[0].get(key) for one in configs)]
+
+
+def of_operator(run: Run) -> dict[str, Any]:
+    """The growth operator's own settings that are set: ``noise`` -> 0.2."""
+    return {
+        key.removeprefix("op."): value
+        for key, value in config(run).items()
+        if key.startswith("op.") and key not in ("op.name", "op.lr_scale") and value not in (None, {}, [], 0)
+    }
+
+
+def _told_elsewhere(key: str) -> bool:
+    return key.split(".")[0] in (*_OF_A_RUN, *_OF_A_MACHINE)
+
+
+def _flat(tree: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{where}{key}.") if isinstance(value, dict) and value else {f"{where}{key}": value}
+    return flat

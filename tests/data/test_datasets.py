@@ -1,0 +1,197 @@
+"""Data sets by name: real folders, odd files, and one line for everything that is wrong."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torchvision.datasets import CIFAR10, ImageFolder
+from torchvision.transforms import v2
+
+from n2n_cli.data import eval_loader, load, train_loader
+from n2n_cli.data.sources import read_image
+from n2n_cli.errors import N2NError
+
+
+def test_imagefolder_is_torchvisions(folder: Path) -> None:
+    data = load("imagefolder", root=folder, image_size=24, resize_size=32)
+    theirs = ImageFolder(
+        str(folder / "val"), v2.Compose([v2.PILToTensor(), v2.Resize(32, antialias=True), v2.CenterCrop(24)])
+    )
+    assert data.class_names == theirs.classes == ["ant", "bee", "cat"] and data.num_classes == 3
+    (images, labels), *rest = eval_loader(data.val, batch_size=100).batches(0)
+    assert not rest and labels.tolist() == theirs.targets
+    assert all(torch.equal(image, theirs[i][0]) for i, image in enumerate(images))
+    assert not data.synthetic and data.image_size == 24 and len(data.train) == 12
+
+
+def test_resize_size_follows_the_image_size(folder: Path) -> None:
+    sizes = [(32, 32, "crop"), (64, 64, "crop"), (224, 256, "imagenet"), (128, 146, "imagenet")]
+    for size, resize, augment in sizes:
+        source = load("imagefolder", root=str(folder), image_size=size).train
+        assert (source.size, source.resize, source.augment) == (size, resize, augment)
+        assert source.batch(torch.tensor([0, 5]), None).shape == (2, 3, size, size)
+    assert load("imagefolder", root=folder, image_size=32, augment="imagenet").train.augment == "imagenet"
+    assert load("imagefolder", root=folder).image_size == 224
+
+
+def test_subsets_are_drawn_once_for_a_seed(folder: Path) -> None:
+    whole = load("imagefolder", root=folder, image_size=24)
+    data = load("imagefolder", root=folder, image_size=24, train_images=5, val_images=4)
+    assert len(data.train) == 5 and len(data.val) == 4
+    again = load("imagefolder", root=folder, image_size=24, train_images=5, val_images=4)
+    assert (data.train.paths == again.train.paths).all()
+    assert set(data.train.paths) < set(whole.train.paths)
+    for path, label in zip(data.train.paths, data.train.labels.tolist(), strict=True):
+        assert Path(path.decode()).parent.name == data.class_names[label]
+
+
+def test_odd_files_of_imagenet(folder: Path, draw: Callable[..., None]) -> None:
+    """A PNG called JPEG, CMYK, grey, palette with transparency, a name that is not ASCII, nested folders."""
+    ant = folder / "train" / "ant"
+    draw(ant / "png.JPEG", 1, kind="PNG")
+    draw(ant / "cmyk.jpeg", 1, mode="CMYK")
+    draw(ant / "grey.jpg", 1, mode="L")
+    draw(ant / "deep" / "größe.png", 1, kind="PNG")
+    Image.new("P", (9, 30)).save(ant / "palette.png", transparency=b"\x00\x10")
+    (ant / "notes.txt").write_text("no image")
+    (folder / "train" / ".cache").mkdir()
+    data = load("imagefolder", root=folder, image_size=24)
+    assert len(data.train) == 12 + 5
+    batches = list(train_loader(data.train, batch_size=17, seed=0).batches(0))
+    assert batches[0][0].shape == (17, 3, 24, 24)
+    rgb, cmyk = read_image(str(ant / "png.JPEG")), read_image(str(ant / "cmyk.jpeg"))
+    assert (rgb.float() - cmyk.float()).abs().mean() < 6
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.write_bytes(b""), "cannot identify image file it"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-200]), "image file is truncated"),
+        (lambda path: path.write_text("<html>404</html>"), "cannot identify image file it"),
+        (lambda path: path.unlink(), "No such file"),
+    ],
+)
+def test_unreadable_images(folder: Path, damage: Callable[[Path], object], message: str) -> None:
+    path = folder / "val" / "cat" / "0.jpg"
+    data = load("imagefolder", root=folder, image_size=24)
+    damage(path)
+    with pytest.raises(N2NError, match=rf"^unreadable image {path}: .*{message}"):
+        list(eval_loader(data.val, batch_size=2).batches(0))
+
+
+def remove(*parts: str) -> Callable[[Path], None]:
+    return lambda folder: shutil.rmtree(folder.joinpath(*parts))
+
+
+def empty(*parts: str) -> Callable[[Path], None]:
+    return lambda folder: [path.unlink() for path in folder.joinpath(*parts).iterdir()] and None
+
+
+@pytest.mark.parametrize(
+    ("damage", "root", "message"),
+    [
+        (None, None, r"imagefolder needs data.root=FOLDER"),
+        (None, "dat", r"data.root=.*/dat does not exist \(did you mean 'data'\?\)"),
+        (None, "no/such/place", r"data.root=.*/no/such/place does not exist$"),
+        (None, "data/train/ant/0.jpg", r"data.root=.*/0.jpg is not a folder"),
+        (None, ".", r"no train/ in data.root=.* \(did you mean data.root=.*/data\?\)"),
+        (None, "data/train", r"no train/ in data.root=.*/data/train \(did you mean data.root=.*/data\?\)"),
+        (remove("train"), "data", r"no train/ in data.root=.*/data$"),
+        (remove("val"), "data", r"no val/ in data.root=.*/data$"),
+        (remove("val", "bee"), "data", r"no class 'bee' in .*/data/val$"),
+        (remove("train", "bee"), "data", r"no class 'bee' in .*/data/train$"),
+        (empty("val", "cat"), "data", r"no images in .*/val/cat \(.jpg, .jpeg, .png"),
+        (empty("train", "cat"), "data", r"no images in .*/train/cat"),
+        (
+            lambda folder: [shutil.rmtree(p) for p in (folder / "val").iterdir()],
+            "data",
+            r"no class folders in .*/val \(expected .*/val/<class>/<image>\)",
+        ),
+    ],
+)
+def test_wrong_folders(folder: Path, damage: Callable[[Path], object] | None, root: str | None, message: str) -> None:
+    if damage:
+        damage(folder)
+    with pytest.raises(N2NError, match=message) as error:
+        load("imagefolder", root=root and folder.parent / root)
+    assert "\n" not in str(error.value)
+
+
+def test_many_missing_classes_are_counted(folder: Path, draw: Callable[..., None]) -> None:
+    for i in range(9):
+        draw(folder / "train" / f"n{i}" / "0.jpg", i)
+    with pytest.raises(N2NError, match=r"no class 'n0', 'n1', 'n2' and 6 more in .*/val"):
+        load("imagefolder", root=folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "message"),
+    [
+        ("shape", {}, r"unknown data 'shape' \(did you mean 'shapes'\?\); expected shapes, imagefolder"),
+        ("shapes", {"num_classes": 10}, "data shapes has 16 classes, not num_classes=10"),
+        ("shapes", {"train_images": 0}, "data.train_images must be a whole number >= 1, not 0"),
+        ("shapes", {"val_images": 1.5}, "data.val_images must be a whole number"),
+        ("shapes", {"image_size": 4}, "data.image_size must be a whole number >= 8, not 4"),
+        ("shapes", {"difficulty": -1}, r"data.difficulty must be a number in \[0, 4\]"),
+        ("shapes", {"augment": "imagenets"}, r"not 'imagenets' \(did you mean 'imagenet'\?\)"),
+        ("cifar10", {"image_size": 64}, "cifar10 has images of 32 px, not image_size=64"),
+    ],
+)
+def test_wrong_values(name: str, kwargs: dict, message: str) -> None:
+    with pytest.raises(N2NError, match=message):
+        load(name, **kwargs)
+
+
+def test_wrong_sizes_of_a_folder(folder: Path) -> None:
+    with pytest.raises(N2NError, match=r"resize_size 100 must be at least data.image_size 128"):
+        load("imagefolder", root=folder, image_size=128, resize_size=100)
+    with pytest.raises(N2NError, match=r"data.train_images=13, but there are only 12"):
+        load("imagefolder", root=folder, train_images=13)
+    with pytest.raises(N2NError, match=r"imagefolder has 3 classes, not num_classes=10"):
+        load("imagefolder", root=folder, num_classes=10)
+
+
+def test_fake_is_for_throughput() -> None:
+    data = load("fake", image_size=16, train_images=1000, val_images=10, num_classes=7, seed=3)
+    assert data.synthetic and data.num_classes == 7 and len(data.train) == 1000 and len(data.val) == 10
+    images, labels = next(train_loader(data.train, batch_size=64, seed=0).batches(0))
+    assert images.shape == (64, 3, 16, 16) and labels.max() < 7
+    assert len(data.train.images) == 256  # the memory of 256 images whatever their number
+
+
+class FakeCifar(CIFAR10):
+    """The class as it is after a download: arrays in memory."""
+
+    def __init__(self, root: str, train: bool, download: bool) -> None:
+        import numpy as np
+
+        n = 60 if train else 20
+        self.data = np.random.default_rng(train).integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)
+        self.targets = [i % 10 for i in range(n)]
+        self.classes = [str(i) for i in range(10)]
+
+
+def test_cifar10(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", FakeCifar)
+    data = load("cifar10", root=tmp_path, train_images=40)
+    assert len(data.train) == 40 and len(data.val) == 20 and data.num_classes == 10 and not data.synthetic
+    reference = FakeCifar("", False, False)
+    ((images, labels),) = eval_loader(data.val, batch_size=20).batches(0)
+    assert torch.equal(images.permute(0, 2, 3, 1), torch.from_numpy(reference.data))
+    assert labels.tolist() == reference.targets and data.train.augment == "crop"
+    with pytest.raises(N2NError, match=r"data.val_images=21, but there are only 20"):
+        load("cifar10", root=tmp_path, val_images=21)
+
+
+def test_cifar10_without_a_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise OSError("[Errno -3] Temporary failure\nin name resolution")
+
+    monkeypatch.setattr("torchvision.datasets.utils._urlretrieve", refuse)
+    with pytest.raises(N2NError, match=rf"cifar10: cannot be downloaded to data.root={tmp_path}") as error:
+        load("cifar10", root=tmp_path)
+    assert "\n" not in str(error.value)

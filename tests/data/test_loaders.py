@@ -1,0 +1,137 @@
+"""What every rank and worker sees, epoch by epoch, is a function of (seed, epoch)."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from n2n_cli.data import Source, eval_loader, load, train_loader
+from n2n_cli.data.sources import ArraySource
+from n2n_cli.errors import N2NError
+
+
+@pytest.fixture
+def source() -> ArraySource:
+    """100 images of which each tells its own index by its first pixel."""
+    images = torch.randint(256, (100, 3, 16, 16), dtype=torch.uint8)
+    images[:, 0, 0, 0] = torch.arange(100, dtype=torch.uint8)
+    return ArraySource(images, torch.arange(100), augment="crop")
+
+
+def collect(source: Source, epoch: int = 0, start: int = 0, **kwargs) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    loader = train_loader(source, **{"batch_size": 12, "seed": 0, **kwargs})
+    return list(loader.batches(epoch, start))
+
+
+def same(a: list[tuple[torch.Tensor, torch.Tensor]], b: list[tuple[torch.Tensor, torch.Tensor]]) -> bool:
+    return len(a) == len(b) and all(
+        torch.equal(x, u) and torch.equal(y, v) for (x, y), (u, v) in zip(a, b, strict=True)
+    )
+
+
+def test_epoch_is_a_permutation_without_the_rest(source: ArraySource) -> None:
+    batches = collect(source)
+    assert train_loader(source, batch_size=12, seed=0).steps_per_epoch == len(batches) == 8
+    seen = torch.cat([labels for _, labels in batches]).tolist()
+    assert len(set(seen)) == len(seen) == 96
+    assert seen != sorted(seen)
+    assert all(x.dtype == torch.uint8 and x.shape == (12, 3, 16, 16) for x, _ in batches)
+
+
+def test_order_depends_on_seed_and_epoch_only(source: ArraySource) -> None:
+    reference = collect(source)
+    assert same(reference, collect(source))
+    assert not same(reference, collect(source, epoch=1))
+    assert not same(reference, collect(source, seed=1))
+    loader = train_loader(source, batch_size=12, seed=0)
+    list(loader.batches(4))
+    assert same(reference, list(loader.batches(0)))
+
+
+def test_resuming_within_an_epoch(source: ArraySource) -> None:
+    reference = collect(source, epoch=3)
+    for start in (0, 1, 5, 8):
+        assert same(reference[start:], collect(source, epoch=3, start=start))
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_ranks_together_see_what_one_rank_sees(source: ArraySource, world_size: int) -> None:
+    parts = [collect(source, rank=rank, world_size=world_size) for rank in range(world_size)]
+    joined = [(torch.cat([x for x, _ in step]), torch.cat([y for _, y in step])) for step in zip(*parts, strict=True)]
+    assert same(collect(source), joined)
+
+
+@pytest.mark.parametrize(("images", "world_size", "batch_size"), [(100, 1, 30), (100, 3, 7), (5, 8, 2), (1, 2, 4)])
+def test_evaluation_sees_every_image_once(images: int, world_size: int, batch_size: int) -> None:
+    source = ArraySource(torch.randint(256, (images, 3, 8, 8), dtype=torch.uint8), torch.arange(images), "crop")
+    seen = []
+    for rank in range(world_size):
+        loader = eval_loader(source, batch_size=batch_size, rank=rank, world_size=world_size)
+        batches = list(loader.batches(0))
+        assert len(batches) == loader.steps_per_epoch
+        for x, y in batches:
+            assert len(y) <= batch_size and torch.equal(x, source.images[y])  # no augmentation
+            assert (y % world_size == rank).all()
+            seen += y.tolist()
+    assert sorted(seen) == list(range(images))
+
+
+def test_augmentation_differs_between_epochs_and_images(source: ArraySource) -> None:
+    source = ArraySource(source.images[:1].expand(100, -1, -1, -1), source.labels, "crop")
+    images = [torch.cat([x for x, _ in collect(source, epoch=e)]) for e in (0, 1)]
+    assert len(images[0].flatten(1).unique(dim=0)) > 40
+    assert not torch.equal(*images)
+    plain = ArraySource(source.images, source.labels, "none")
+    assert len(torch.cat([x for x, _ in collect(plain)]).flatten(1).unique(dim=0)) == 1
+
+
+@pytest.mark.parametrize("augment", ["crop", "imagenet"])
+def test_workers_change_nothing(folder: Path, augment: str) -> None:
+    data = load("imagefolder", root=folder, image_size=24, augment=augment)
+    reference = [collect(data.train, epoch=epoch, batch_size=4) for epoch in range(3)]
+    assert not same(reference[0], reference[1])
+    for workers in (1, 2):
+        loader = train_loader(data.train, batch_size=4, seed=0, workers=workers)
+        state = torch.get_rng_state()
+        assert all(same(reference[epoch], list(loader.batches(epoch))) for epoch in range(3))
+        assert same(reference[2][1:], list(loader.batches(2, 1)))
+        stopped = loader.batches(0)
+        next(stopped)
+        stopped.close()
+        assert same(reference[1], list(loader.batches(1)))
+        assert torch.equal(state, torch.get_rng_state())
+    plain = list(eval_loader(data.val, batch_size=4).batches(0))
+    assert same(plain, list(eval_loader(data.val, batch_size=4, workers=2).batches(0)))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_unreadable_image_is_named_without_a_traceback(folder: Path, workers: int) -> None:
+    bad = folder / "train" / "bee" / "1.jpg"
+    bad.write_bytes(bad.read_bytes()[:200])
+    data = load("imagefolder", root=folder, image_size=24)
+    with pytest.raises(N2NError, match=rf"unreadable image {bad}: ") as error:
+        list(train_loader(data.train, batch_size=4, seed=0, workers=workers).batches(0))
+    assert "\n" not in str(error.value) and "Traceback" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_killed_worker_is_one_line(folder: Path) -> None:
+    data = load("imagefolder", root=folder, image_size=24)
+    loader = train_loader(data.train, batch_size=2, seed=0, workers=1)
+    batches = loader.batches(0)
+    next(batches)
+    worker = loader._reader._loader._iterator._workers[0]  # type: ignore[attr-defined]
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.join()
+    with pytest.raises(N2NError, match=r"data workers: DataLoader worker .* exited|data workers: .*killed"):
+        list(batches)
+        list(loader.batches(1))
+
+
+def test_too_few_images_and_uneven_ranks(source: ArraySource) -> None:
+    with pytest.raises(N2NError, match="100 training images are too few for one batch of batch_size 128"):
+        train_loader(source, batch_size=128, seed=0)
+    with pytest.raises(N2NError, match="batch_size 32 does not divide into 3 equal parts"):
+        train_loader(source, batch_size=32, seed=0, world_size=3)

@@ -1,0 +1,113 @@
+"""Ranks are started, told apart, heard when they fail, and leave the parent as it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import training_worker as worker
+
+from n2n_cli.errors import N2NError
+from n2n_cli.training.launch import RankFailure, launch, run_rank
+from n2n_cli.training.ranks import Ranks, pick_device, ranks
+
+
+def jobs(*todo: dict[str, object]) -> list[str]:
+    return [json.dumps(list(todo))]
+
+
+def test_a_users_mistake_on_one_rank_is_the_same_line_here(capfd: pytest.CaptureFixture[str]) -> None:
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)}
+    environment = dict(os.environ)
+    with pytest.raises(N2NError) as caught:
+        launch("training_worker", jobs(dict(action="user_error", rank=1)), 2)
+    assert str(caught.value) == "image cat.jpg: unreadable, on one rank only"
+    assert {s: signal.getsignal(s) for s in handlers} == handlers
+    assert dict(os.environ) == environment
+    out, err = capfd.readouterr()
+    assert out == err == ""  # the caller prints the one line
+
+
+def test_a_bug_comes_with_its_traceback() -> None:
+    with pytest.raises(RankFailure, match=r"(?s)a rank failed:.*training_worker.py.*ZeroDivisionError: a bug"):
+        launch("training_worker", jobs(dict(action="crash", rank=0)), 2)
+
+
+def test_sigterm_on_one_rank_stops_all_at_the_same_saved_step(tmp_path: Path) -> None:
+    folder = worker.start(tmp_path / "run")
+    todo = [
+        dict(
+            action="sigterm_during_run",
+            rank=1,
+            folder=str(folder),
+            epochs=100000.0,
+            checkpoint_every_epochs=0,
+        )
+    ]
+    with pytest.raises(KeyboardInterrupt):
+        launch("training_worker", jobs(*todo), 2)
+    saved = sorted(p.name for p in (folder / "checkpoints").glob("step_*"))
+    assert len(saved) in (1, 2) and int(saved[-1][5:13]) > 0 and not (folder / "done.json").exists()
+
+
+def test_ctrl_c_in_the_parent_saves_and_interrupts(tmp_path: Path) -> None:
+    folder = worker.start(tmp_path / "run")
+
+    def interrupt() -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            if (folder / "metrics.jsonl").exists() and len((folder / "metrics.jsonl").read_bytes()) > 2000:
+                break
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            launch(
+                "training_worker",
+                jobs(dict(folder=str(folder), epochs=100000.0, checkpoint_every_epochs=0)),
+                2,
+            )
+    finally:
+        thread.join()
+    saved = [int(p.name[5:13]) for p in (folder / "checkpoints").glob("step_*")]
+    assert max(saved) > 0 and not (folder / "done.json").exists()
+
+
+def test_run_rank_without_an_agent(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCHELASTIC_ERROR_FILE", raising=False)
+
+    def mistake() -> None:
+        raise N2NError("one line")
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    assert run_rank(mistake) == 2
+    assert capsys.readouterr().err == "n2n: error: one line\n"
+    assert run_rank(interrupted) == 130
+    assert run_rank(lambda: None) == 0
+    assert run_rank(lambda: 1 / 0) == 1
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with ranks("cpu") as mine:
+        assert mine == Ranks() and mine.main and mine.any(True) and not mine.any(False)
+
+
+def test_devices_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(N2NError, match=r"device='cuba'.*did you mean 'cuda'"):
+        pick_device("cuba")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert pick_device("auto").type == "cpu"
+    with pytest.raises(N2NError, match="finds no CUDA device"):
+        pick_device("cuda")

@@ -1,0 +1,242 @@
+"""The loop: what it writes, when it is done, what stops it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+import training_worker as worker
+
+from n2n_cli.errors import N2NError
+from n2n_cli.training import checkpoint
+from n2n_cli.training.evaluate import Normalize
+from n2n_cli.training.optim import lr_at
+from n2n_cli.training.ranks import Ranks
+from n2n_cli.training.runlog import read_rows
+from n2n_cli.training.state import Run
+
+
+def test_the_loop_is_plain_sgd(tmp_path: Path) -> None:
+    """Against a hand-written loop: same batches, momentum, schedule, clipping, weight decay by shape."""
+    folder = worker.start(tmp_path / "run")
+    changes = dict(optimizer=dict(name="sgd", momentum=0.9, weight_decay=0.01), label_smoothing=0.1, clip_grad_norm=0.3)
+    worker.run(folder, **changes, channels_last=False)
+    torch.manual_seed(3)
+    model, loader = worker.Tiny(), worker.MemoryLoader(train=True)
+    normalize = Normalize(worker.MEAN, worker.STD, torch.device("cpu"))
+    buffers = [torch.zeros_like(p) for p in model.parameters()]
+    losses = []
+    for step, (images, labels) in enumerate([*loader.batches(0), *loader.batches(1)]):
+        loss = F.cross_entropy(model(normalize(images)), labels, label_smoothing=0.1)
+        losses.append(loss.item())
+        grads = torch.autograd.grad(loss, list(model.parameters()))
+        norm = torch.sqrt(sum((g**2).sum() for g in grads))
+        lr = lr_at(step, base_lr=0.05, total_steps=10)
+        with torch.no_grad():
+            for p, g, b in zip(model.parameters(), grads, buffers, strict=True):
+                g = g * min(1.0, 0.3 / float(norm)) + (0.01 * p if p.ndim > 1 else 0)
+                b.mul_(0.9).add_(g)
+                p -= lr * b
+    state = checkpoint.load(checkpoint.resolve(folder))
+    for key, value in model.state_dict().items():
+        torch.testing.assert_close(state["model"][key], value, rtol=1e-4, atol=1e-5, msg=key)
+    first = read_rows(folder / "metrics.jsonl")[2]
+    assert first["step"] == 3 and first["train/loss"] == pytest.approx(sum(losses[:3]) / 3, rel=1e-5)
+
+
+def test_what_a_run_leaves(tmp_path: Path) -> None:
+    folder = worker.start(tmp_path / "run")
+    summary = worker.run(folder, ema_decay=0.9)
+    assert json.loads((folder / "done.json").read_text()) == summary
+    assert summary["step"] == 10 and summary["images"] == 80 and summary["epochs"] == 2.0
+    rows = read_rows(folder / "metrics.jsonl")
+    evaluated = [r for r in rows if "val/top1" in r]
+    assert [r["step"] for r in evaluated] == [0, 2, 5, 10]
+    assert [r["step"] for r in rows if "train/loss" in r] == [3, 6, 9, 10]
+    assert summary["start"]["val/top1"] == evaluated[0]["val/top1"]
+    assert summary["final"]["val/loss"] == evaluated[-1]["val/loss"]
+    assert summary["best"]["val/top1"] == max(r["val/top1"] for r in evaluated)
+    assert rows[-1].keys() >= {"step", "epoch", "images", "time_s", "lr", "perf/images_per_s", "train/top1", "val/top5"}
+    state = checkpoint.load(checkpoint.resolve(folder))
+    assert state["lineage"] == worker.LINEAGE and state["config"] == "a: 1\n"
+    weights = checkpoint.weights(state)
+    assert not torch.equal(weights["classifier.weight"], state["model"]["classifier.weight"])
+    assert len(list((folder / "checkpoints").glob("step_*"))) == 2
+
+
+def test_a_finished_run_returns_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = worker.start(tmp_path / "run")
+    summary = worker.run(folder)
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+    monkeypatch.setattr(Run, "__init__", lambda *_, **__: pytest.fail("it started again"))
+    assert worker.run(folder) == summary
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == before
+
+
+def test_killed_between_last_checkpoint_and_done(tmp_path: Path) -> None:
+    folder = worker.start(tmp_path / "run")
+    summary = worker.run(folder)
+    (folder / "done.json").unlink()
+    again = worker.run(folder)
+    assert again == summary and (folder / "done.json").exists()
+
+
+def test_zero_epochs_only_evaluates(tmp_path: Path) -> None:
+    folder = worker.start(tmp_path / "run")
+    summary = worker.run(folder, epochs=0)
+    assert summary["step"] == 0 and summary["start"] == summary["final"] == summary["best"]
+    assert [r["step"] for r in read_rows(folder / "metrics.jsonl")] == [0]
+
+
+def test_start_accuracy_is_the_checkpoints(tmp_path: Path) -> None:
+    """A run starts at the weights of its start checkpoint, not at the model's it is given."""
+    a, b = worker.start(tmp_path / "a"), worker.start(tmp_path / "b", seed=9)
+    assert worker.run(a, epochs=0)["start"]["val/loss"] != worker.run(b, epochs=0)["start"]["val/loss"]
+
+
+@pytest.mark.parametrize("accumulate", [2, 3, 8])
+def test_accumulated_gradients_are_the_batchs(tmp_path: Path, accumulate: int) -> None:
+    """Without batch norm a step does not depend on its micro-batches, even ones of different sizes."""
+    states = []
+    for n in (1, accumulate):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(
+            torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(196, 4)
+        )
+        folder = tmp_path / str(n)
+        checkpoint.save(folder / "checkpoints", {"format": 1, "model": model.state_dict(), "step": 0}, step=0)
+        run = Run(
+            folder, model, worker.options(accumulate=n), ranks=Ranks(), steps_per_epoch=5,
+            lineage={}, config="", mean=worker.MEAN, std=worker.STD,
+        )  # fmt: skip
+        for images, labels in worker.MemoryLoader(train=True).batches(0):
+            run.optimizer_step(images, labels)
+        states.append((model.state_dict(), run.training_means()))
+    for key, value in states[0][0].items():
+        torch.testing.assert_close(states[1][0][key], value, rtol=1e-4, atol=1e-5)
+    assert states[1][1] == pytest.approx(states[0][1], rel=1e-4)
+
+
+def test_auxiliary_heads_are_trained_by_their_weight(tmp_path: Path) -> None:
+    losses = []
+    for weight in (0.0, 1.0):
+        folder = worker.start(tmp_path / str(weight), aux=True)
+        worker.run(folder, model=dict(aux=True), aux_weight=weight)
+        state = checkpoint.load(checkpoint.resolve(folder))["model"]
+        torch.manual_seed(3)
+        moved = (state["aux.weight"] - worker.Tiny(aux=True).aux.weight).abs().max().item()  # type: ignore[union-attr]
+        losses.append((moved, read_rows(folder / "metrics.jsonl")[2]["train/loss"]))
+    assert losses[0][0] == 0 and losses[1][0] > 1e-3
+    assert losses[1][1] > losses[0][1] + 1
+
+
+def test_a_loss_that_is_not_finite(tmp_path: Path) -> None:
+    folder = worker.start(tmp_path / "run")
+    with pytest.raises(N2NError, match=r"training loss of step \d+ is (nan|inf) \(lr 1e\+25\)") as caught:
+        worker.run(folder, lr=1e25, schedule=dict(name="constant"), log_every=100, epochs=4.0)
+    assert "\n" not in str(caught.value)
+    state = checkpoint.load(checkpoint.resolve(folder))
+    assert all(bool(v.isfinite().all()) for v in state["model"].values() if state["step"] == 0)
+
+
+@pytest.mark.parametrize(
+    "changes, line",
+    [
+        (dict(accumulate=9), "training.accumulate=9: expected 1 to 8"),
+        (dict(precision="fp8"), "training.precision='fp8'"),
+        (dict(optimizer=dict(name="adam")), "optim.name='adam'"),
+        (dict(schedule=dict(name="step")), "step_epochs above 0"),
+        (dict(model=dict(aux=True)), "holds another network"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(tmp_path: Path, changes: dict[str, object], line: str) -> None:
+    folder = worker.start(tmp_path / "run")
+    with pytest.raises(N2NError, match=line) as caught:
+        worker.run(folder, **changes)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+
+
+def test_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(N2NError, match="no good checkpoint"):
+        (tmp_path / "empty").mkdir()
+        worker.run(tmp_path / "empty")
+    with pytest.raises(N2NError, match="no run folder"):
+        worker.run(tmp_path / "missing")
+
+
+def test_a_loader_that_ends_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        worker.MemoryLoader, "batches", lambda self, epoch, start_step=0: iter(()) if self.train else self_val(self)
+    )
+
+    def self_val(loader: worker.MemoryLoader) -> object:
+        return iter([(loader.images, loader.labels)])
+
+    with pytest.raises(N2NError, match="training data ended at step 0, short of 5 steps an epoch"):
+        worker.run(worker.start(tmp_path / "run"))
+
+
+def test_ctrl_c_saves_the_step_and_resumes(tmp_path: Path) -> None:
+    whole, folder = worker.start(tmp_path / "whole"), worker.start(tmp_path / "run")
+    worker.run(whole, epochs=3.0)
+    original = worker.MemoryLoader.batches
+
+    def interrupting(self: worker.MemoryLoader, epoch: int, start_step: int = 0) -> object:
+        for i, batch in enumerate(original(self, epoch, start_step)):
+            if self.train and epoch == 1 and i == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield batch
+
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker.MemoryLoader, "batches", interrupting)
+        with pytest.raises(KeyboardInterrupt, match="stopped after step 7 and saved"):
+            worker.run(folder, epochs=3.0)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+    assert checkpoint.load(checkpoint.resolve(folder))["step"] == 7
+    worker.run(folder, epochs=3.0)
+    a, b = (checkpoint.load(checkpoint.resolve(f))["model"] for f in (whole, folder))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+SIGTERM = """
+import sys
+import training_worker as worker
+print("up", flush=True)
+worker.run(sys.argv[1], epochs=1e6, checkpoint_every_epochs=0)
+"""
+
+
+def test_sigterm_from_outside(tmp_path: Path) -> None:
+    folder = worker.start(tmp_path / "run")
+    process = subprocess.Popen([sys.executable, "-c", SIGTERM, str(folder)], stderr=subprocess.PIPE)
+    metrics, deadline = folder / "metrics.jsonl", time.monotonic() + 60
+    while not (metrics.exists() and metrics.stat().st_size > 1000) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert b"KeyboardInterrupt: stopped after step" in err
+    assert checkpoint.load(checkpoint.resolve(folder))["step"] > 0
+
+
+def test_bf16_and_channels_last_train(tmp_path: Path) -> None:
+    full, half = worker.start(tmp_path / "fp32"), worker.start(tmp_path / "bf16")
+    a = worker.run(full, channels_last=False)["final"]["val/loss"]
+    b = worker.run(half, precision="bf16", channels_last=True)["final"]["val/loss"]
+    assert a != b and b == pytest.approx(a, rel=0.05)
+    assert all(v.dtype != torch.bfloat16 for v in checkpoint.load(checkpoint.resolve(half))["model"].values())
+
+
+@pytest.mark.slow
+def test_compiled(tmp_path: Path) -> None:
+    plain, compiled = worker.start(tmp_path / "plain"), worker.start(tmp_path / "compiled")
+    a = worker.run(plain)["final"]["val/loss"]
+    assert worker.run(compiled, compile=True)["final"]["val/loss"] == pytest.approx(a, rel=1e-3)

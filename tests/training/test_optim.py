@@ -1,0 +1,142 @@
+"""Optimizers against hand-written references in fp64, schedules as literal lists."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from n2n_cli.errors import N2NError
+from n2n_cli.training.optim import build_optimizer, lr_at, parameter_groups
+from n2n_cli.training.options import FitOptions
+from n2n_cli.training.schedule import evaluation_steps, multiples, step_seed
+
+
+def small() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 2)).double()
+
+
+def gradients(model: nn.Module, step: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    return [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in model.parameters()]
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.01])
+def test_rmsprop_is_tensorflows(momentum: float, weight_decay: float) -> None:
+    model, decay, eps = small(), 0.9, 1.0
+    optimizer = build_optimizer(
+        model, name="rmsprop", lr=0.1, momentum=momentum, weight_decay=weight_decay, decay=decay, eps=eps
+    )
+    expected = [p.detach().tolist() if p.ndim == 0 else p.detach().clone() for p in model.parameters()]
+    square = [torch.ones_like(p) for p in expected]
+    buffer = [torch.zeros_like(p) for p in expected]
+    for step in range(5):
+        lr = 0.1 * 0.5**step
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        for i, (p, g) in enumerate(zip(model.parameters(), gradients(model, step), strict=True)):
+            p.grad = g.clone()
+            if p.ndim > 1:
+                g = g + weight_decay * expected[i]
+            square[i] = decay * square[i] + (1 - decay) * g**2
+            buffer[i] = momentum * buffer[i] + lr * g / torch.sqrt(square[i] + eps)
+            expected[i] = expected[i] - buffer[i]
+        optimizer.step()
+    for p, e in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(p.detach(), e, rtol=1e-13, atol=1e-13)
+
+
+def test_rmsprop_is_not_torchs() -> None:
+    """Negative control: with the same numbers torch.optim.RMSprop goes elsewhere."""
+    ours, theirs = small(), small()
+    a = build_optimizer(ours, name="rmsprop", lr=0.1, momentum=0.9, decay=0.9, eps=1.0)
+    b = torch.optim.RMSprop(theirs.parameters(), lr=0.1, momentum=0.9, alpha=0.9, eps=1.0)
+    for step in range(3):
+        for model, optimizer in ((ours, a), (theirs, b)):
+            for p, g in zip(model.parameters(), gradients(model, step), strict=True):
+                p.grad = g
+            optimizer.step()
+    gap = max((p - q).abs().max() for p, q in zip(ours.parameters(), theirs.parameters(), strict=True))
+    assert gap > 0.01
+
+
+def test_sgd_decays_weights_only() -> None:
+    model = small()
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer = build_optimizer(model, name="sgd", lr=0.5, momentum=0.0, weight_decay=0.1)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    for p, b in zip(model.parameters(), before, strict=True):
+        torch.testing.assert_close(p.detach(), b * (0.95 if b.ndim > 1 else 1.0))
+    decayed, plain = parameter_groups(model, 0.1)
+    assert [p.ndim for p in decayed["params"]] == [4, 2] and all(p.ndim == 1 for p in plain["params"])
+    assert len(plain["params"]) == 4
+
+
+@pytest.mark.parametrize(
+    "arguments, line",
+    [
+        (dict(name="rmsprob"), r"optim.name='rmsprob': expected one of sgd, rmsprop \(did you mean 'rmsprop'\?\)"),
+        (dict(name="rmsprop", nesterov=True), "nesterov"),
+        (dict(name="sgd", nesterov=True, momentum=0.0), "nesterov"),
+    ],
+)
+def test_wrong_optimizers(arguments: dict[str, object], line: str) -> None:
+    with pytest.raises(N2NError, match=line):
+        build_optimizer(small(), lr=0.1, **arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "arguments, factors",
+    [
+        (dict(name="constant"), [1, 1, 1, 1, 1, 1, 1, 1]),
+        (dict(name="constant", warmup_steps=4), [0.25, 0.5, 0.75, 1, 1, 1, 1, 1]),
+        (dict(name="step", step_steps=3, factor=0.1), [1, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.01]),
+        (dict(name="exponential", step_steps=2, factor=0.25), [1, 0.5, 0.25, 0.125, 1 / 16, 1 / 32, 1 / 64, 1 / 128]),
+        (dict(name="cosine"), [1, 0.961940, 0.853553, 0.691342, 0.5, 0.308658, 0.146447, 0.038060]),
+        (dict(name="cosine", warmup_steps=4), [0.25, 0.5, 0.75, 1, 1, 0.853553, 0.5, 0.146447]),
+    ],
+)
+def test_schedules(arguments: dict[str, object], factors: list[float]) -> None:
+    rates = [lr_at(s, base_lr=2.0, total_steps=8, **arguments) for s in range(8)]  # type: ignore[arg-type]
+    assert rates == pytest.approx([2 * f for f in factors], abs=1e-6)
+
+
+def test_schedule_ends_at_zero_and_stays() -> None:
+    assert lr_at(8, base_lr=1.0, total_steps=8) == pytest.approx(0.0, abs=1e-12)
+    assert lr_at(99, base_lr=1.0, total_steps=8) == pytest.approx(0.0, abs=1e-12)
+    assert math.isfinite(lr_at(0, base_lr=1.0, total_steps=0))
+
+
+def test_wrong_schedules() -> None:
+    with pytest.raises(N2NError, match=r"did you mean 'cosine'"):
+        lr_at(0, base_lr=1.0, total_steps=8, name="cosin")
+    with pytest.raises(N2NError, match="step_epochs above 0"):
+        lr_at(0, base_lr=1.0, total_steps=8, name="step")
+    with pytest.raises(N2NError, match="optim.schedule.warm"):
+        FitOptions(1, 1, 1, schedule={"name": "step", "warm": 1}).schedule_at(10)
+
+
+def test_schedule_epochs_become_steps() -> None:
+    options = FitOptions(1, 1, 1, schedule=dict(name="step", warmup_epochs=0.5, step_epochs=30, factor=0.16))
+    assert options.schedule_at(11) == {"name": "step", "factor": 0.16, "warmup_steps": 6, "step_steps": 330}
+
+
+def test_when_to_evaluate() -> None:
+    steps = evaluation_steps(30, 10, evals_first_epoch=4, eval_every_epochs=1.0)
+    assert sorted(steps) == [0, 2, 5, 8, 10, 20, 30]
+    assert sorted(evaluation_steps(25, 10, evals_first_epoch=0, eval_every_epochs=0.75)) == [0, 8, 15, 22, 25]
+    assert sorted(evaluation_steps(3, 10, evals_first_epoch=20, eval_every_epochs=0)) == [0, 1, 2, 3]
+    assert evaluation_steps(0, 10, evals_first_epoch=4, eval_every_epochs=1.0) == {0}
+    assert multiples(0.01, 10, 4) == {1, 2, 3, 4}
+    assert multiples(0.0, 10, 4) == set()
+
+
+def test_step_seeds_differ() -> None:
+    seeds = {step_seed(s, t, r) for s in range(3) for t in range(50) for r in range(4)}
+    assert len(seeds) == 600 and all(0 <= s < 2**63 for s in seeds)
