@@ -51,10 +51,11 @@ def run(command: str, line: Line) -> None:
         def task(cfg: DictConfig) -> None:
             try:
                 run_job(command, typed(command, cfg))
-            except N2NError as error:
+            except (N2NError, OSError) as error:
+                told = error if isinstance(error, N2NError) else _no_file(error)
                 if os.getpid() != here:  # a launcher's own process
-                    raise
-                failed.append(error)  # raised from here, Hydra would print a line of its own
+                    raise told from error
+                failed.append(told)  # raised from here, Hydra would print a line of its own
 
         app = hydra.main(version_base="1.3", config_path=str(config.conf_dir()), config_name=command)(task)
         try:
@@ -72,7 +73,9 @@ def run(command: str, line: Line) -> None:
 
 def typed(command: str, cfg: Any) -> Any:
     """The checked dataclass of a composed config; Hydra's own node is left out."""
-    shown = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+    # evaluate has these groups only so that data=imagefolder can name its companions in every command.
+    left_out = ("hydra", "model", "optim", "training") if command == "evaluate" else ("hydra",)
+    shown = OmegaConf.masked_copy(cfg, [key for key in cfg if key not in left_out])
     return config.check(command, OmegaConf.to_container(shown, resolve=True))  # type: ignore[arg-type]
 
 
@@ -175,6 +178,15 @@ def _one_line_errors(command: str, line: Line) -> Iterator[None]:
         yield
     except (HydraException, OmegaConfBaseException) as error:
         raise N2NError(_explain(error, command)) from error
+    except OSError as error:  # Hydra could not make a folder
+        raise _no_file(error) from error
+
+
+def _no_file(error: OSError) -> N2NError:
+    """A file or folder that cannot be read or written, in one line; other errors of the system stay errors."""
+    if error.filename is None:
+        raise error
+    return N2NError(f"{error.filename}: {error.strerror}")
 
 
 def _explain(error: BaseException, command: str) -> str:
@@ -191,6 +203,7 @@ def _explain(error: BaseException, command: str) -> str:
         if isinstance(link, MissingConfigException) and link.missing_cfg_file:
             group, _, name = str(link.missing_cfg_file).rpartition("/")
             options = [str(option) for option in link.options or []]
+            options = options or sorted(path.stem for path in (config.conf_dir() / group).glob("*.yaml"))
             if not group:
                 return f"no config '{name}' in {config.conf_dir()} or --config-dir"
             return f"unknown {group} '{name}'{suggest(name, options)}; choose from {', '.join(options)}"
@@ -204,6 +217,8 @@ def _explain(error: BaseException, command: str) -> str:
         if key in keys:
             return f"'{key}' does not go with the chosen {key.rsplit('.', 1)[0]}"
         return f"unknown key '{key}'{near_key(key, keys)}"
+    if "token recognition error" in text:
+        return f"{' '.join(text.split())}: put special characters in quotes, such as \"out='ü'\""
     if found := re.search(r"Ambiguous value for argument '([^'=]+)=(.*)'", text):
         key, value = found[1], found[2]
         several = f", or write {key}=[{value}] for a list" if config.takes(keys.get(key), list) else ""

@@ -465,7 +465,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
                 return _value(part, value, where)
             except _Mismatch as mismatch:
                 expected.append(str(mismatch))
-        raise _Mismatch(" or ".join(expected))
+        raise _Mismatch(", or ".join(expected))
     if origin is Literal:
         if any(value == choice and type(value) is type(choice) for choice in args):
             return value

@@ -55,6 +55,7 @@ def translate(command: str, words: list[str]) -> Line:
     keys = config.keys(command)
     line, rest = Line(), list(words)
     positional = POSITIONAL.get(command)
+    multirun = not {"-m", "--multirun"}.isdisjoint(words)
     while rest:
         word = rest.pop(0)
         name, equals, value = word.partition("=")
@@ -76,14 +77,18 @@ def translate(command: str, words: list[str]) -> Line:
                 raise N2NError(f"--config-dir: no such folder: {value}")
             line.flags[flag] = value
         elif re.match(r"--?[A-Za-z]", word):
-            line.overrides.append(_flag(keys, name, value if equals else None, rest, "-m" in words))
+            line.overrides.append(_flag(keys, name, value if equals else None, rest, multirun))
         elif equals or word.startswith("~"):
-            line.overrides.append(_open(keys, word))
+            path = name in PATHS and not (multirun and "," in value)
+            line.overrides.append(_open(keys, f"{name}={quote(value)}" if path and value else word))
         elif positional:
             line.overrides.append(f"{positional}={quote(word) if positional != 'study' else word}")
             positional = None
         else:
             raise N2NError(_stray(command, word))
+    for override in line.overrides:
+        if command == "evaluate" and override.lstrip("+~").startswith(("model", "optim", "training")):
+            raise N2NError(f"'{override}': evaluate takes all but data from the checkpoint")
     if command in ("evaluate", "inspect") and line.runs:
         key = POSITIONAL[command]
         if not any(override.startswith(f"{key}=") for override in line.overrides):
@@ -94,7 +99,7 @@ def translate(command: str, words: list[str]) -> Line:
 
 def _flag(keys: dict[str, object], flag: str, value: str | None, rest: list[str], multirun: bool) -> str:
     key = resolve(keys, flag)
-    hint = keys[key]
+    hint = keys.get(key)
     if value is None:
         has_value = bool(rest) and not re.match(r"--?[A-Za-z]", rest[0])
         if config.takes(hint, bool) and not (
@@ -105,23 +110,25 @@ def _flag(keys: dict[str, object], flag: str, value: str | None, rest: list[str]
             value = rest.pop(0)
         else:
             raise N2NError(f"{flag} needs a value: {flag} VALUE")
-    if config.takes(hint, list) and "," in value and not value.startswith("["):
+    scalar = "," not in value and any(config.takes(hint, kind) for kind in (str, float))
+    if config.takes(hint, list) and not scalar and value != "null" and not value.startswith("["):
         value = f"[{value}]"
     elif key in PATHS and not (multirun and "," in value):
         value = quote(value)
-    return f"{key}={value}"
+    return _open(keys, f"{key}={value}")
 
 
 def _open(keys: dict[str, object], word: str) -> str:
-    """Keys below a dictionary, such as ``model.kwargs.NAME``, are the user's own: Hydra wants ``++`` for those."""
-    parents = [key for key, hint in keys.items() if config.takes(hint, dict) and word.startswith(f"{key}.")]
-    return f"++{word}" if parents and parents[0] != "ops" else word
+    """The keys of a dictionary, such as ``model.kwargs.NAME``, are the user's own: Hydra wants ``++`` for them."""
+    free = [key for key, hint in keys.items() if key != "ops" and config.takes(hint, dict)]
+    return f"++{word}" if any(word.startswith((f"{key}.", f"{key}={{")) for key in free) else word
 
 
 def resolve(keys: dict[str, object], flag: str) -> str:
     """The key that ``--flag`` names: itself, or the only field called so. Raises N2NError."""
     name = flag.lstrip("-").replace("-", "_")
-    if name in keys:
+    free = [key for key, hint in keys.items() if key != "ops" and config.takes(hint, dict)]
+    if name in keys or any(name.startswith(f"{key}.") for key in free):
         return name
     found = [key for key in keys if key.endswith(f".{name}")]
     fields = [key for key in found if key.count(".") == 1] or found  # a group's own before those inside it
@@ -145,7 +152,7 @@ def near_key(word: str, keys: dict[str, object], before: str = "") -> str:
 
 def quote(value: str) -> str:
     """A path as Hydra's grammar reads it back, whatever characters it has."""
-    if re.fullmatch(r"[\w./~-]+", value) or value[:1] in "'\"" or value == "null":
+    if re.fullmatch(r"[A-Za-z0-9_./~-]+", value) or value[:1] in "'\"" or value == "null":
         return value
     escaped = value.replace("\\", "\\\\") if value.endswith("\\") else value
     return "'" + escaped.replace("'", "\\'") + "'"

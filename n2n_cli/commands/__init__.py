@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from n2n_cli.commands import folders
+from n2n_cli.config import RunConfig
+from n2n_cli.errors import N2NError
 
 _MODULES = {"train_teacher": "train", "train_student": "train"}
 
@@ -14,10 +16,17 @@ _MODULES = {"train_teacher": "train", "train_student": "train"}
 def check_job(command: str, cfg: Any) -> Path:
     """What can be said of a job before it starts, without torch; its folder. Raises N2NError."""
     folder = folders.job_folder(command, cfg)
-    if folder.exists() and not folder.is_dir():
-        from n2n_cli.errors import N2NError
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise N2NError(f"out: {path} is a file, expected a folder")
+    if isinstance(cfg, RunConfig) and (cfg.device == "cuda" or (cfg.device == "auto" and cfg.devices > 1)):
+        import torch
 
-        raise N2NError(f"out: {folder} is a file, expected a folder")
+        found = torch.cuda.device_count()
+        if found < cfg.devices and (found or cfg.device == "cuda"):
+            raise N2NError(
+                f"devices: {cfg.devices} on CUDA, but PyTorch finds {found} here; device=cpu runs on the CPU"
+            )
     return folder
 
 

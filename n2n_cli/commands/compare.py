@@ -57,22 +57,29 @@ def _finish(plan: Plan, cfg: Compare, number: int, total: int, study: Path) -> b
         done = grow.from_teacher(plan, cfg)
     if done is None:
         return False
-    from n2n_cli import studies
-
-    studies.write(study, title=cfg.study.title, command=_command())
+    _write(cfg, study)
     return True
 
 
 def _show(cfg: Compare, study: Path, fresh: int, total: int) -> None:
     from n2n_cli import studies
 
-    paths = studies.write(study, title=cfg.study.title, command=_command())
+    report, curves = study / "report.html", study / "curves.png"
+    newest = max(done.stat().st_mtime for done in study.glob("*/done.json"))
+    if not (report.exists() and curves.exists() and report.stat().st_mtime >= newest):
+        _write(cfg, study)
     print(studies.table_text(studies.statistics(studies.collect(study))))
     if not fresh:
         print(f"all {total} runs were done already")
-    print(f"report: {paths.report}")
-    print(f"curves: {paths.curves}")
+    print(f"report: {report}")
+    print(f"curves: {curves}")
     print(f"tensorboard --logdir {study}", flush=True)
+
+
+def _write(cfg: Compare, study: Path) -> None:
+    from n2n_cli import studies
+
+    studies.write(study, title=cfg.study.title, command=_command())
 
 
 def _command() -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra.core.hydra_config import HydraConfig
 
 from n2n_cli import config, data
 from n2n_cli.commands import common
@@ -23,7 +24,8 @@ def run(cfg: config.Evaluate, command: str) -> None:
     path = checkpoint.resolve(Path(cfg.checkpoint))
     model, state = common.load_network(path)
     stored = stored_config(state, path)
-    images = common.dataset(data_config(stored.data, cfg.data))
+    own_size = not any(word.startswith("data.image_size=") for word in HydraConfig.get().overrides.task)
+    images = common.dataset(data_config(stored.data, cfg.data, own_size))
     classes = state["lineage"]["steps"][0].get("num_classes")
     if classes is not None and classes != images.num_classes:
         raise N2NError(f"{path} has {classes} classes, the data {images.name} has {images.num_classes}")
@@ -51,14 +53,14 @@ def stored_config(state: dict[str, Any], path: Path) -> config.RunConfig:
         raise N2NError(f"{path}: cannot read the config inside: {' '.join(str(error).split())}") from error
 
 
-def data_config(stored: config.Data, wanted: config.SomeData) -> config.Data:
-    """The checkpoint's data with what the user typed; another data set at the checkpoint's image size."""
+def data_config(stored: config.Data, wanted: config.SomeData, own_size: bool) -> config.Data:
+    """The checkpoint's data with what the user typed; ``own_size``: at the checkpoint's image size."""
     typed = {key: value for key, value in asdict(wanted).items() if value is not None}
     base = asdict(stored)
     if typed.get("name", stored.name) != stored.name:
-        base = {key: None for key in base} | {"augment": "auto", "seed": 0, "image_size": stored.image_size}
-        if stored.image_size is not None:
-            typed.pop("image_size", None)
+        base = dict.fromkeys(base) | {"augment": "auto", "seed": 0}
+        if own_size:
+            typed["image_size"] = stored.image_size
     merged = config.Data(**(base | typed))
     config.check_data(merged)
     return merged

@@ -116,8 +116,8 @@ def find_teacher(cfg: Grow) -> Path:
 
 def run_config(cfg: RunConfig, plan: Plan) -> dict[str, Any]:
     """What config.yaml of a run says: plain data."""
-    tree = {field.name: getattr(cfg, field.name) for field in dataclasses.fields(RunConfig)}
-    tree = {key: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for key, v in tree.items()}  # type: ignore[call-overload]
+    every = dataclasses.asdict(cfg)
+    tree = {field.name: every[field.name] for field in dataclasses.fields(RunConfig)}
     return {
         "arm": plan.arm,
         **tree,

@@ -46,16 +46,16 @@ def prepare(plan: Plan, cfg: RunConfig) -> None:
         classes = teacher.eval()(batch).shape[1]
     if classes != images.num_classes:
         raise N2NError(f"teacher: {plan.teacher} has {classes} classes, {cfg.data.name} has {images.num_classes}")
-    grown = grow(teacher, state["lineage"], plan.op, cfg, images, batch, plan.seed)
-    say(f"{LABELS[plan.op.name]}: {plan.teacher} -> {plan.folder}")
+    grown, to = grow(teacher, state["lineage"], plan.op, cfg, images, batch, plan.seed)
+    say(f"{LABELS[plan.op.name]} from {plan.teacher}")
     for row in table(teacher, grown.student):
         say(row)
     for note in grown.notes:
         say(f"  note: {note}")
-    gap = {"eval": grown.gap.eval, "train": grown.gap.train}
     proof = grown.gap
     say(f"  function gap: eval {proof.eval:.1e}, train {proof.train:.1e} ({proof.kind}, floor {proof.floor:.1e})")
-    steps = lineage.grow(state["lineage"], grown.recipe)
+    steps = lineage.grow(state["lineage"], grown.recipe, to)
+    gap = {"eval": proof.eval, "train": proof.train}
     common.write_run(plan, cfg, "grow", grown.student, steps, images, gap)
 
 
@@ -67,50 +67,61 @@ def grow(
     images: data.Dataset,
     batch: torch.Tensor,
     seed: int,
-) -> growth.Growth:
-    """The student of one op. ``steps``: the teacher's lineage; ``batch``: normalised images."""
+) -> tuple[growth.Growth, dict[str, Any] | None]:
+    """The student of one op, and its constructor's arguments if it has one of its own.
+
+    ``steps``: the teacher's lineage; ``batch``: normalised images ``[N, 3, H, W]``.
+    """
+    torch.manual_seed(seed)  # a constructor draws the weights of random init and the padding of random pad
     if isinstance(op, ToWider):
-        plan = op.factor if op.factor is not None else dict(op.layers) or standard(cfg.model, images)
+        to = standard(cfg.model, images) if op.factor is None and not op.layers else None
+        plan = op.factor or dict(op.layers) or models.build(**(to or {}))
         if isinstance(op, Wider):
-            return growth.widen(teacher, batch, plan, seed=seed, noise=op.noise)
+            return growth.widen(teacher, batch, plan, seed=seed, noise=op.noise), to
         operator = {"random_pad": growth.random_pad, "random_init": growth.random_init}[op.name]
-        return operator(teacher, batch, plan, seed=seed)
+        return operator(teacher, batch, plan, seed=seed), to
     assert isinstance(op, ToDeeper)
-    sites = op.sites if op.sites is not None else deeper_constructor(teacher, steps, op.pairs, cfg.model)
+    to = deeper_constructor(teacher, steps, op.pairs, cfg.model) if op.sites is None else None
+    torch.manual_seed(seed)
+    sites = op.sites if to is None else models.build(**to)
     if isinstance(op, Deeper):
         calibration = calibration_batches(cfg, images, op.calibration_batches)
-        return growth.deepen(teacher, batch, sites, pairs=op.pairs, calibration=calibration, seed=seed)
+        return growth.deepen(teacher, batch, sites, pairs=op.pairs, calibration=calibration), to
     if isinstance(sites, nn.Module):
-        return growth.random_init(teacher, batch, sites, seed=seed)
-    shapes = growth.deepen(teacher, batch, sites, pairs=op.pairs, calibration=[batch], seed=seed).student
-    return growth.random_init(teacher, batch, shapes, seed=seed)
+        grown = growth.random_init(teacher, batch, sites, seed=seed)
+    else:
+        shapes = growth.deepen(teacher, batch, sites, pairs=op.pairs)
+        grown = growth.random_init(teacher, batch, shapes.student, seed=seed, reset=True)
+        grown.recipe = {**shapes.recipe, "seed": seed}
+    grown.recipe["op"] = op.name
+    return grown, to
 
 
-def standard(cfg: Model, images: data.Dataset) -> nn.Module:
-    """The student that the network's own constructor builds at ``model.width``."""
+def standard(cfg: Model, images: data.Dataset) -> dict[str, Any]:
+    """Constructor's arguments of the student at ``model.width``: the shapes to grow to."""
     if cfg.width == cfg.teacher_width:
         raise N2NError(
             f"op: teacher and student are the same network ({cfg.name}, width {cfg.width:g}); "
             "give op.factor=1.5, op.layers={PATTERN: FACTOR} or another model.width"
         )
-    return models.build(**common.network(cfg, cfg.width, images))
+    return common.network(cfg, cfg.width, images)
 
 
-def deeper_constructor(teacher: nn.Module, steps: dict[str, Any], pairs: int, cfg: Model) -> nn.Module | None:
-    """Our families' own network: the teacher's layers and ``pairs`` more pairs; None without one."""
+def deeper_constructor(teacher: nn.Module, steps: dict[str, Any], pairs: int, cfg: Model) -> dict[str, Any] | None:
+    """Constructor's arguments of our families' network: the teacher's layers and ``pairs`` more pairs; or None."""
     built = steps["steps"][0]
     if built["name"] not in models.OURS:
         return None
     arguments = {**built["kwargs"], "name": built["name"], "num_classes": built["num_classes"]}
     have = {name: value.shape for name, value in teacher.state_dict().items()}
-    widths = dict.fromkeys([arguments.pop("width", 1.0), cfg.width])  # a widened teacher has the student's width
-    there = arguments.pop("extra_pairs", 0)
+    widths = dict.fromkeys([arguments.get("width", 1.0), cfg.width])  # a widened teacher has the student's width
+    there = arguments.get("extra_pairs", 0)
     for width in widths:
         for times in range(1, 4):  # a deepened teacher has more pairs than it was built with
-            student = models.build(**arguments, width=width, extra_pairs=there + times * pairs)
-            shapes = {name: value.shape for name, value in student.state_dict().items()}
+            arguments |= {"width": width, "extra_pairs": there + times * pairs}
+            shapes = {name: value.shape for name, value in models.build(**arguments).state_dict().items()}
             if have.keys() < shapes.keys() and all(shapes[name] == shape for name, shape in have.items()):
-                return student
+                return arguments
     return None
 
 

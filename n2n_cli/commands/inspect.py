@@ -26,7 +26,8 @@ def run(cfg: config.Inspect, command: str) -> None:
         size = size or stored_config(state, path).data.image_size
     else:
         small = {"stem": "small"} if cfg.target.endswith("_tiny") else {}
-        arguments = {"name": cfg.target, "num_classes": cfg.num_classes, "width": cfg.width} | small | cfg.kwargs
+        arguments: dict[str, Any] = {"name": cfg.target, "num_classes": cfg.num_classes, "width": cfg.width}
+        arguments |= {**small, **cfg.kwargs}
         model, steps, title = models.build(**arguments), lineage.start(**arguments), cfg.target
         size = size or (32 if small else 299 if cfg.target == "inception_v3" else None)
     size = size or 224

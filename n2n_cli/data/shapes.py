@@ -28,15 +28,17 @@ CLASS_NAMES = tuple(f"{texture} {shape}" for shape in SHAPES for texture in TEXT
 class Difficulty(NamedTuple):
     """What makes the task hard; every field is multiplied by the dial."""
 
-    noise: float = 0.10
+    rotation: float = 0.3
+    """Largest rotation of the object either way, in radians."""
+    noise: float = 0.03
     """Standard deviation of the pixel noise, of the range [0, 1]."""
-    fade: float = 0.30
+    fade: float = 0.2
     """How much of the contrast (object to background, texture to object) an image may lose at most."""
-    grating: float = 0.10
+    grating: float = 0.02
     """Largest amplitude of the background's own grating."""
-    clutter: float = 3.0
+    clutter: float = 0.6
     """Mean number of small things behind the object (of at most 6)."""
-    occlusion: float = 0.4
+    occlusion: float = 0.1
     """Probability of a bar across the object."""
 
 
@@ -100,7 +102,7 @@ def _draw(classes: Tensor, size: int, hard: Difficulty, random: torch.Generator)
 
     # The object.
     place = CANVAS / 2 - 10.5
-    u, v = _rotate(x - column(-place, place), y - column(-place, place), column(0, 2 * math.pi))
+    u, v = _rotate(x - column(-place, place), y - column(-place, place), column(-hard.rotation, hard.rotation))
     distance = _shape_distance(classes // len(TEXTURES), u, v, column(8.0, 12.0))
     u, v = _rotate(x - column(-4, 4), y - column(-4, 4), column(0, math.pi))
     pattern = _texture(classes % len(TEXTURES), u, v, column(5.0, 7.0))

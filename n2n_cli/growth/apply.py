@@ -192,9 +192,9 @@ def _seen_by_operations(model: nn.Module, structure: Structure, mappings: Mappin
             continue
         for attribute, value in vars(module).items():
             if type(value) is int and not attribute.startswith("_"):
-                new = sizes.get(value, {value}) - ({value} if len(sizes.get(value, ())) > 1 else set())
-                if len(new) == 1 and new != {value}:
-                    out.setdefault(path, {})[attribute] = new.pop()
+                became = sizes.get(value, {value}) - {value}
+                if len(became) == 1:
+                    out.setdefault(path, {})[attribute] = became.pop()
     return out
 
 

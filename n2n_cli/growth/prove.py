@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
 
 from n2n_cli.growth.errors import GrowthError
-from n2n_cli.growth.record import NoRandom, at_least_two, call, mode, module_path, named_buffers
+from n2n_cli.growth.record import NoRandom, at_least_two, call, mode, module_path, slots
 
 TOLERANCE = 1e-10  # relative, in fp64
 PROOF_IMAGES = 4
@@ -44,7 +44,7 @@ def outputs(model: nn.Module, batch: Any, *, training: bool) -> list[Tensor]:
         torch.random.fork_rng(devices=[]),
         module_path(model) as where,
     ):
-        buffers = {name: tensor.clone() for name, tensor in named_buffers(model)}
+        buffers = {name: tensor.clone() for name, tensor in slots(model, buffers_only=True)}
         torch.manual_seed(0)  # a random operation that NoRandom does not know draws alike twice
         try:
             with NoRandom():

@@ -180,7 +180,7 @@ def _record(model: nn.Module, example_input: Any, whole: Any, training: bool, de
         stack.enter_context(torch.random.fork_rng(devices=[]))
         state: dict[str, Tensor] = {}
         twins: dict[int, Tensor] = {}
-        for name, tensor in [*model.named_parameters(remove_duplicate=False), *named_buffers(model)]:
+        for name, tensor in slots(model):
             state[name] = twins.setdefault(id(tensor), twin(tensor))
         prepare = (lambda t: twin(at_least_two(t))) if training else twin
         example = tree_map(lambda t: prepare(t) if isinstance(t, Tensor) else t, example_input)
@@ -206,3 +206,17 @@ def _record(model: nn.Module, example_input: Any, whole: Any, training: bool, de
 
 def named_buffers(model: nn.Module) -> list[tuple[str, Tensor]]:
     return list(model.named_buffers(remove_duplicate=False))
+
+
+def slots(model: nn.Module, *, buffers_only: bool = False) -> list[tuple[str, Tensor]]:
+    """Every place that holds a tensor, once: a tied tensor has several places, a shared module is one.
+
+    ``functional_call`` swaps by name; naming the places of a shared module twice would leave it swapped.
+    """
+    found: list[tuple[str, Tensor]] = []
+    for path, module in model.named_modules():
+        held = [] if buffers_only else [*module._parameters.items()]
+        for name, tensor in [*held, *module._buffers.items()]:
+            if tensor is not None:
+                found.append((f"{path}.{name}" if path else name, tensor))
+    return found

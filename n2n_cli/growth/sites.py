@@ -170,17 +170,18 @@ def set_identity(layer: nn.Module) -> None:
     elif isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         if layer.in_channels != layer.out_channels:
             raise ValueError(f"it maps {layer.in_channels} to {layer.out_channels} channels")
+        sizes = [(int(k), int(d)) for k, d in zip(layer.kernel_size, layer.dilation, strict=True)]
+        paddings = [0] * len(sizes) if isinstance(layer.padding, str) else [int(p) for p in layer.padding]
         centred = layer.padding == "same" or all(
-            2 * p == d * (k - 1) and k % 2
-            for p, d, k in zip(layer.padding, layer.dilation, layer.kernel_size, strict=True)  # type: ignore[arg-type]
+            2 * p == d * (k - 1) and k % 2 for p, (k, d) in zip(paddings, sizes, strict=True)
         )
         if any(s != 1 for s in layer.stride) or not centred:
             raise ValueError("it is strided, or its padding does not keep the size")
         weight.zero_()
         inner = layer.in_channels // layer.groups
-        centre = tuple(k // 2 for k in layer.kernel_size)
         channel = torch.arange(layer.out_channels)
-        weight[(channel, channel % inner, *centre)] = 1.0
+        flat = weight.view(layer.out_channels, inner, -1)  # every axis is odd, so the middle is the centre
+        flat[channel, channel % inner, flat.shape[2] // 2] = 1.0
     else:
         raise ValueError(f"{type(layer).__name__} has no identity weights")
     if layer.bias is not None:

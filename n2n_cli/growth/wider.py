@@ -240,12 +240,7 @@ def first_difference(
     results: list[list[tuple[str, Tensor]]] = []
     for model in (teacher, student):
         seen: list[tuple[str, Tensor]] = []
-        hooks = [
-            module.register_forward_hook(
-                lambda _, __, out, name=name: seen.append((name, out.clone())) if isinstance(out, Tensor) else None
-            )
-            for name, module in model.named_modules()
-        ]
+        hooks = [module.register_forward_hook(_watch(seen, name)) for name, module in model.named_modules()]
         try:
             outputs(model, prepared(teacher, batch), training=False)
         except GrowthError:

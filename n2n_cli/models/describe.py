@@ -50,9 +50,7 @@ def layers(model: nn.Module, image_size: int) -> list[Layer]:
     layers counts for the first. MACs are a layer's own: what a layer inside it does is that layer's.
     """
     meta = _on_meta(model)
-    named = [
-        (name, module) for name, module in meta.named_modules() if any(True for _ in module.parameters(False))
-    ]
+    named = [(name, module) for name, module in meta.named_modules() if any(True for _ in module.parameters(False))]
     counter = FlopCounterMode(display=False)
     flops: dict[nn.Module, int] = dict.fromkeys((module for _, module in named), 0)
     shapes: dict[nn.Module, tuple[int, ...]] = {}
@@ -97,9 +95,7 @@ def _on_meta(model: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {}
     for tensor in chain(model.parameters(), model.buffers()):
         meta = torch.empty_like(tensor, device="meta")
-        memo[id(tensor)] = (
-            nn.Parameter(meta, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else meta
-        )
+        memo[id(tensor)] = nn.Parameter(meta, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else meta
     return copy.deepcopy(model, memo).eval()
 
 

@@ -57,9 +57,7 @@ class Branches(nn.ModuleDict):
 class Inception(nn.Module):
     """stem -> inception -> pool -> dropout -> fc; input ``[N, 3, H, W]``, logits ``[N, num_classes]``."""
 
-    def __init__(
-        self, stem: nn.Module, inception: nn.Module, features: int, num_classes: int, dropout: float
-    ):
+    def __init__(self, stem: nn.Module, inception: nn.Module, features: int, num_classes: int, dropout: float):
         super().__init__()
         self.stem = stem
         self.inception = inception

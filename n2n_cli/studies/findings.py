@@ -53,14 +53,15 @@ def findings(arms: Sequence[ArmStatistics]) -> list[Finding]:
 def verdict(a: ArmStatistics, b: ArmStatistics, diff: Difference) -> str:
     """Who ended higher, by how much, and whether the seeds settle it. ``diff`` is a minus b."""
     (high, low), wins = ((a, b), diff.higher) if diff.mean >= 0 else ((b, a), diff.lower)
-    by = f"{100 * abs(diff.mean):.1f} points"
+    by = _points(diff.mean)
     if diff.mean == 0 and diff.n > 1:
         return f"{_with_final(a)} and {_with_final(b)} tie: their means are equal"
     if diff.mean == 0:
         return f"{_with_final(a)} and {_with_final(b)} end level on the one seed that both have"
     if diff.interval is None:
-        where = "one seed" if a.n == b.n == 1 else "the one seed that both have"
-        return f"{_with_final(high)} ends {by} above {_with_final(low)}, on {where}"
+        if a.n != b.n:  # the means would be over other seeds
+            return f"{high.label} ends {by} above {low.label} on the one seed that both have"
+        return f"{_with_final(high)} ends {by} above {_with_final(low)}, on one seed"
     evidence = f"95% interval {_interval(diff, 1 if high is a else -1)}; higher in {wins} of {diff.n} seeds"
     if diff.tie:
         return (
@@ -88,7 +89,7 @@ def _starts(students: Sequence[ArmStatistics]) -> list[str]:
             exact.append(arm)
             continue
         mean = sum(deltas) / len(deltas)
-        side = f"{100 * abs(mean):.1f} points {'above' if mean > 0 else 'below'} its teacher"
+        side = f"{_points(mean)} {'above' if mean > 0 else 'below'} its teacher"
         proof = f", function gap {gap(arm.gap)}" if arm.gap is not None else ""
         others.append(f"{arm.label} at {_percent(arm.start)} ({side}{proof})")
     texts = []
@@ -236,6 +237,12 @@ def _interval(diff: Difference, sign: int = 1) -> str:
     """The 95 % interval in points; ``sign`` -1 for b minus a."""
     low, high = sorted(100 * sign * end for end in diff.interval or (diff.mean, diff.mean))
     return f"{_signed(low)} to {_signed(high)}"
+
+
+def _points(value: float) -> str:
+    """A difference without its sign; a small one is not rounded to nothing: ``0.05 points``."""
+    size = 100 * abs(value)
+    return f"{size:.1f} points" if size >= 0.095 else f"{size:.2g} points"
 
 
 def _signed(value: float) -> str:

@@ -9,6 +9,7 @@ A custom-scalars layout pins the charts that matter.
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -79,7 +80,7 @@ def _layout(averaged: bool) -> Event:
     metadata = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="custom_scalars"))
     tensor = TensorProto(dtype=DT_STRING, string_val=[layout.SerializeToString()])
     value = Summary.Value(tag="custom_scalars__config__", tensor=tensor, metadata=metadata)
-    return Event(summary=Summary(value=[value]))
+    return Event(wall_time=time.time(), summary=Summary(value=[value]))
 
 
 def _write(folder: Path, events: Sequence[Event]) -> None:

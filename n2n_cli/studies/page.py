@@ -22,8 +22,8 @@ h2 { font-size: 1.22rem; font-weight: 600; margin: 2.8rem 0 .7rem; }
 h2 .no { color: var(--soft); font-weight: 400; margin-right: .6em; }
 p { margin: .5rem 0; }
 .meta { color: var(--soft); margin: 0; }
-.synthetic { border-left: 3px solid var(--note); padding: .1rem 0 .1rem .9rem; margin: 1.3rem 0 0; }
-.synthetic strong { color: var(--note); }
+.notice { border-left: 3px solid var(--note); padding: .1rem 0 .1rem .9rem; margin: 1.3rem 0 0; }
+.notice strong { color: var(--note); }
 dl { display: grid; grid-template-columns: 11rem minmax(0, 42rem); gap: .75rem 1.2rem; margin: .8rem 0; }
 dt { font-style: italic; }
 dd { margin: 0; }

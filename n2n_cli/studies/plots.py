@@ -186,7 +186,7 @@ def _draw(arm: ArmStatistics, look: tuple[str, str, Any], panels: tuple[Axes, Ax
             axes.plot(*read(one.run), color=colour, linewidth=0.7, alpha=0.7, linestyle=dashes)
         marks: dict[str, Any] = {} if axes is panels[2] else {"marker": marker, "markersize": 4.2, "markeredgewidth": 0}
         axes.plot(steps, mean, color=colour, linewidth=1.7, linestyle=dashes, **marks)
-    label = arm.label if arm.n else f"{arm.label}, unfinished"
+    label = arm.title if arm.n else f"{arm.title}, unfinished"
     return Line2D([], [], color=colour, linewidth=1.7, linestyle=dashes, marker=marker, markersize=5, label=label)
 
 
@@ -253,7 +253,7 @@ def _finals(arms: Sequence[ArmStatistics], axes: Axes, theme: dict[str, str]) ->
     teachers = [arm.final for arm in rows if arm.arm == "teacher" and arm.final is not None]
     for final in teachers[:1]:
         axes.axvline(final.mean, color=theme["teacher"], linewidth=1.1, linestyle=(0, (6, 3)), zorder=1.5)
-    axes.set_yticks(range(len(rows)), [arm.label.replace(" (", "\n(") for arm in rows], color=theme["ink"])
+    axes.set_yticks(range(len(rows)), [arm.title.replace(" (", "\n(") for arm in rows], color=theme["ink"])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)

@@ -57,11 +57,14 @@ class Run:
         return f"{self.arm}-lr{self.info.get('lr_scale', 1)}-epochs{self.info.get('epochs', '')}"
 
     @property
-    def label(self) -> str:
-        """The arm's name for people, with what is not the default: ``Net2Wider (noise 0.2, lr ×0.3)``."""
-        words = [_words(*found) for found in _VARIANT.findall(self.key.removeprefix(self.arm))]
-        name = str(self.info.get("label") or self.arm)
-        return f"{name} ({', '.join(words)})" if words else name
+    def name(self) -> str:
+        """The arm's name for people: ``Net2Wider``."""
+        return str(self.info.get("label") or self.arm)
+
+    @property
+    def variant(self) -> list[str]:
+        """What is not the default, from the folder's name: ``["noise 0.2", "lr ×0.3"]``."""
+        return [_words(*found) for found in _VARIANT.findall(self.key.removeprefix(self.arm))]
 
     @property
     def evaluations(self) -> list[Evaluation]:
@@ -85,8 +88,12 @@ class Run:
 
 def _words(name: str, value: str) -> str:
     value = value.removeprefix("-")
-    special = {"lr": f"lr ×{value}", "epochs": f"{value} epochs", "teacher": f"teacher of {value} epochs"}
+    special = {"lr": f"lr ×{value}", "epochs": _epochs(value), "teacher": f"teacher of {_epochs(value)}"}
     return special.get(name) or f"{'teacher' if name == 'from' else name} {value}"
+
+
+def _epochs(value: str) -> str:
+    return f"{value} epoch" if value == "1" else f"{value} epochs"
 
 
 def collect(folder: str | Path) -> list[Run]:

@@ -66,6 +66,11 @@ class ArmStatistics:
     unfinished: list[RunStatistics]
 
     @property
+    def title(self) -> str:
+        """The label as it stands in a table."""
+        return self.label[:1].upper() + self.label[1:]
+
+    @property
     def n(self) -> int:
         return len(self.runs)
 
@@ -194,17 +199,18 @@ def run_statistics(run: Run) -> RunStatistics:
 def statistics(runs: Iterable[Run]) -> list[ArmStatistics]:
     """The arms (one a key, see `Run.key`) in the order of ``runs``.
 
-    Beside an arm of another rate, the one with the default rate is labelled with its rate too.
+    Labels tell the arms apart: what all students share is left out, and beside an arm of another learning rate
+    the default rate is told too.
     """
     groups: dict[str, list[RunStatistics]] = {}
     for run in runs:
         groups.setdefault(run.key, []).append(run_statistics(run))
-    rated = {group[0].run.arm for group in groups.values() if "lr ×" in group[0].run.label}
+    labels = _labels({key: group[0].run for key, group in groups.items()})
     return [
         ArmStatistics(
             key=key,
             arm=group[0].run.arm,
-            label=_label(group[0].run, rated),
+            label=labels[key],
             runs=[one for one in group if one.run.finished],
             unfinished=[one for one in group if not one.run.finished],
         )
@@ -212,11 +218,20 @@ def statistics(runs: Iterable[Run]) -> list[ArmStatistics]:
     ]
 
 
-def _label(run: Run, rated: set[str]) -> str:
-    if run.arm not in rated or "lr ×" in run.label or run.info.get("lr_scale") is None:
-        return run.label
-    rate = f"lr ×{run.info['lr_scale']:g}"
-    return f"{run.label[:-1]}, {rate})" if run.label.endswith(")") else f"{run.label} ({rate})"
+def _labels(runs: dict[str, Run]) -> dict[str, str]:
+    """``Net2Wider (noise 0.2, lr ×0.3)`` by key."""
+    labels = {}
+    for key, run in runs.items():
+        peers = [other for other in runs.values() if (other.arm == "teacher") == (run.arm == "teacher")]
+        common = set.intersection(*(set(other.variant) for other in peers))
+        if len(peers) == 1 and run.arm != "teacher":
+            common = set()
+        words = [word for word in run.variant if word not in common]
+        rates = {other.info.get("lr_scale") for other in runs.values() if other.arm == run.arm}
+        if len(rates) > 1 and not any(word.startswith("lr ×") for word in words):
+            words.append(f"lr ×{run.info.get('lr_scale', 1):g}")
+        labels[key] = f"{run.name} ({', '.join(words)})" if words else run.name
+    return labels
 
 
 def difference(a: ArmStatistics, b: ArmStatistics) -> Difference | None:

@@ -59,7 +59,7 @@ def gap(value: float | None) -> str:
 def cells(arm: ArmStatistics) -> list[str]:
     """One arm's row, as text, in the order of `HEAD`."""
     return [
-        arm.label,
+        arm.title,
         str(arm.n),
         spread(arm.start),
         to_teacher(arm, arm.steps_to_teacher),
@@ -97,7 +97,7 @@ def table_csv(arms: Sequence[ArmStatistics]) -> str:
             values += [None, None] if summary is None else [_round(summary.mean), _round(summary.sd)]
         reached = None if arm.teacher is None else len(arm.reached)
         last = [arm.gap, arm.parameters, arm.info("lr"), arm.info("epochs")]
-        writer.writerow([arm.key, arm.label, arm.n, reached, *values, *last])
+        writer.writerow([arm.key, arm.title, arm.n, reached, *values, *last])
     return out.getvalue()
 
 

@@ -58,7 +58,8 @@ class Run:
         self.schedule = options.schedule_at(steps_per_epoch)
         self.channels_last = use_channels_last(options.channels_last)
         self.normalize = Normalize(mean, std, ranks.device, self.channels_last)
-        self.autocast_dtype = autocast_dtype(options.precision, ranks.device)
+        size = sum(p.numel() for p in model.parameters())
+        self.autocast_dtype = autocast_dtype(options.precision, ranks.device, size)
 
         memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
         self.model = model.to(ranks.device).to(memory_format=memory_format).train()

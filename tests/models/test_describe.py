@@ -81,7 +81,5 @@ def test_model_is_left_untouched(name: str) -> None:
 def test_wrong_image_size_is_one_line() -> None:
     with torch.device("meta"):
         model = build("vit_b_16", 10)
-    with pytest.raises(
-        N2NError, match=r"VisionTransformer does not take images of 32 px: Wrong image height"
-    ):
+    with pytest.raises(N2NError, match=r"VisionTransformer does not take images of 32 px: Wrong image height"):
         macs(model, 32)

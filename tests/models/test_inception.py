@@ -117,9 +117,7 @@ def test_width_scales_modules_and_not_the_stem(name: str, stem: str) -> None:
 def test_deeper_has_all_names_of_the_shallower(name: str, pairs_at: str) -> None:
     shallow = {k: v.shape for k, v in meta(name, 10).state_dict().items()}
     for pairs in (2, 4):
-        deep = {
-            k: v.shape for k, v in meta(name, 10, extra_pairs=pairs, pairs_at=pairs_at).state_dict().items()
-        }
+        deep = {k: v.shape for k, v in meta(name, 10, extra_pairs=pairs, pairs_at=pairs_at).state_dict().items()}
         assert shallow.items() <= deep.items()
         assert len(deep) > len(shallow)
         shallow = deep

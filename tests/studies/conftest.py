@@ -41,7 +41,8 @@ def synthesize(
     unfinished: tuple[str, ...] = (),
     synthetic: bool = True,
 ) -> Path:
-    """Run folders ``<arm>[-variant]-seed<seed>``; ``finals`` sets the last accuracy of an arm's seeds exactly."""
+    """Run folders ``<arm>[-variant]-seed<seed>``; ``finals`` sets the last accuracy of an arm's seeds"
+    " exactly."""
     plain = [(arm, arm, 1.0 if "init" in arm or arm == "teacher" else 0.1) for arm in arms]
     for name, arm, lr_scale in [*plain, *variants]:
         for seed in range(seeds):
@@ -70,9 +71,7 @@ def write_run(
 ) -> None:
     noise = random.Random(f"{arm} {seed} {lr_scale}")
     start, end, tau, parameters, gap = CURVES[arm]
-    shift = random.Random(seed).gauss(
-        0, 0.004
-    )  # a seed's teacher is better or worse, and its students with it
+    shift = random.Random(seed).gauss(0, 0.004)  # a seed's teacher is better or worse, and its students with it
     end = round((end + shift + noise.gauss(0, 0.003)) * 2000) / 2000 if final is None else final
     teacher = folder.parent / f"teacher-seed{seed}"
     if start == 0.900 and (teacher / "done.json").exists():
@@ -108,24 +107,12 @@ def write_run(
             }
             rows.append(row | train)
         if step in evaluations:
-            top = (
-                start
-                if step == 0
-                else end
-                if step == total
-                else start + (end - start) * way + noise.gauss(0, 0.002)
-            )
+            top = start if step == 0 else end if step == total else start + (end - start) * way + noise.gauss(0, 0.002)
             top = round(top * 2000) / 2000 if final is None else top
-            rows.append(
-                row | {"val/loss": 2.8 * (1 - top), "val/top1": top, "val/top5": min(1.0, top + 0.08)}
-            )
-    steps = [
-        {"op": "build", "name": "inception_bn_tiny", "num_classes": 16, "kwargs": {"width": 0.5477225575}}
-    ]
+            rows.append(row | {"val/loss": 2.8 * (1 - top), "val/top1": top, "val/top5": min(1.0, top + 0.08)})
+    steps = [{"op": "build", "name": "inception_bn_tiny", "num_classes": 16, "kwargs": {"width": 0.5477225575}}]
     if arm != "teacher":
-        steps.append(
-            {"op": arm, "seed": seed, "factor": None, "noise": 0.0, "groups": {"a.conv": [0, 1, 2, 0]}}
-        )
+        steps.append({"op": arm, "seed": seed, "noise": 0.0, "to": {"name": "inception_bn_tiny", "num_classes": 16}})
     info = {
         "format": 1, "command": "compare baselines", "arm": arm, "label": LABELS[arm], "seed": seed,
         "parameters": parameters, "macs": parameters * 70, "lr": 0.1 * lr_scale, "lr_scale": lr_scale,
@@ -137,11 +124,11 @@ def write_run(
     (folder / "run.json").write_text(json.dumps(info))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "config.yaml").write_text(
-        f"seed: {seed}\nepochs: {epochs}\nout: runs\ndevices: 1\nmodel:\n  name: inception_bn_tiny\n  width: 1.0\n"
-        "  stem: small\ndata:\n  name: shapes\n  train_images: 12000\n  val_images: 2000\n  image_size: 32\n"
-        "optim:\n  name: sgd\n  lr: 0.1\n  momentum: 0.9\n  weight_decay: 0.005\n  schedule:\n    name: cosine\n"
-        "    warmup_epochs: 0\ntraining:\n  batch_size: 32\n  ema_decay: 0.99\n  label_smoothing: 0.0\n"
-        "  precision: auto\n" + ("" if arm == "teacher" else f"op:\n  name: {arm}\nlr_scale: {lr_scale}\n")
+        f"seed: {seed}\nepochs: {epochs}\nout: runs\ndevices: 1\nmodel:\n  name: inception_bn_tiny\n  width:"
+        " 1.0\n  stem: small\ndata:\n  name: shapes\n  train_images: 12000\n  val_images: 2000\n  image_size:"
+        " 32\noptim:\n  name: sgd\n  lr: 0.1\n  momentum: 0.9\n  weight_decay: 0.005\n  schedule:\n    name:"
+        " cosine\n    warmup_epochs: 0\ntraining:\n  batch_size: 32\n  ema_decay: 0.99\n  label_smoothing:"
+        " 0.0\n  precision: auto\n" + ("" if arm == "teacher" else f"op:\n  name: {arm}\nlr_scale: {lr_scale}\n")
     )
     if finished:
         scores = {"val/top1": top, "val/top5": min(1.0, top + 0.08), "val/loss": 2.8 * (1 - top)}

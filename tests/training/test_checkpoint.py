@@ -138,12 +138,12 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path, monkeypatch: 
 
 
 def test_one_writer_a_folder(tmp_path: Path) -> None:
-    with checkpoint.exclusive(tmp_path):
-        with (
-            pytest.raises(CheckpointError, match="being trained by another process"),
-            checkpoint.exclusive(tmp_path, 0.2),
-        ):
-            pass
+    with (
+        checkpoint.exclusive(tmp_path),
+        pytest.raises(CheckpointError, match="being trained by another process"),
+        checkpoint.exclusive(tmp_path, 0.2),
+    ):
+        pass
     with checkpoint.exclusive(tmp_path):
         pass
 
@@ -153,7 +153,8 @@ import sys, torch
 from pathlib import Path
 from n2n_cli.training import checkpoint
 for step in range(1, 10**6):
-    checkpoint.save(Path(sys.argv[1]), {"format": 1, "model": {"w": torch.full((200_000,), float(step))}, "step": step}, step=step)
+    state = {"format": 1, "model": {"w": torch.full((200_000,), float(step))}, "step": step}
+    checkpoint.save(Path(sys.argv[1]), state, step=step)
     print(step, flush=True)
 """
 

@@ -144,7 +144,7 @@ def test_a_loss_that_is_not_finite(tmp_path: Path) -> None:
         worker.run(folder, lr=1e25, schedule=dict(name="constant"), log_every=100, epochs=4.0)
     assert "\n" not in str(caught.value)
     state = checkpoint.load(checkpoint.resolve(folder))
-    assert all(bool(v.isfinite().all()) for v in state["model"].values() if state["step"] == 0)
+    assert state["step"] == 0  # what is not finite is never saved
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ def test_wrong_schedules() -> None:
         lr_at(0, base_lr=1.0, total_steps=8, name="cosin")
     with pytest.raises(N2NError, match="step_epochs above 0"):
         lr_at(0, base_lr=1.0, total_steps=8, name="step")
-    with pytest.raises(N2NError, match="optim.schedule.warm"):
+    with pytest.raises(N2NError, match=r"optim\.schedule\.warm"):
         FitOptions(1, 1, 1, schedule={"name": "step", "warm": 1}).schedule_at(10)
 
 

@@ -102,10 +102,14 @@ def test_outputs() -> None:
         main_output({"out": logits})
 
 
-def test_precision_names() -> None:
-    assert autocast_dtype("fp32", CPU) is None and autocast_dtype("bf16", CPU) == torch.bfloat16
+def test_precision_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert autocast_dtype("fp32", CPU, 10) is None and autocast_dtype("bf16", CPU, 10) == torch.bfloat16
+    monkeypatch.setattr("n2n_cli.training.precision._cpu_has_bf16", lambda: True)
+    assert autocast_dtype("auto", CPU, 10_000) is None and autocast_dtype("auto", CPU, 10**6) == torch.bfloat16
+    monkeypatch.setattr("n2n_cli.training.precision._cpu_has_bf16", lambda: False)
+    assert autocast_dtype("auto", CPU, 10**6) is None
     with pytest.raises(N2NError, match=r"did you mean 'bf16'"):
-        autocast_dtype("bf61", CPU)
+        autocast_dtype("bf61", CPU, 10)
     assert use_channels_last("true") and not use_channels_last(False)
     with pytest.raises(N2NError, match="expected auto, true or false"):
         use_channels_last("yes")
@@ -165,7 +169,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     runlog = RunLog(tmp_path, start_step=0, total_steps=10, progress=False)
     runlog._file.close()
     runlog._file = type("Full", (), {"write": full, "close": lambda self: None})()
-    with pytest.raises(N2NError, match="metrics.jsonl: No space left on device"):
+    with pytest.raises(N2NError, match=r"metrics\.jsonl: No space left on device"):
         runlog.row(1, epoch=0.1, images=1, time_s=0.0)
     runlog.close()
 

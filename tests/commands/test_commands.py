@@ -1,0 +1,244 @@
+"""The commands, typed one after the other in an empty folder, on a few images."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import n2n_cli
+from n2n_cli import cli
+from n2n_cli.training import checkpoint
+
+FEW = [
+    "data.train_images=192",
+    "data.val_images=80",
+    "training.default_epochs={teacher:1,student:1}",
+    "training.evals_first_epoch=2",
+    "training.log_every=2",
+    "device=cpu",
+]
+
+
+def n2n(*words: str) -> None:
+    assert cli.main([*words, *FEW]) == 0
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An empty folder in which the three commands were typed with no argument but the size."""
+    folder = tmp_path_factory.mktemp("place")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        n2n("train", "teacher")
+        n2n("grow", "--op", "wider")
+        patch.setenv("N2N_TEST_DONE", str([p.stat().st_mtime_ns for p in sorted(folder.rglob("done.json"))]))
+        n2n("compare", "baselines")
+        yield folder
+
+
+@pytest.fixture(autouse=True)
+def _there(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+
+
+def setting(place: Path) -> Path:
+    (folder,) = (path.parent.parent for path in place.glob("runs/inception_bn_tiny-shapes-*/teacher-seed0/run.json"))
+    return folder
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_compare_reuses_teacher_and_student(place: Path) -> None:
+    study = setting(place)
+    arms = ["teacher", "wider", "random_pad", "random_init", "deeper", "deep_random_init"]
+    for arm in arms:
+        assert read(study / f"{arm}-seed0" / "done.json")["step"] == 6
+        assert read(study / f"{arm}-seed0" / "run.json")["arm"] == arm
+    first_two = [(study / f"{arm}-seed0" / "done.json").stat().st_mtime_ns for arm in ("teacher", "wider")]
+    assert str(first_two) == os.environ["N2N_TEST_DONE"]
+    for name in ("report.html", "curves.png", "table.csv"):
+        assert (study / name).stat().st_size > 100
+
+
+def test_a_run_folder_holds_what_it_should(place: Path) -> None:
+    run = setting(place) / "wider-seed0"
+    names = {path.name for path in run.iterdir()}
+    assert {"config.yaml", "metrics.jsonl", "run.json", "done.json", "checkpoints"} <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    assert not list(place.rglob(".hydra")) and not list(place.rglob("*.log"))
+    info, config = read(run / "run.json"), yaml.safe_load((run / "config.yaml").read_text())
+    assert info["lr"] == pytest.approx(0.1 * config["optim"]["lr"]) and info["synthetic"] is True
+    assert [step["op"] for step in info["lineage"]["steps"]] == ["build", "wider"]
+    assert rows(run)[0].keys() >= {"step", "epoch", "images", "time_s", "val/top1", "val/top5", "val/loss"}
+
+
+def test_a_grown_student_starts_at_its_teachers_accuracy(place: Path) -> None:
+    teacher = rows(setting(place) / "teacher-seed0")[-1]
+    for arm in ("wider", "deeper"):
+        start = rows(setting(place) / f"{arm}-seed0")[0]
+        assert start["step"] == 0
+        assert (start["val/top1"], start["val/top5"]) == (teacher["val/top1"], teacher["val/top5"])
+        gap = read(setting(place) / f"{arm}-seed0" / "run.json")["function_gap"]
+        assert max(gap.values()) < 1e-10
+    random = read(setting(place) / "random_init-seed0" / "run.json")  # the control
+    assert random["function_gap"]["eval"] > 1e-2
+
+
+def test_arms_have_the_shapes_of_their_student(place: Path) -> None:
+    count = {p.parent.name: read(p)["parameters"] for p in setting(place).glob("*/run.json")}
+    assert count["wider-seed0"] == count["random_pad-seed0"] == count["random_init-seed0"] > count["teacher-seed0"]
+    assert count["deeper-seed0"] == count["deep_random_init-seed0"] > count["teacher-seed0"]
+
+
+def test_again_says_that_it_is_done(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in place.rglob("*") if path.is_file()}
+    for words in (["train", "teacher"], ["grow", "--op", "wider"], ["compare"]):
+        n2n(*words)
+    assert {path: path.stat().st_mtime_ns for path in place.rglob("*") if path.is_file()} == before
+    out = capfd.readouterr().out
+    study = setting(place).relative_to(place)
+    assert f"{study}/teacher-seed0 is done" in out and f"{study}/wider-seed0 is done" in out
+    assert out.endswith(
+        f"all 6 runs were done already\nreport: {study}/report.html\ncurves: {study}/curves.png\n"
+        f"tensorboard --logdir {study}\n"
+    )
+
+
+def test_stopped_and_resumed_is_the_same_run(place: Path) -> None:
+    n2n("train", "student")
+    n2n("train", "student", "out=stopped", "max_steps=2")
+    (there,) = place.glob("stopped/*/student-seed0")
+    assert not (there / "done.json").exists()
+    n2n("train", "student", "out=stopped", "max_steps=1")
+    assert [row["step"] for row in rows(there) if row["step"]][-1] == 3
+    n2n("train", "student", "out=stopped")
+    whole = setting(place) / "student-seed0"
+    ends = [checkpoint.load(checkpoint.resolve(folder)) for folder in (whole, there)]
+    assert ends[0]["step"] == ends[1]["step"] == 6
+    for part in ("model", "ema"):
+        assert all(torch.equal(ends[0][part][name], ends[1][part][name]) for name in ends[0][part])
+
+
+def test_a_sweep_puts_every_job_in_its_own_named_folder(place: Path) -> None:
+    n2n("grow", "-m", "--op", "wider,random_pad", "--epochs", "0", "lr_scale=0.1,0.3")
+    names = {path.parent.name for path in setting(place).glob("*epochs0*/done.json")}
+    assert names == {f"{op}{lr}-epochs0-seed0" for op in ("wider", "random_pad") for lr in ("", "-lr0.3")}
+
+
+def test_a_grown_student_grows_again(place: Path) -> None:
+    for op in ("deeper", "wider"):
+        more = ["--factor", "1.5"] if op == "wider" else []
+        n2n("grow", "--op", op, "--epochs", "0", "--teacher", str(setting(place) / "wider-seed0"), *more)
+    found = sorted(setting(place).glob("*-from-*/run.json"))
+    lineages = [[step["op"] for step in read(path)["lineage"]["steps"]] for path in found]
+    assert sorted(lineages) == [["build", "wider", "deeper"], ["build", "wider", "wider"]]
+    assert all(max(read(path)["function_gap"].values()) < 1e-10 for path in found)
+
+
+def test_evaluate(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run = setting(place) / "deeper-seed0"
+    final = read(run / "done.json")["final"]["val/top1"]
+    assert cli.main(["evaluate", str(run), "device=cpu"]) == 0
+    assert f"top-1 {100 * final:.2f} %" in capfd.readouterr().out
+    assert cli.main(["evaluate", str(checkpoint.resolve(run)), "--json", "data.val_images=20", "device=cpu"]) == 0
+    told = json.loads(capfd.readouterr().out)
+    assert told["step"] == 6 and (20 * told["val/top1"]) % 1 == 0
+    assert cli.main(["evaluate", str(run), "data=fake", "device=cpu"]) == 2
+    assert "has 16 classes, the data fake has 1000" in capfd.readouterr().err
+
+
+def test_inspect(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run = setting(place) / "wider-seed0"
+    assert cli.main(["inspect", str(run), "--json"]) == 0
+    told = json.loads(capfd.readouterr().out)
+    assert (
+        told["parameters"] == read(run / "run.json")["parameters"] == sum(row["parameters"] for row in told["layers"])
+    )
+    assert told["macs"] == read(run / "run.json")["macs"] and len(told["lineage"]["steps"]) == 2
+    assert cli.main(["inspect", "inception_bn", "--width", "0.5477225575"]) == 0
+    out = capfd.readouterr().out
+    assert "3,746,834 parameters" in out and "lineage: built inception_bn(1000 classes" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("grow --teacher RUN data=fake data.image_size=32", "teacher: RUN has 16 classes, fake has 1000"),
+        ("grow --teacher RUN model=resnet18", "op: teacher and student are the same network (resnet18, width 1); "),
+        ("grow --teacher RUN ++op.layers={nothing:2}", "'nothing'"),
+        ("grow --teacher RUN --op deeper --sites nothing", "'nothing'"),
+        ("grow --teacher damaged.pt", "damaged.pt"),
+        ("evaluate damaged.pt", "damaged.pt"),
+        ("inspect runs", "no checkpoint in runs"),
+    ],
+)
+def test_mistakes_that_only_the_job_can_find(
+    words: str, line: str, place: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = str(setting(place) / "teacher-seed0")
+    (place / "damaged.pt").write_bytes(checkpoint.resolve(Path(run)).read_bytes()[:-1000])
+    before = sorted(place.rglob("*"))
+    assert cli.main([*words.replace("RUN", run).split(), *(["out=new"] if words.startswith("grow") else [])]) == 2
+    err = capfd.readouterr().err
+    assert err.startswith("n2n: error: ") and err.count("\n") == 1 and line.replace("RUN", run) in err
+    assert sorted(place.rglob("*")) == before
+
+
+def test_a_users_own_conf(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "op").mkdir()
+    (tmp_path / "op" / "mine.yaml").write_text("defaults: [wider]\nfactor: 2.0\n")
+    n2n("grow", "--config-dir", str(tmp_path), "--op", "mine", "--epochs", "0")
+    assert (setting(place) / "wider-factor2-epochs0-seed0" / "done.json").exists()
+
+
+def worker(folder: Path) -> subprocess.CompletedProcess[str]:
+    path = {**os.environ, "PYTHONPATH": str(Path(n2n_cli.__file__).parents[1])}
+    command = [sys.executable, "-m", "n2n_cli.commands.worker", str(folder)]
+    return subprocess.run(command, env=path, capture_output=True, text=True, timeout=120)
+
+
+def test_prepared_and_trained_by_the_worker(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    n2n("train", "teacher", "seed=7", "prepare_only=true")
+    run = setting(place) / "teacher-seed7"
+    assert f"torchrun --nproc-per-node 1 -m n2n_cli.commands.worker {run.relative_to(place)}" in capfd.readouterr().out
+    assert not (run / "done.json").exists()
+    assert worker(run).returncode == 0 and read(run / "done.json")["step"] == 6
+    wrong = worker(place / "nowhere")
+    assert wrong.returncode == 2 and wrong.stderr.startswith("n2n: error: no run in ") and wrong.stderr.count("\n") == 1
+
+
+def test_two_devices_give_the_numbers_of_one(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(n2n_cli.__file__).parents[1]))
+    n2n("train", "teacher", "seed=1")
+    n2n("train", "teacher", "seed=1", "out=two", "--devices", "2")
+    (two,) = place.glob("two/*/teacher-seed1")
+    one = setting(place) / "teacher-seed1"
+    pairs = list(zip(rows(one), rows(two), strict=True))
+    assert len(pairs) > 2
+    for a, b in pairs:
+        assert a["step"] == b["step"] and a["images"] == b["images"]
+        assert a.get("train/loss", 0) == pytest.approx(b.get("train/loss", 0), rel=1e-4)
+        assert a.get("val/loss", 0) == pytest.approx(b.get("val/loss", 0), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_torchvision_network(place: Path) -> None:
+    n2n("train", "teacher", "model=resnet18")
+    n2n("grow", "model=resnet18", "--factor", "1.25", "--epochs", "0")
+    (info,) = (read(path) for path in place.glob("runs/resnet18-*/wider-factor1.25-epochs0-seed0/run.json"))
+    assert max(info["function_gap"].values()) < 1e-10

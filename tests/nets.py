@@ -1,0 +1,102 @@
+"""Networks and helpers that several tests use."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def perturb(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Random batch-norm statistics and affine parameters: a fresh BN (0, 1, 1, 0) hides mistakes."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase) and module.weight is not None:
+            with torch.no_grad():
+                module.weight.uniform_(0.5, 1.5, generator=generator)
+                module.bias.normal_(0, 0.3, generator=generator)
+                if module.running_mean is not None and module.running_var is not None:
+                    module.running_mean.normal_(0, 0.3, generator=generator)
+                    module.running_var.uniform_(0.5, 2.0, generator=generator)
+    return model
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same_state(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def storages(model: nn.Module) -> set[int]:
+    return {t.untyped_storage().data_ptr() for t in model.state_dict(keep_vars=True).values() if t.numel()}
+
+
+class RandomNet(nn.Module):
+    """A network drawn from a list of block names; every block reads and returns a feature map [N, C, H, W]."""
+
+    def __init__(self, blocks: list[tuple[str, int]], seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.kinds = [kind for kind, _ in blocks]
+        self.layers = nn.ModuleList()
+        channels = 3
+        for kind, width in blocks:
+            block, channels = self._block(kind, channels, width)
+            self.layers.append(block)
+        self.head = nn.Linear(channels * 4, 5)
+
+    @staticmethod
+    def _cbr(i: int, o: int, k: int | tuple[int, int] = 3, groups: int = 1) -> nn.Sequential:
+        padding = (k // 2, k // 2) if isinstance(k, int) else (k[0] // 2, k[1] // 2)
+        return nn.Sequential(
+            nn.Conv2d(i, o, k, padding=padding, groups=groups, bias=False), nn.BatchNorm2d(o), nn.ReLU()
+        )
+
+    def _block(self, kind: str, c: int, w: int) -> tuple[nn.Module, int]:
+        cbr = self._cbr
+        if kind == "conv":
+            return cbr(c, w), w
+        if kind == "rect":
+            return nn.Sequential(cbr(c, w, (3, 1)), cbr(w, w, (1, 3))), w
+        if kind == "bias":
+            return nn.Sequential(nn.Conv2d(c, w, 1), nn.LeakyReLU(0.1)), w
+        if kind == "residual":
+            return nn.ModuleList([cbr(c, w), nn.Conv2d(w, c, 1)]), c
+        if kind == "concat":
+            return nn.ModuleList([cbr(c, w, 1), cbr(c, w + 1)]), c + 2 * w + 1
+        if kind == "depthwise":
+            return nn.Sequential(cbr(c, c, 3, groups=c), nn.Conv2d(c, w, 1)), w
+        if kind == "grouped":
+            return nn.Sequential(nn.Conv2d(c, 2 * w, 1), cbr(2 * w, 4 * w, 3, groups=2)), 4 * w
+        if kind == "gate":
+            return nn.ModuleList([nn.Conv2d(c, w, 1), nn.Conv2d(w, c, 1)]), c
+        if kind == "groupnorm":
+            return nn.Sequential(nn.Conv2d(c, 2 * w, 1), nn.GroupNorm(2, 2 * w), nn.SiLU()), 2 * w
+        if kind == "transposed":
+            return nn.Sequential(nn.ConvTranspose2d(c, w, 3, padding=1), nn.ReLU()), w
+        if kind == "shuffle":
+            return nn.Sequential(nn.Conv2d(c, 4 * w, 1), nn.PixelShuffle(2), nn.AvgPool2d(2)), w
+        if kind == "chunk":
+            return nn.Conv2d(c, 2 * w, 1), w
+        raise KeyError(kind)
+
+    KINDS = (
+        "conv rect bias residual concat depthwise grouped gate groupnorm transposed shuffle chunk".split()
+    )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        for kind, block in zip(self.kinds, self.layers, strict=True):
+            if kind == "residual":
+                x = F.relu(x + block[1](block[0](x)))
+            elif kind == "concat":
+                x = torch.cat([block[0](x), x, block[1](x)], 1)
+            elif kind == "gate":
+                x = x * torch.sigmoid(block[1](F.relu(block[0](F.adaptive_avg_pool2d(x, 1)))))
+            elif kind == "chunk":
+                a, b = block(x).chunk(2, dim=1)
+                x = a * torch.tanh(b)
+            else:
+                x = block(x)
+        return self.head(F.adaptive_avg_pool2d(x, 2).flatten(1))

@@ -1,0 +1,154 @@
+"""The report, its pictures and TensorBoard's overlay, read back as a reader would."""
+
+import re
+import struct
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+
+from n2n_cli import studies
+from n2n_cli.errors import N2NError
+from n2n_cli.studies import page, plots
+
+Study = Callable[..., Path]
+COMMAND = "n2n compare baselines --seeds 3"
+
+
+def write(study: Path) -> studies.Paths:
+    return studies.write(study, title="Baselines <&>", command=COMMAND)
+
+
+class Balance(HTMLParser):
+    """Fails on a tag that is closed wrongly; gathers text and addresses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.text = ""
+        self.addresses: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def read(path: Path) -> Balance:
+    parser = Balance()
+    parser.feed(path.read_text())
+    assert parser.open == []
+    return parser
+
+
+def test_a_whole_study(make_study: Study) -> None:
+    study = make_study(seeds=3, variants=(("wider-lr0.3", "wider", 0.3),))
+    paths = write(study)
+    assert [path.name for path in paths[:3]] == ["report.html", "curves.png", "table.csv"]
+    found = read(paths.report)
+    assert all(address.startswith("data:image/svg+xml;base64,") for address in found.addresses)
+    assert len(found.addresses) == 2  # light and dark
+    assert "http://" not in paths.report.read_text() and "<script" not in paths.report.read_text()
+    text = found.text.replace("\u00a0", " ")
+    for words in ("Synthetic data.", COMMAND, "Baselines <&>", "AMD EPYC 7763", "optim.weight_decay", "0.005"):
+        assert words in text, words
+    wider = next(arm for arm in studies.statistics(studies.collect(study)) if arm.key == "wider-lr0.3")
+    assert wider.final is not None and wider.final.sd is not None
+    assert f"{100 * wider.final.mean:.2f} ± {100 * wider.final.sd:.2f}" in text
+    assert "built inception_bn_tiny(16 classes, width=0.5477) → wider to inception_bn_tiny(16 classes)" in text
+    assert "all other settings are equal" in text
+    assert not list(study.glob(".*"))  # no temporary file stays
+    width, height = struct.unpack(">II", paths.curves.read_bytes()[16:24])
+    assert paths.curves.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and width > 1500 and height > 1000
+
+
+def test_settings_that_differ_are_owned_up_to(make_study: Study) -> None:
+    study = make_study(("teacher", "wider", "random_init"), seeds=1)
+    path = study / "random_init-seed0/config.yaml"
+    path.write_text(path.read_text().replace("momentum: 0.9", "momentum: 0.5"))
+    text = read(write(study).report).text
+    assert "the runs differ in optim.momentum" in text and "all other settings are equal" not in text
+
+
+def test_natural_images_are_not_called_synthetic(make_study: Study) -> None:
+    assert "ynthetic" not in read(write(make_study(seeds=1, synthetic=False)).report).text
+
+
+def test_a_study_under_way(make_study: Study) -> None:
+    study = make_study(("teacher", "wider", "random_init"), seeds=2, unfinished=("wider-seed1", "random_init-seed1"))
+    (study / "wider-seed1/metrics.jsonl").unlink()  # it has only just begun
+    (study / "wider-seed1/config.yaml").unlink()
+    text = read(write(study).report).text
+    assert "unfinished, step 750" in text and "unfinished, step 0" in text
+
+
+def test_only_a_teacher_and_a_run_of_no_epochs(make_study: Study) -> None:
+    study = make_study(("teacher", "wider"), seeds=1)
+    rows = (study / "wider-seed0/metrics.jsonl").read_text().splitlines(keepends=True)
+    (study / "wider-seed0/metrics.jsonl").write_text(rows[0])
+    assert "exactly its teacher's final accuracy" in read(write(study).report).text
+    for file in (study / "wider-seed0").iterdir():
+        file.unlink()
+    assert "No student has finished" in read(write(study).report).text
+
+
+def test_no_run_and_no_room_are_one_line(tmp_path: Path, make_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(N2NError, match="no run in"):
+        write(tmp_path)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    study = make_study(("teacher",), seeds=1)
+    monkeypatch.setattr("n2n_cli.studies.report.os.replace", full)
+    with pytest.raises(N2NError, match=r"cannot write the report in .*study: No space left on device"):
+        write(study)
+
+
+def test_tensorboard_gets_mean_spread_and_one_layout(make_study: Study) -> None:
+    study = make_study(("teacher", "wider", "random_init"), seeds=3)
+    write(study)
+    folder = write(study).overlay  # written anew, not added to
+    assert len(list(folder.rglob("events.*"))) == 3
+    layouts = 0
+    for arm in studies.statistics(studies.collect(study)):
+        events = EventAccumulator(str(folder / arm.key), size_guidance={"scalars": 0, "tensors": 0}).Reload()
+        assert {"val/top1", "train/loss", "spread/val/top1/upper"} <= set(events.Tags()["scalars"])
+        final, band = events.Scalars("val/top1")[-1], events.Scalars("spread/val/top1/upper")[-1]
+        assert arm.final is not None and arm.final.sd is not None
+        assert final.value == pytest.approx(arm.final.mean) and final.step == arm.runs[0].run.last["step"]
+        assert band.value == pytest.approx(arm.final.mean + arm.final.sd)
+        if "custom_scalars__config__" in events.Tags()["tensors"]:
+            layouts += 1
+            tensor = events.Tensors("custom_scalars__config__")[0].tensor_proto
+            layout = layout_pb2.Layout.FromString(tensor.string_val[0])
+            charts = [chart.title for category in layout.category for chart in category.chart]
+            assert charts[0].startswith("val/top1: mean") and {"val/top1", "train/loss", "lr"} <= set(charts)
+    assert layouts == 1
+
+
+def test_mean_curve_is_over_the_steps_that_all_seeds_have() -> None:
+    steps, mean, sd = plots.mean_and_spread([([0, 10, 20], [0.1, 0.2, 0.9]), ([0, 20], [0.3, 0.7]), ([], [])])
+    assert steps == [0, 20] and mean == pytest.approx([0.2, 0.8]) and sd == pytest.approx([0.141421356, 0.141421356])
+    assert plots.mean_and_spread([]) == ([], [], [])
+    assert plots.binned(([1, 50, 51, 100, 101], [1.0, 3.0, 4.0, 6.0, 7.0]), 50) == ([50, 100, 150], [2.0, 5.0, 7.0])
+
+
+def test_the_same_study_draws_the_same_bytes(make_study: Study) -> None:
+    arms = studies.statistics(studies.collect(make_study(("teacher", "wider"), seeds=2)))
+    assert plots.svg(plots.curves(arms)) == plots.svg(plots.curves(arms))
+    assert plots.svg(plots.curves(arms)) != plots.svg(plots.curves(arms, dark=True))
+
+
+def test_text_is_escaped_and_powers_are_set() -> None:
+    assert page.text("<b> 3.1e-07 & 1 ± 2") == "&lt;b&gt; 3.1\u00a0×\u00a010<sup>−7</sup> &amp; 1\u00a0±\u00a02"
+    assert re.search(r"<tr class=\"group\"><td>–</td>", page.table("", ["a"], [["x"], ["-"]], rules=[1]))

@@ -1,0 +1,165 @@
+"""Every choice of ``conf`` composes to what the schema takes; what makes a run's folder; whose settings win."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from n2n_cli import app, config
+from n2n_cli.commands import folders
+from n2n_cli.errors import N2NError
+
+RUNS = ["train_teacher", "train_student", "grow", "compare"]
+GROUPS = {
+    group: sorted(path.stem for path in (config.conf_dir() / group).glob("*.yaml"))
+    for group in ("model", "data", "optim", "training", "op", "study")
+}
+
+
+@pytest.fixture(autouse=True)
+def _conf() -> Iterator[None]:
+    with initialize_config_dir(str(config.conf_dir()), version_base="1.3"):
+        yield
+
+
+def typed(command: str, *overrides: str) -> Any:
+    return app.typed(command, compose(command, list(overrides)))
+
+
+@pytest.mark.parametrize("command", RUNS)
+@pytest.mark.parametrize("group", ["model", "data", "optim", "training"])
+def test_every_choice_is_typed(command: str, group: str, tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    (tmp_path / "val").mkdir()
+    for choice in GROUPS[group]:
+        more = ["model.name=resnet18"] if choice == "torchvision" else []
+        more += [f"data.root={tmp_path}"] if choice == "imagefolder" else []
+        assert isinstance(typed(command, f"{group}={choice}", *more), config.RunConfig)
+
+
+def test_ops_and_studies_are_typed() -> None:
+    assert set(GROUPS["op"]) == set(config.OPS)
+    for op in GROUPS["op"]:
+        cfg = typed("grow", f"op={op}")
+        assert type(cfg.op) is config.OPS[op] and cfg.op.name == op
+        assert cfg.op.lr_scale == (1.0 if "init" in op else 0.1)  # a tenth of the teacher's rate (App. A)
+    for study in GROUPS["study"]:
+        cfg = typed("compare", f"study={study}")
+        assert cfg.study.name == study and set(cfg.study.arms) <= set(cfg.ops) == set(config.OPS)
+
+
+def test_studies_of_the_paper() -> None:
+    fig4, fig5, fig6 = (typed("compare", f"study=fig{n}") for n in (4, 5, 6))
+    assert fig4.model.teacher_width == pytest.approx(0.3**0.5) and fig4.model.width == 1
+    assert fig5.model.teacher_width == 1 and fig5.ops["deeper"].pairs == 2
+    assert fig6.model.teacher_width == 1 and fig6.model.width == pytest.approx(2**0.5)
+    assert fig6.ops["deeper"].pairs == 4
+
+
+def test_imagefolder_brings_the_papers_settings_and_the_user_wins() -> None:
+    for command in RUNS:
+        cfg = compose(command, ["data=imagefolder", "data.root=/x"])
+        assert (cfg.model.name, cfg.optim.name, cfg.training.batch_size) == ("inception_bn", "rmsprop", 256)
+        assert (cfg.optim.lr, cfg.optim.eps, cfg.optim.decay, cfg.optim.momentum) == (0.1, 1.0, 0.9, 0.9)
+        assert (cfg.optim.schedule.factor, cfg.optim.schedule.step_epochs) == (0.16, 30)
+        assert (cfg.data.image_size, cfg.training.ema_decay) == (224, 0.9999)
+        own = compose(
+            command, ["model=inception_rect", "data=imagefolder", "data.root=/x", "optim=sgd", "training=default"]
+        )
+        assert (own.model.name, own.optim.name, own.training.batch_size) == ("inception_rect", "sgd", 32)
+
+
+def test_numbers_keep_their_type() -> None:
+    cfg = typed("grow", "++op.layers={a:96,b:1.5}", "optim.lr=1", "epochs=2")
+    assert repr(cfg.op.layers) == "{'a': 96, 'b': 1.5}"  # a width and a factor
+    assert repr(cfg.optim.lr) == "1.0" and repr(cfg.epochs) == "2.0"
+
+
+def test_one_setting_for_all_commands_of_a_config() -> None:
+    one = {folders.setting(typed(command, "optim.lr=0.05")) for command in RUNS}
+    assert len(one) == 1
+    assert folders.setting(typed("grow")) not in one
+
+
+@pytest.mark.parametrize(
+    "override", ["seed=1", "epochs=2", "out=elsewhere", "devices=2", "device=cpu", "workers=3", "max_steps=1"]
+)
+def test_not_part_of_a_setting(override: str) -> None:
+    assert folders.setting(typed("train_teacher", override)).name == folders.setting(typed("train_teacher")).name
+
+
+@pytest.mark.parametrize(
+    "override", ["model.width=2", "data.seed=1", "optim.lr=0.2", "optim.schedule.name=step", "training.batch_size=64"]
+)
+def test_part_of_a_setting(override: str) -> None:
+    assert folders.setting(typed("train_teacher", override)) != folders.setting(typed("train_teacher"))
+
+
+def name(*overrides: str) -> str:
+    cfg = typed("grow", *overrides)
+    teacher = folders.train_plan(cfg, "teacher", epochs=cfg.teacher_epochs).folder
+    return folders.grow_plan(cfg, cfg.op, cfg.seed, cfg.lr_scale, teacher).folder.name
+
+
+def test_names_of_runs() -> None:
+    assert folders.job_folder("train_teacher", typed("train_teacher", "seed=3")).name == "teacher-seed3"
+    assert folders.job_folder("train_student", typed("train_student", "epochs=1.5")).name == "student-epochs1.5-seed0"
+    assert name() == "wider-seed0"
+    assert name("op.noise=0.2", "lr_scale=0.3") == "wider-noise0.2-lr0.3-seed0"
+    assert name("op.lr_scale=0.3") == name("lr_scale=0.3") == "wider-lr0.3-seed0"
+    assert name("op=deeper", "op.pairs=4", "epochs=0") == "deeper-pairs4-epochs0-seed0"
+    assert name("teacher_epochs=3") == "wider-teacher3-seed0"
+    layers = {name(f"++op.layers={{a:{width}}}") for width in (2, 3)}
+    assert len(layers) == 2 and all("=" not in one and one.startswith("wider-layers-") for one in layers)
+
+
+def test_another_teacher_is_another_student(tmp_path: Path) -> None:
+    cfg = typed("grow")
+    plans = [folders.grow_plan(cfg, cfg.op, 0, None, tmp_path / one) for one in ("a", "b")]
+    assert plans[0].folder != plans[1].folder and "-from-" in plans[0].folder.name
+
+
+def test_a_folder_with_other_settings_is_refused(tmp_path: Path) -> None:
+    import yaml
+
+    cfg = typed("train_teacher", f"out={tmp_path}")
+    plan = folders.train_plan(cfg, "teacher")
+    wanted = folders.run_config(cfg, plan)
+    folders.check_same(plan, wanted)
+    plan.folder.mkdir(parents=True)
+    (plan.folder / "config.yaml").write_text(yaml.safe_dump(wanted | {"devices": 4}))
+    folders.check_same(plan, wanted)
+    (plan.folder / "config.yaml").write_text(yaml.safe_dump(wanted | {"lr_scale": 0.5}))
+    with pytest.raises(N2NError, match=r"holds a run with lr_scale=0\.5, not 1\.0"):
+        folders.check_same(plan, wanted)
+
+
+def test_the_config_of_a_run_comes_back(tmp_path: Path) -> None:
+    cfg = typed("train_teacher", "optim=rmsprop", "seed=4")
+    tree = folders.run_config(cfg, folders.train_plan(cfg, "teacher"))
+    assert config.run_config(tree) == cfg
+
+
+def test_schema_and_loaders_agree() -> None:
+    """The schema imports no torch; what it repeats must be what the floors below take."""
+    from typing import get_args, get_type_hints
+
+    from n2n_cli import data
+    from n2n_cli.models.names import PAIRS_AT, STEMS
+    from n2n_cli.training.optim import OPTIMIZERS, SCHEDULES
+    from n2n_cli.training.precision import PRECISIONS
+
+    def choices(cls: type, field: str) -> set[str]:
+        return set(get_args(get_type_hints(cls)[field]))
+
+    assert choices(config.Data, "name") == set(data.NAMES)
+    assert choices(config.Data, "augment") == set(data.AUGMENTS)
+    assert choices(config.Optim, "name") == set(OPTIMIZERS)
+    assert choices(config.Schedule, "name") == set(SCHEDULES)
+    assert choices(config.Training, "precision") == set(PRECISIONS)
+    assert choices(config.Model, "pairs_at") == set(PAIRS_AT)
+    assert choices(config.Model, "stem") == {"auto", *STEMS}
