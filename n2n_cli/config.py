@@ -16,13 +16,6 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 from n2n_cli.errors import N2NError, suggest
 
 
-class Rule(NamedTuple):
-    """A range: how it reads in an error, and whether a value holds it."""
-
-    text: str
-    holds: Callable[[Any], bool]
-
-
 Positive = Annotated[float, Rule("a number above 0", lambda v: v > 0)]
 NotNegative = Annotated[float, Rule("a number, 0 or more", lambda v: v >= 0)]
 Share = Annotated[float, Rule("a number from 0 to below 1", lambda v: 0 <= v < 1)]
@@ -119,6 +112,14 @@ class Op:
 
     name: str
     lr_scale: Positive
+
+    @staticmethod
+    def choose(tree: Mapping[str, Any], where: str) -> type[Op]:
+        """The dataclass of the op that ``tree`` names. Raises N2NError."""
+        name = str(tree.get("name"))
+        if name not in OPS:
+            raise N2NError(f"{where}.name: '{name}' is not one of {', '.join(OPS)}{suggest(name, OPS)}")
+        return OPS[name]
 
 
 @dataclass
@@ -271,7 +272,7 @@ def check(command: str, tree: Mapping[str, Any]) -> Any:
     Raises:
         N2NError: a key is unknown or missing, a value has the wrong type or range, or two do not go together.
     """
-    cfg = _typed(SCHEMAS[command], tree, "")
+    cfg = typed(SCHEMAS[command], tree, "")
     if isinstance(cfg, RunConfig):
         check_model(cfg.model)
         check_data(cfg.data)
@@ -315,7 +316,7 @@ def check(command: str, tree: Mapping[str, Any]) -> Any:
 def run_config(tree: Mapping[str, Any], check: bool = True) -> RunConfig:
     """The config of a run from its config.yaml; ``check``: that its data is there. Raises N2NError."""
     fields = {field.name: tree[field.name] for field in dataclasses.fields(RunConfig) if field.name in tree}
-    cfg: RunConfig = _typed(RunConfig, fields, "")
+    cfg: RunConfig = typed(RunConfig, fields, "")
     if check:
         check_data(cfg.data)
     return cfg
@@ -397,98 +398,3 @@ def keys(command: str) -> dict[str, Any]:
 
     walk(SCHEMAS[command], "")
     return found
-
-
-def takes(hint: Any, kind: type) -> bool:
-    """Whether a value of ``kind`` (bool, list, ...) fits the type."""
-    if hint is kind or get_origin(hint) is kind:
-        return True
-    if get_origin(hint) is Annotated:
-        return takes(get_args(hint)[0], kind)
-    return get_origin(hint) in (Union, types.UnionType) and any(takes(part, kind) for part in get_args(hint))
-
-
-class _Mismatch(Exception):
-    """What was expected, in words."""
-
-
-def _typed(hint: Any, value: Any, where: str) -> Any:
-    if value == "???":
-        raise N2NError(f"{where}: a value is needed: {where}=VALUE")
-    if dataclasses.is_dataclass(hint):
-        return _dataclass(hint, value, where)
-    try:
-        return _value(hint, value, where)
-    except _Mismatch as expected:
-        words = [str(part) for part in get_args(hint) if isinstance(part, str)] or [
-            str(word) for part in get_args(hint) if get_origin(part) is Literal for word in get_args(part)
-        ]
-        raise N2NError(f"{where}: expected {expected}, got {value!r}{suggest(str(value), words)}") from None
-
-
-def _dataclass(cls: Any, value: Any, where: str) -> Any:
-    if not isinstance(value, Mapping):
-        raise N2NError(f"{where}: expected keys and values, got {value!r}")
-    if cls is Op:
-        name = str(value.get("name"))
-        if name not in OPS:
-            raise N2NError(f"{where}.name: '{name}' is not one of {', '.join(OPS)}{suggest(name, OPS)}")
-        cls = OPS[name]
-    hints = get_type_hints(cls, include_extras=True)
-    dot = f"{where}." if where else ""
-    for key in value:
-        if key not in hints:
-            raise N2NError(f"unknown key '{dot}{key}'{suggest(str(key), hints)}")
-    missing = [key for key in hints if key not in value]
-    if missing:
-        raise N2NError(f"{dot}{missing[0]}: a value is needed: {dot}{missing[0]}=VALUE")
-    return cls(**{key: _typed(hint, value[key], f"{dot}{key}") for key, hint in hints.items()})
-
-
-def _value(hint: Any, value: Any, where: str) -> Any:
-    origin, args = get_origin(hint), get_args(hint)
-    if hint is Any:
-        return value
-    if origin is Annotated:
-        rule: Rule = args[1]
-        try:
-            typed = _value(args[0], value, where)
-        except _Mismatch:
-            raise _Mismatch(rule.text) from None
-        if not rule.holds(typed):
-            raise _Mismatch(rule.text)
-        return typed
-    if origin in (Union, types.UnionType):
-        expected = []
-        for part in args:
-            try:
-                return _value(part, value, where)
-            except _Mismatch as mismatch:
-                expected.append(str(mismatch))
-        raise _Mismatch(", or ".join(expected))
-    if origin is Literal:
-        if any(value == choice and type(value) is type(choice) for choice in args):
-            return value
-        raise _Mismatch(" | ".join(map(str, args)))
-    if origin is list:
-        if not isinstance(value, list) or not value:
-            raise _Mismatch("a list [...]")
-        return [_typed(args[0], item, f"{where}[{number}]") for number, item in enumerate(value)]
-    if origin is dict:
-        if not isinstance(value, Mapping):
-            raise _Mismatch("keys and values {key: value}")
-        return {str(key): _typed(args[1], item, f"{where}.{key}") for key, item in value.items()}
-    if hint is types.NoneType:
-        if value is None:
-            return None
-        raise _Mismatch("null")
-    if hint is bool and isinstance(value, bool):
-        return value
-    if hint is str and isinstance(value, str | int | float) and not isinstance(value, bool) and value != "":
-        return str(value)
-    if hint in (int, float) and isinstance(value, int | float) and not isinstance(value, bool):
-        if hint is int and isinstance(value, int):
-            return value
-        if hint is float and math.isfinite(value):
-            return float(value)
-    raise _Mismatch({bool: "true or false", str: "a text", int: "a whole number", float: "a number"}[hint])

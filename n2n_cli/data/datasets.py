@@ -100,7 +100,7 @@ def _shapes(seed: int, train: int | None, val: int | None, size: int, augment: s
         num_classes=len(shapes.CLASS_NAMES),
         class_names=list(shapes.CLASS_NAMES),
         mean=(0.5, 0.5, 0.5),
-        std=(0.25, 0.25, 0.25),
+        std=(0.2, 0.2, 0.2),
         image_size=size,
         synthetic=True,
     )

@@ -19,8 +19,8 @@ class _SyncBatchNorm(torch.autograd.Function):
     """Normalise ``[N, C, ...]`` by mean and variance over all ranks' images.
 
     PyTorch's own refuses CPU tensors. One all-gather forward (mean, squared deviations and count of every
-    rank, combined as Chan et al. do: no cancellation), one backward. The gradients of weight and
-    bias stay local: data parallelism averages them with all others.
+    rank, combined as Chan et al. do: no cancellation) and one backward. The gradients of weight and bias stay
+    local: data parallelism averages them with all others.
     """
 
     @staticmethod

@@ -62,7 +62,8 @@ def test_random_init_is_drawn_from_the_seed():
     one, same, other = (growth.random_init(teacher, x, 1.5, seed=s).student.state_dict() for s in (1, 1, 2))
     assert same_state(one, same) and not same_state(one, other)
     assert torch.equal(one["bn1.running_mean"], torch.zeros(96)), "statistics are fresh, not the teacher's"
-    assert not torch.isin(one["conv1.weight"], teacher.conv1.weight).any()
+    kept = torch.isin(one["conv1.weight"], teacher.conv1.weight).float().mean()
+    assert kept < 0.01, "no weight is the teacher's, but by chance"
 
 
 def test_a_constructors_student_is_taken_as_it_was_initialized_unless_reset():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +146,22 @@ def test_a_different_seed_or_a_lost_momentum_is_seen(tmp_path: Path) -> None:
     checkpoint.save(lost / "checkpoints", state, step=5)
     worker.run(lost, **setting)
     assert any("model" in d for d in differences(final_state(whole), final_state(lost)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_torchrun_restarts_a_killed_rank_bit_identically(tmp_path: Path, rank: int) -> None:
+    setting = SETTINGS["sgd"] | dict(epochs=20.0)
+    whole, folder = (worker.start(tmp_path / name, **setting["model"]) for name in ("whole", "killed"))
+    jobs = [
+        dict(folder=str(whole), **setting),
+        dict(action="killed_once_during_run", rank=rank, folder=str(folder), **setting),
+    ]
+    command = "-m torch.distributed.run --standalone --nproc-per-node=2 --max-restarts=2 -m training_worker"
+    done = subprocess.run([sys.executable, *command.split(), json.dumps(jobs)], capture_output=True, timeout=200)
+    assert done.returncode == 0, done.stderr.decode()[-3000:]
+    assert (folder / "attempt1").exists()
+    assert_same_run(whole, folder)
 
 
 STOPS = (1, 3, 5, 8)

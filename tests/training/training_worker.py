@@ -116,11 +116,12 @@ def run(
     )
 
 
-def terminate_when_training(folder: str) -> None:
+def when_training(folder: str, number: signal.Signals) -> None:
+    """Send ourselves a signal once some rows are written."""
     metrics = Path(folder) / "metrics.jsonl"
     while not (metrics.exists() and metrics.stat().st_size > 2000):
         time.sleep(0.02)
-    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), number)
 
 
 def main() -> None:
@@ -135,9 +136,16 @@ def main() -> None:
                 raise N2NError("image cat.jpg: unreadable, on one rank only")
             elif action == "crash" and mine.rank == job["rank"]:
                 raise ZeroDivisionError("a bug")
+            elif action == "killed_once_during_run":
+                rank, folder = job.pop("rank"), job.pop("folder")
+                attempt = os.environ["TORCHELASTIC_RESTART_COUNT"]
+                (Path(folder) / f"attempt{attempt}").touch()
+                if mine.rank == rank and attempt == "0":
+                    threading.Thread(target=when_training, args=(folder, signal.SIGKILL)).start()
+                run(folder, mine, **job)
             elif action == "sigterm_during_run":
                 if mine.rank == job.pop("rank"):
-                    threading.Thread(target=terminate_when_training, args=(job["folder"],)).start()
+                    threading.Thread(target=when_training, args=(job["folder"], signal.SIGTERM)).start()
                 run(job.pop("folder"), mine, **job)
             mine.any(False)
 
