@@ -28,7 +28,8 @@ from omegaconf.errors import OmegaConfBaseException
 from n2n_cli import config
 from n2n_cli.commands import check_job, folders, run_job
 from n2n_cli.errors import N2NError, suggest
-from n2n_cli.overrides import Line, near_key
+from n2n_cli.overrides import Line, command_keys, near_key
+from n2n_cli.typed import takes
 
 
 def run(command: str, line: Line) -> None:
@@ -197,7 +198,7 @@ def _explain(error: BaseException, command: str) -> str:
     for link in chain:
         if isinstance(link, N2NError):
             return str(link)
-    keys = config.keys(command)
+    keys = command_keys(command)
     text = str(error)
     for link in chain:
         if isinstance(link, MissingConfigException) and link.missing_cfg_file:
@@ -221,7 +222,7 @@ def _explain(error: BaseException, command: str) -> str:
         return f"{' '.join(text.split())}: put special characters in quotes, such as \"out='ü'\""
     if found := re.search(r"Ambiguous value for argument '([^'=]+)=(.*)'", text):
         key, value = found[1], found[2]
-        several = f", or write {key}=[{value}] for a list" if config.takes(keys.get(key), list) else ""
+        several = f", or write {key}=[{value}] for a list" if takes(keys.get(key), list) else ""
         return f"'{key}={value}' are several values: add -m to run each{several}"
     for link in chain:
         if isinstance(link, OmegaConfBaseException) and link.full_key:

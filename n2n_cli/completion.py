@@ -6,6 +6,7 @@ from pathlib import Path
 
 from n2n_cli import cli, config
 from n2n_cli.errors import N2NError
+from n2n_cli.overrides import Line, command_keys
 
 
 def complete(line: str) -> list[str]:
@@ -20,7 +21,7 @@ def complete(line: str) -> list[str]:
         return [role for role in cli.ROLES if role.startswith(last)]
     try:
         command, rest = cli.parse(words)
-        keys = config.keys(command)
+        keys = command_keys(command)
     except (N2NError, KeyError):
         return []
     if last.startswith("-"):
@@ -42,7 +43,6 @@ def complete(line: str) -> list[str]:
     from hydra._internal.core_plugins.bash_completion import BashCompletion
 
     from n2n_cli.app import config_loader
-    from n2n_cli.overrides import Line
 
     overrides = [word for word in rest if "=" in word and not word.startswith("-")]
     completer = BashCompletion(config_loader(Line()))

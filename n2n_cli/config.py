@@ -6,15 +6,13 @@ The values live in ``conf/``; here stand names, types, ranges and units. Imports
 from __future__ import annotations
 
 import dataclasses
-import math
-import types
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal
 
 from n2n_cli.errors import N2NError, suggest
-
+from n2n_cli.typed import Rule, typed
 
 Positive = Annotated[float, Rule("a number above 0", lambda v: v > 0)]
 NotNegative = Annotated[float, Rule("a number, 0 or more", lambda v: v >= 0)]
@@ -379,22 +377,3 @@ def _near_path(path: str) -> str:
     parent = Path(path).parent
     names = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
     return suggest(Path(path).name, names)
-
-
-def keys(command: str) -> dict[str, Any]:
-    """Every key of a command, groups and fields dotted, with its type; an op's are those of all ops."""
-    found: dict[str, Any] = {}
-
-    def walk(hint: Any, where: str) -> None:
-        for cls in OPS.values() if hint is Op else [hint]:
-            for name, inner in get_type_hints(cls, include_extras=True).items():
-                found.setdefault(where + name, inner)
-                if dataclasses.is_dataclass(inner):
-                    walk(inner, f"{where}{name}.")
-                elif get_origin(inner) is dict and get_args(inner)[1] is Op:
-                    for arm, op in OPS.items():
-                        found.setdefault(f"{where}{name}.{arm}", op)
-                        walk(op, f"{where}{name}.{arm}.")
-
-    walk(SCHEMAS[command], "")
-    return found

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
 
 from n2n_cli import config
 from n2n_cli.errors import N2NError, suggest
+from n2n_cli.typed import takes
 
 PLAIN = {"-m": "--multirun", "-r": "--run", "-h": "--help"} | {
     flag: flag for flag in ("--multirun", "--run", "--help", "--hydra-help", "--resolve")
@@ -52,7 +54,7 @@ def translate(command: str, words: list[str]) -> Line:
     ``--optim.lr 0.1``, ``--optim.lr=0.1`` and ``--lr 0.1`` (a field that one group alone has) are
     ``optim.lr=0.1``; a true-or-false key needs no value; a key that is a list takes ``a,b``. Raises N2NError.
     """
-    keys = config.keys(command)
+    keys = command_keys(command)
     line, rest = Line(), list(words)
     positional = POSITIONAL.get(command)
     multirun = not {"-m", "--multirun"}.isdisjoint(words)
@@ -102,7 +104,7 @@ def _flag(keys: dict[str, object], flag: str, value: str | None, rest: list[str]
     hint = keys.get(key)
     if value is None:
         has_value = bool(rest) and not re.match(r"--?[A-Za-z]", rest[0])
-        if config.takes(hint, bool) and not (
+        if takes(hint, bool) and not (
             has_value and re.fullmatch(r"(?i)true|false|yes|no|on|off|null|auto", rest[0].split(",")[0])
         ):
             value = "true"
@@ -110,8 +112,8 @@ def _flag(keys: dict[str, object], flag: str, value: str | None, rest: list[str]
             value = rest.pop(0)
         else:
             raise N2NError(f"{flag} needs a value: {flag} VALUE")
-    scalar = "," not in value and any(config.takes(hint, kind) for kind in (str, float))
-    if config.takes(hint, list) and not scalar and value != "null" and not value.startswith("["):
+    scalar = "," not in value and any(takes(hint, kind) for kind in (str, float))
+    if takes(hint, list) and not scalar and value != "null" and not value.startswith("["):
         value = f"[{value}]"
     elif key in PATHS and not (multirun and "," in value):
         value = quote(value)
@@ -120,14 +122,14 @@ def _flag(keys: dict[str, object], flag: str, value: str | None, rest: list[str]
 
 def _open(keys: dict[str, object], word: str) -> str:
     """The keys of a dictionary, such as ``model.kwargs.NAME``, are the user's own: Hydra wants ``++`` for them."""
-    free = [key for key, hint in keys.items() if key != "ops" and config.takes(hint, dict)]
+    free = [key for key, hint in keys.items() if key != "ops" and takes(hint, dict)]
     return f"++{word}" if any(word.startswith((f"{key}.", f"{key}={{")) for key in free) else word
 
 
 def resolve(keys: dict[str, object], flag: str) -> str:
     """The key that ``--flag`` names: itself, or the only field called so. Raises N2NError."""
     name = flag.lstrip("-").replace("-", "_")
-    free = [key for key, hint in keys.items() if key != "ops" and config.takes(hint, dict)]
+    free = [key for key, hint in keys.items() if key != "ops" and takes(hint, dict)]
     if name in keys or any(name.startswith(f"{key}.") for key in free):
         return name
     found = [key for key in keys if key.endswith(f".{name}")]
@@ -162,3 +164,22 @@ def _stray(command: str, word: str) -> str:
     if command == "grow" and word in config.OPS:
         return f"'{word}' is not KEY=VALUE: type n2n grow --op {word}"
     return f"'{word}' is not KEY=VALUE, nor a flag (see n2n {command.replace('_', ' ')} --help)"
+
+
+def command_keys(command: str) -> dict[str, Any]:
+    """Every key of a command, groups and fields dotted, with its type; an op's are those of all ops."""
+    found: dict[str, Any] = {}
+
+    def walk(hint: Any, where: str) -> None:
+        for cls in config.OPS.values() if hint is config.Op else [hint]:
+            for name, inner in get_type_hints(cls, include_extras=True).items():
+                found.setdefault(where + name, inner)
+                if is_dataclass(inner):
+                    walk(inner, f"{where}{name}.")
+                elif get_origin(inner) is dict and get_args(inner)[1] is config.Op:
+                    for arm, op in config.OPS.items():
+                        found.setdefault(f"{where}{name}.{arm}", op)
+                        walk(op, f"{where}{name}.{arm}.")
+
+    walk(config.SCHEMAS[command], "")
+    return found

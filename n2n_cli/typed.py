@@ -73,12 +73,12 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if origin is Annotated:
         rule: Rule = args[1]
         try:
-            typed = _value(args[0], value, where)
+            found = _value(args[0], value, where)
         except _Mismatch:
             raise _Mismatch(rule.text) from None
-        if not rule.holds(typed):
+        if not rule.holds(found):
             raise _Mismatch(rule.text)
-        return typed
+        return found
     if origin in (Union, types.UnionType):
         expected = []
         for part in args:

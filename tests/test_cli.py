@@ -14,7 +14,7 @@ import pytest
 from n2n_cli import cli, config
 from n2n_cli.completion import complete
 from n2n_cli.errors import N2NError
-from n2n_cli.overrides import quote, translate
+from n2n_cli.overrides import command_keys, quote, translate
 
 TABLE = (Path(__file__).parent / "wrong_invocations.txt").read_text()
 WRONG = re.findall(r"^\$ n2n (.*)\n(n2n: error: .*)$", TABLE, re.MULTILINE)
@@ -134,7 +134,7 @@ def test_quoted_paths_come_back(path: str) -> None:
 
 def test_every_flag_of_every_command_resolves() -> None:
     for command in config.SCHEMAS:
-        keys = config.keys(command)
+        keys = command_keys(command)
         for key in keys:
             assert translate(command, [f"--{key.replace('_', '-')}=1", "checkpoint=x", "target=x"]).overrides
 

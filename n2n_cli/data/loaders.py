@@ -88,52 +88,62 @@ class _Reader:
     def __init__(self, source: Source, seed: int | None, workers: int):
         self._batches = _Batches(source, seed)
         self._plan = _Plan()
+        self._workers = workers if source.decodes else 0
         self._loader: DataLoader[Any] | None = None
-        if workers and source.decodes:
-            self._loader = DataLoader(
-                self._batches,
-                batch_size=None,  # the plan's items are whole batches
-                sampler=self._plan,
-                num_workers=workers,
-                collate_fn=_identity,
-                persistent_workers=True,
-                pin_memory=torch.cuda.is_available(),
-                timeout=TIMEOUT_S,
-                worker_init_fn=_start_worker,
-                generator=torch.Generator(),  # or every epoch would draw from the global state
-            )
 
     def read(self, epoch: int, plan: Sequence[Tensor]) -> Iterator[Batch]:
-        keys = [(epoch, indices) for indices in plan]
-        if self._loader is None:
-            yield from map(self._batches.fetch, keys)
+        if not self._workers:
+            for indices in plan:
+                yield self._batches.fetch(epoch, indices)
             return
-        self._plan.keys = keys
+        # Lists: tensors would travel to the workers by file descriptors, one for every batch.
+        self._plan.keys = [(epoch, indices.tolist()) for indices in plan]
+        self._loader = self._loader or self._start()
+        message = ""
         try:
             for item in self._loader:
                 if isinstance(item, str):
-                    raise N2NError(item)
+                    message = item
+                    break
                 yield item
         except RuntimeError as error:
-            if "DataLoader" in str(error):  # killed, or silent for TIMEOUT_S
-                raise N2NError(f"data workers: {' '.join(str(error).split())}") from error
-            raise
+            if "DataLoader" not in str(error):
+                raise
+            message = f"data workers: {' '.join(str(error).split())}"  # killed, or silent for TIMEOUT_S
+        if message:
+            # End the workers now, with nothing left that refers to them: collected later, together with their
+            # queues, they cannot be told to end, and the program would wait five seconds for each.
+            self._loader = None
+            raise N2NError(message)
+
+    def _start(self) -> DataLoader[Any]:
+        return DataLoader(
+            self._batches,
+            batch_size=None,  # the plan's items are whole batches
+            sampler=self._plan,
+            num_workers=self._workers,
+            collate_fn=_identity,
+            persistent_workers=True,
+            pin_memory=torch.cuda.is_available(),
+            timeout=TIMEOUT_S,
+            worker_init_fn=_start_worker,
+            generator=torch.Generator(),  # or every epoch would draw from the global state
+        )
 
 
 class _Batches(Dataset[Any]):
     def __init__(self, source: Source, seed: int | None):
         self.source, self.seed = source, seed
 
-    def fetch(self, key: tuple[int, Tensor]) -> Batch:
-        epoch, indices = key
+    def fetch(self, epoch: int, indices: Tensor) -> Batch:
         draws = None if self.seed is None else uniforms(self.seed, epoch, indices, DRAWS)
         return self.source.batch(indices, draws), self.source.labels[indices]
 
-    def __getitem__(self, key: tuple[int, Tensor]) -> Batch | str:
+    def __getitem__(self, key: tuple[int, list[int]]) -> Batch | str:
         # In a worker. The message travels as data: an exception would come back wrapped in the worker's
         # traceback.
         try:
-            return self.fetch(key)
+            return self.fetch(key[0], torch.tensor(key[1]))
         except N2NError as error:
             return str(error)
 
@@ -142,9 +152,9 @@ class _Plan(Sampler[Any]):
     """The keys of the epoch that is being read, iterated over in the main process."""
 
     def __init__(self) -> None:
-        self.keys: list[tuple[int, Tensor]] = []
+        self.keys: list[tuple[int, list[int]]] = []
 
-    def __iter__(self) -> Iterator[tuple[int, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[int, list[int]]]:
         return iter(self.keys)
 
     def __len__(self) -> int:

@@ -1,5 +1,6 @@
 """What every rank and worker sees, epoch by epoch, is a function of (seed, epoch)."""
 
+import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -111,8 +112,11 @@ def test_unreadable_image_is_named_without_a_traceback(folder: Path, workers: in
     bad = folder / "train" / "bee" / "1.jpg"
     bad.write_bytes(bad.read_bytes()[:200])
     data = load("imagefolder", root=folder, image_size=24)
-    with pytest.raises(N2NError, match=rf"unreadable image {bad}: ") as error:
-        list(train_loader(data.train, batch_size=4, seed=0, workers=workers).batches(0))
+    loader = train_loader(data.train, batch_size=4, seed=0, workers=workers)
+    for _ in range(2):  # the loader lives on
+        with pytest.raises(N2NError, match=rf"unreadable image {bad}: ") as error:
+            list(loader.batches(0))
+        assert not multiprocessing.active_children()
     assert "\n" not in str(error.value) and "Traceback" not in str(error.value)
 
 
