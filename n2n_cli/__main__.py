@@ -1,3 +1,4 @@
 from n2n_cli.cli import main
 
-raise SystemExit(main())
+if __name__ == "__main__":  # a study's processes import this module again
+    raise SystemExit(main())

@@ -205,6 +205,7 @@ class Compare(Student):
     ops: dict[str, Op]
     study: Study
     seeds: Count
+    jobs: Literal["auto"] | Count
 
 
 @dataclass
@@ -251,7 +252,7 @@ SCHEMAS: dict[str, type[Any]] = {
     "evaluate": Evaluate,
     "inspect": Inspect,
 }
-MACHINE = ("out", "devices", "device", "workers", "progress", "max_steps", "prepare_only")
+MACHINE = ("out", "devices", "device", "workers", "progress", "max_steps", "prepare_only", "jobs")
 """Keys of `RunConfig` that are no part of what a run is."""
 
 

@@ -26,6 +26,7 @@ from n2n_cli.training.launch import launch
 from n2n_cli.training.options import FitOptions
 
 SMALL = 96  # px: up to here the stem that does not shrink the image by itself
+SMALL_NETWORK = 100_000  # parameters
 PROOF_IMAGES = 32  # of the batch that the function gap is measured on
 
 
@@ -61,7 +62,8 @@ def load_network(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     """The network in a run folder or checkpoint, with its averaged weights if it has them, and the state."""
     state = checkpoint.load(checkpoint.resolve(path))
     model = lineage.build(state["lineage"])
-    model.load_state_dict(state.get("ema") or state["model"])
+    model.load_state_dict(checkpoint.weights(state))
+    limit_threads(model)
     return model, state
 
 
@@ -86,6 +88,16 @@ def workers(choice: str | int, devices: int, source_in_memory: bool) -> int:
     if choice != "auto":
         return int(choice)
     return 0 if source_in_memory else max(1, min(16, len(os.sched_getaffinity(0)) // devices))
+
+
+def limit_threads(model: nn.Module, processes: int = 1) -> None:
+    """CPU threads of this process: one for a small network (more lose by waiting for each other), else a fair share.
+
+    ``OMP_NUM_THREADS`` in the environment wins.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        small = describe.count_parameters(model) < SMALL_NETWORK
+        torch.set_num_threads(1 if small else max(1, len(os.sched_getaffinity(0)) // processes))
 
 
 def write_config(plan: Plan, cfg: RunConfig) -> None:

@@ -4,61 +4,87 @@ from __future__ import annotations
 
 import shlex
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
-from n2n_cli.commands import folders
+from n2n_cli.commands import folders, parallel
 from n2n_cli.commands.folders import Plan
 from n2n_cli.config import Compare
+
+REPORT_EVERY_S = 30.0
 
 
 def run(cfg: Compare, command: str) -> None:
     """Runs what is not finished yet; all arms and seeds take the same loop, data and budget."""
     study = folders.setting(cfg)
-    scales = cfg.lr_scale if isinstance(cfg.lr_scale, list) else [cfg.lr_scale]
-    seeds = range(cfg.seed, cfg.seed + cfg.seeds)
-    total = len(seeds) * ((cfg.teacher is None) + len(cfg.study.arms) * len(scales))
-    number = fresh = 0
-    stopped = False
-    for seed in seeds:
-        teacher = Path(cfg.teacher) if cfg.teacher else None
-        if teacher is None:
-            plan = folders.train_plan(cfg, "teacher", seed=seed, epochs=cfg.teacher_epochs)
-            number += 1
-            fresh += not plan.done
-            if not _finish(plan, cfg, number, total, study):
-                stopped = True
-                continue
-            teacher = plan.folder
-        for arm in cfg.study.arms:
-            for scale in scales:
-                number += 1
-                plan = folders.grow_plan(cfg, cfg.ops[arm], seed, scale, teacher)
-                fresh += not plan.done
-                stopped |= not _finish(plan, cfg, number, total, study)
-    if stopped:
+    total = cfg.seeds * ((cfg.teacher is None) + len(_arms(cfg, cfg.seed, Path())))
+    progress = _Progress(cfg, study, total)
+    first: list[Plan] = []
+    for seed in range(cfg.seed, cfg.seed + cfg.seeds):
+        if cfg.teacher:
+            first += _arms(cfg, seed, Path(cfg.teacher))
+        else:
+            first.append(folders.train_plan(cfg, "teacher", seed=seed, epochs=cfg.teacher_epochs))
+    ready = progress.open(first)
+    jobs = parallel.jobs_at_once(cfg, total - progress.number) if ready else 1
+    if jobs > 1:
+        parallel.run_all(ready, cfg, jobs, progress.finished)
+    else:
+        while ready:
+            plan = ready.pop(0)
+            progress.announce(plan)
+            ready = [*progress.finished(plan, parallel.train(plan, cfg), ""), *ready]
+    if progress.stopped:
         print("not all runs are finished; the same command goes on from there", flush=True)
         return
-    _show(cfg, study, fresh, total)
+    _show(cfg, study, progress.fresh, total)
 
 
-def _finish(plan: Plan, cfg: Compare, number: int, total: int, study: Path) -> bool:
-    """Trains one run unless it is done; False if it was only prepared or stopped early."""
-    if plan.done:
-        folders.check_same(plan, folders.run_config(cfg, plan))
-        return True
-    print(f"[{number}/{total}] {plan.label}, seed {plan.seed}: {plan.folder}", flush=True)
-    if plan.teacher is None:
-        from n2n_cli.commands import train
+def _arms(cfg: Compare, seed: int, teacher: Path) -> list[Plan]:
+    scales = cfg.lr_scale if isinstance(cfg.lr_scale, list) else [cfg.lr_scale]
+    return [folders.grow_plan(cfg, cfg.ops[arm], seed, scale, teacher) for arm in cfg.study.arms for scale in scales]
 
-        done = train.from_scratch(plan, cfg)
-    else:
-        from n2n_cli.commands import grow
 
-        done = grow.from_teacher(plan, cfg)
-    if done is None:
-        return False
-    _write(cfg, study)
-    return True
+class _Progress:
+    """How far the study is: ``number`` runs done, ``fresh`` of them now, ``stopped`` if one ended early."""
+
+    def __init__(self, cfg: Compare, study: Path, total: int) -> None:
+        self.cfg, self.study, self.total = cfg, study, total
+        self.number = self.fresh = 0
+        self.stopped = False
+        self.written = time.monotonic()
+
+    def open(self, plans: list[Plan]) -> list[Plan]:
+        """Those of the plans, or of the arms of their finished teachers, that are still to be trained."""
+        left: list[Plan] = []
+        for plan in plans:
+            if not plan.done:
+                left.append(plan)
+                continue
+            folders.check_same(plan, folders.run_config(self.cfg, plan))
+            self.number += 1
+            if plan.teacher is None:
+                left += self.open(_arms(self.cfg, plan.seed, plan.folder))
+        return left
+
+    def announce(self, plan: Plan) -> None:
+        print(f"[{self.number + 1}/{self.total}] {plan.label}, seed {plan.seed}: {plan.folder}", flush=True)
+
+    def finished(self, plan: Plan, done: dict[str, Any] | None, said: str) -> list[Plan]:
+        """Takes in a result, tells it, keeps the report fresh; returns the plans that it makes possible."""
+        if said:
+            self.announce(plan)
+            print(said, end="", flush=True)
+        if done is None:
+            self.stopped = True
+            return []
+        self.number += 1
+        self.fresh += 1
+        if time.monotonic() - self.written > REPORT_EVERY_S and self.number < self.total:
+            _write(self.cfg, self.study)
+            self.written = time.monotonic()
+        return self.open(_arms(self.cfg, plan.seed, plan.folder)) if plan.teacher is None else []
 
 
 def _show(cfg: Compare, study: Path, fresh: int, total: int) -> None:

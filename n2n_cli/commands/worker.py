@@ -34,6 +34,8 @@ def train(folder: Path) -> dict[str, Any]:
     except (ValueError, yaml.YAMLError) as error:
         raise N2NError(f"cannot read the run in {folder}: {' '.join(str(error).split())}") from error
     with ranks(cfg.device) as mine:
+        model = lineage.build(info["lineage"])
+        common.limit_threads(model, mine.world_size)
         images = common.dataset(cfg.data)
         workers = common.workers(cfg.workers, mine.world_size, cfg.data.name != "imagefolder")
         place = {"rank": mine.rank, "world_size": mine.world_size, "workers": workers}
@@ -44,7 +46,7 @@ def train(folder: Path) -> dict[str, Any]:
             stop_after = (int(done[1]) if done else 0) + cfg.max_steps
         return fit(
             folder,
-            lineage.build(info["lineage"]),
+            model,
             data.train_loader(images.train, batch_size=cfg.training.batch_size, seed=cfg.seed, **place),
             data.eval_loader(images.val, batch_size=cfg.training.eval_batch_size, **place),
             common.fit_options(cfg, info["lr"], stop_after),

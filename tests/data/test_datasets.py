@@ -132,7 +132,11 @@ def test_many_missing_classes_are_counted(folder: Path, draw: Callable[..., None
     ("name", "kwargs", "message"),
     [
         ("shape", {}, r"unknown data 'shape' \(did you mean 'shapes'\?\); expected shapes, imagefolder"),
-        ("shapes", {"num_classes": 10}, "data shapes has 16 classes, not num_classes=10"),
+        (
+            "shapes",
+            {"num_classes": 10, "train_images": 16, "val_images": 16},
+            "data shapes has 16 classes, not num_classes=10",
+        ),
         ("shapes", {"train_images": 0}, "data.train_images must be a whole number >= 1, not 0"),
         ("shapes", {"val_images": 1.5}, "data.val_images must be a whole number"),
         ("shapes", {"image_size": 4}, "data.image_size must be a whole number >= 8, not 4"),

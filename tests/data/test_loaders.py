@@ -120,7 +120,6 @@ def test_unreadable_image_is_named_without_a_traceback(folder: Path, workers: in
     assert "\n" not in str(error.value) and "Traceback" not in str(error.value)
 
 
-@pytest.mark.slow
 def test_killed_worker_is_one_line(folder: Path) -> None:
     data = load("imagefolder", root=folder, image_size=24)
     loader = train_loader(data.train, batch_size=2, seed=0, workers=1)

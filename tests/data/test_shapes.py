@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from n2n_cli.data import load, shapes
+from n2n_cli.data import load, shapes, train_loader
+from n2n_cli.models import build
 
 
 def test_images_of_a_seed() -> None:
@@ -69,24 +70,21 @@ def test_not_learnable_from_colour_histograms_or_linearly() -> None:
 
 
 @pytest.mark.slow
-def test_a_small_network_learns_it() -> None:
-    from n2n_cli.data import train_loader
-
-    data = load("shapes", train_images=4000, val_images=800)
-    torch.manual_seed(0)
-    layers: list[nn.Module] = []
-    for i, (a, b) in enumerate([(3, 16), (16, 32), (32, 48)]):
-        layers += [nn.Conv2d(a, b, 3, 2 if i else 1, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU()]
-    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(48, 16))
-    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
-    loader = train_loader(data.train, batch_size=50, seed=0)
-    for epoch in range(8):
+def test_the_demos_network_learns_it() -> None:
+    """Six epochs of 12,000 images, SGD with a cosine: well above chance, below 97 %."""
+    data = load("shapes")
+    model = build("inception_bn_tiny", data.num_classes, stem="small")
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=1e-3)
+    loader = train_loader(data.train, batch_size=32, seed=0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 6 * loader.steps_per_epoch)
+    for epoch in range(6):
         for images, labels in loader.batches(epoch):
-            loss = nn.functional.cross_entropy(model((images.float() / 255 - 0.5) / 0.25), labels)
+            loss = nn.functional.cross_entropy(model((images.float() / 255 - 0.5) / 0.2), labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            schedule.step()
     model.eval()
     with torch.no_grad():
-        top1 = (model((data.val.images.float() / 255 - 0.5) / 0.25).argmax(1) == data.val.labels).float().mean()
-    assert 0.4 < top1 < 0.97
+        guess = model((data.val.images.float() / 255 - 0.5) / 0.2).argmax(1)
+    assert 0.6 < (guess == data.val.labels).float().mean() < 0.97
