@@ -38,6 +38,14 @@ def grow(lineage: Mapping[str, Any], recipe: Mapping[str, Any], to: Mapping[str,
     return {"steps": [*lineage["steps"], step]}
 
 
+def constructor(lineage: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The arguments of ``models.build`` that give this very architecture; None if growth left the constructors."""
+    last = lineage["steps"][-1]
+    if last["op"] == "build":
+        return {"name": last["name"], "num_classes": last["num_classes"], **last["kwargs"]}
+    return dict(last["to"]) if "to" in last else None
+
+
 def build(lineage: Mapping[str, Any]) -> nn.Module:
     """The network of a lineage, with weights that are still to be loaded.
 

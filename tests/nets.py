@@ -33,6 +33,9 @@ def storages(model: nn.Module) -> set[int]:
     return {t.untyped_storage().data_ptr() for t in model.state_dict(keep_vars=True).values() if t.numel()}
 
 
+KINDS = "conv rect bias residual concat depthwise grouped gate groupnorm transposed shuffle chunk".split()  # noqa: SIM905
+
+
 class RandomNet(nn.Module):
     """A network drawn from a list of block names; every block reads and returns a feature map [N, C, H, W]."""
 
@@ -81,10 +84,6 @@ class RandomNet(nn.Module):
         if kind == "chunk":
             return nn.Conv2d(c, 2 * w, 1), w
         raise KeyError(kind)
-
-    KINDS = (
-        "conv rect bias residual concat depthwise grouped gate groupnorm transposed shuffle chunk".split()
-    )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
         for kind, block in zip(self.kinds, self.layers, strict=True):

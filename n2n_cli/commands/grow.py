@@ -54,8 +54,8 @@ def prepare(plan: Plan, cfg: RunConfig) -> None:
         say(f"  note: {note}")
     proof = grown.gap
     say(f"  function gap: eval {proof.eval:.1e}, train {proof.train:.1e} ({proof.kind}, floor {proof.floor:.1e})")
-    steps = lineage.grow(state["lineage"], grown.recipe, to)
-    gap = {"eval": proof.eval, "train": proof.train}
+    gap = {"eval": proof.eval, "train": proof.train, "floor": proof.floor}
+    steps = lineage.grow(state["lineage"], {**grown.recipe, "op": plan.op.name, "function_gap": gap}, to)
     common.write_run(plan, cfg, "grow", grown.student, steps, images, gap)
 
 
@@ -72,57 +72,55 @@ def grow(
 
     ``steps``: the teacher's lineage; ``batch``: normalised images ``[N, 3, H, W]``.
     """
-    torch.manual_seed(seed)  # a constructor draws the weights of random init and the padding of random pad
     if isinstance(op, ToWider):
-        to = standard(cfg.model, images) if op.factor is None and not op.layers else None
-        plan = op.factor or dict(op.layers) or models.build(**(to or {}))
+        to = None if op.factor is not None or op.layers else standard(steps, cfg.model, images)
+        plan = construct(to, seed) if to else op.factor if op.factor is not None else dict(op.layers)
         if isinstance(op, Wider):
             return growth.widen(teacher, batch, plan, seed=seed, noise=op.noise), to
         operator = {"random_pad": growth.random_pad, "random_init": growth.random_init}[op.name]
         return operator(teacher, batch, plan, seed=seed), to
     assert isinstance(op, ToDeeper)
-    to = deeper_constructor(teacher, steps, op.pairs, cfg.model) if op.sites is None else None
-    torch.manual_seed(seed)
-    sites = op.sites if to is None else models.build(**to)
+    to = deeper_constructor(steps, op.pairs) if op.sites is None else None
+    sites = construct(to, seed) if to else op.sites
     if isinstance(op, Deeper):
         calibration = calibration_batches(cfg, images, op.calibration_batches)
         return growth.deepen(teacher, batch, sites, pairs=op.pairs, calibration=calibration), to
     if isinstance(sites, nn.Module):
-        grown = growth.random_init(teacher, batch, sites, seed=seed)
-    else:
-        shapes = growth.deepen(teacher, batch, sites, pairs=op.pairs)
-        grown = growth.random_init(teacher, batch, shapes.student, seed=seed, reset=True)
-        grown.recipe = {**shapes.recipe, "seed": seed}
-    grown.recipe["op"] = op.name
-    return grown, to
+        return growth.random_init(teacher, batch, sites, seed=seed), to
+    deeper = growth.deepen(teacher, batch, sites, pairs=op.pairs)
+    fresh = growth.random_init(teacher, batch, deeper.student, seed=seed, reset=True)
+    fresh.recipe = {**deeper.recipe, "seed": seed}
+    return fresh, None
 
 
-def standard(cfg: Model, images: data.Dataset) -> dict[str, Any]:
-    """Constructor's arguments of the student at ``model.width``: the shapes to grow to."""
-    if cfg.width == cfg.teacher_width:
-        raise N2NError(
-            f"op: teacher and student are the same network ({cfg.name}, width {cfg.width:g}); "
-            "give op.factor=1.5, op.layers={PATTERN: FACTOR} or another model.width"
-        )
-    return common.network(cfg, cfg.width, images)
+def construct(arguments: dict[str, Any], seed: int) -> nn.Module:
+    """A network as its constructor initializes it from ``seed``: random init, and what random pad pads with."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return models.build(**arguments)
 
 
-def deeper_constructor(teacher: nn.Module, steps: dict[str, Any], pairs: int, cfg: Model) -> dict[str, Any] | None:
-    """Constructor's arguments of our families' network: the teacher's layers and ``pairs`` more pairs; or None."""
-    built = steps["steps"][0]
-    if built["name"] not in models.OURS:
+def standard(steps: dict[str, Any], cfg: Model, images: data.Dataset) -> dict[str, Any]:
+    """Constructor's arguments of the student: the teacher's own network at ``model.width``, or the config's."""
+    theirs = lineage.constructor(steps)
+    wanted = common.network(cfg, cfg.width, images)
+    if theirs is not None and theirs["name"] == cfg.name:
+        if cfg.name in models.OURS:
+            wanted = {**wanted, **theirs, "width": cfg.width}
+        if wanted == theirs:
+            raise N2NError(
+                f"op: teacher and student are the same network ({cfg.name}, width {cfg.width:g}); "
+                "give op.factor=1.5, op.layers={PATTERN: FACTOR} or another model.width"
+            )
+    return wanted
+
+
+def deeper_constructor(steps: dict[str, Any], pairs: int) -> dict[str, Any] | None:
+    """Constructor's arguments of our families' network with ``pairs`` more pairs; None where there is none."""
+    theirs = lineage.constructor(steps)
+    if theirs is None or theirs["name"] not in models.OURS:
         return None
-    arguments = {**built["kwargs"], "name": built["name"], "num_classes": built["num_classes"]}
-    have = {name: value.shape for name, value in teacher.state_dict().items()}
-    widths = dict.fromkeys([arguments.get("width", 1.0), cfg.width])  # a widened teacher has the student's width
-    there = arguments.get("extra_pairs", 0)
-    for width in widths:
-        for times in range(1, 4):  # a deepened teacher has more pairs than it was built with
-            arguments |= {"width": width, "extra_pairs": there + times * pairs}
-            shapes = {name: value.shape for name, value in models.build(**arguments).state_dict().items()}
-            if have.keys() < shapes.keys() and all(shapes[name] == shape for name, shape in have.items()):
-                return arguments
-    return None
+    return {**theirs, "extra_pairs": theirs.get("extra_pairs", 0) + pairs}
 
 
 def calibration_batches(cfg: RunConfig, images: data.Dataset, count: int) -> list[torch.Tensor]:

@@ -168,9 +168,7 @@ def _to_student(structure: Structure, classes: list[TieClass], student: nn.Modul
     missing = [name for name in structure.axes if name not in state and name in structure.readers]
     if extra or missing:
         name, who = (extra[0], "student") if extra else (missing[0], "teacher")
-        raise GrowthError(
-            f"the student cannot be reached: '{name}' is in the {who} alone{suggest(name, structure.aliases)}"
-        )
+        raise GrowthError(f"the student cannot be reached: '{name}' is in the {who} alone")
     equations: list[tuple[str, list[tuple[Group, int]], int, int]] = []
     for name, axes in structure.axes.items():
         if name not in state:

@@ -179,7 +179,7 @@ def test_inspect(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
     ("words", "line"),
     [
         ("grow --teacher RUN data=fake data.image_size=32", "teacher: RUN has 16 classes, fake has 1000"),
-        ("grow --teacher RUN model=resnet18", "op: teacher and student are the same network (resnet18, width 1); "),
+        ("grow --teacher RUN model=resnet18", "the student cannot be reached: 'conv1.weight' is in the student alone"),
         ("grow --teacher RUN ++op.layers={nothing:2}", "'nothing'"),
         ("grow --teacher RUN --op deeper --sites nothing", "'nothing'"),
         ("grow --teacher damaged.pt", "damaged.pt"),

@@ -8,7 +8,7 @@ import torch
 import torchvision
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from nets import RandomNet, perturb, same_state, state_of, storages
+from nets import KINDS, RandomNet, perturb, same_state, state_of, storages
 from torch import nn
 from torch.nn import functional as F
 
@@ -343,7 +343,7 @@ def test_recipes_rebuild_the_architecture(name):
     assert str(again) == str(grown.student)
 
 
-blocks = st.lists(st.tuples(st.sampled_from(RandomNet.KINDS), st.integers(2, 5)), min_size=1, max_size=5)
+blocks = st.lists(st.tuples(st.sampled_from(KINDS), st.integers(2, 5)), min_size=1, max_size=5)
 
 
 def check_random_network(spec, factor, seed):
