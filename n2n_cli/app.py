@@ -114,7 +114,10 @@ def _jobs(command: str, line: Line) -> Iterator[DictConfig]:
     parser = OverridesParser.create(config_loader=loader)
     params = [f"{key}={value}" for key, value in (master.hydra.sweeper.params or {}).items()]
     overrides = parser.parse_overrides([*params, *master.hydra.overrides.task])
-    for job in BasicSweeper.split_arguments(overrides, None)[0]:
+    jobs = BasicSweeper.split_arguments(overrides, None)[0]
+    if not jobs:
+        raise N2NError("the sweep has no jobs: a range or choice is empty")
+    for job in jobs:
         yield loader.load_sweep_config(master, list(job))
 
 
@@ -185,9 +188,9 @@ def _one_line_errors(command: str, line: Line) -> Iterator[None]:
 
 def _no_file(error: OSError) -> N2NError:
     """A file or folder that cannot be read or written, in one line; other errors of the system stay errors."""
-    if error.filename is None:
+    if error.strerror is None or isinstance(error, BrokenPipeError):
         raise error
-    return N2NError(f"{error.filename}: {error.strerror}")
+    return N2NError(f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror)
 
 
 def _explain(error: BaseException, command: str) -> str:
@@ -218,6 +221,8 @@ def _explain(error: BaseException, command: str) -> str:
         if key in keys:
             return f"'{key}' does not go with the chosen {key.rsplit('.', 1)[0]}"
         return f"unknown key '{key}'{near_key(key, keys)}"
+    if found := re.search(r"Sweep parameters '(.*)' requires --multirun", text):
+        return f"'{found[1]}' are several values: add -m to run each"
     if "token recognition error" in text:
         return f"{' '.join(text.split())}: put special characters in quotes, such as \"out='ü'\""
     if found := re.search(r"Ambiguous value for argument '([^'=]+)=(.*)'", text):

@@ -6,6 +6,7 @@ The values live in ``conf/``; here stand names, types, ranges and units. Imports
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ Positive = Annotated[float, Rule("a number above 0", lambda v: v > 0)]
 NotNegative = Annotated[float, Rule("a number, 0 or more", lambda v: v >= 0)]
 Share = Annotated[float, Rule("a number from 0 to below 1", lambda v: 0 <= v < 1)]
 Count = Annotated[int, Rule("a whole number, 1 or more", lambda v: v >= 1)]
+Epochs = Annotated[float, Rule("a number from 0 to a million", lambda v: 0 <= v <= 1e6)]
 Whole = Annotated[int, Rule("a whole number, 0 or more", lambda v: v >= 0)]
 Seed = Annotated[int, Rule("a whole number from 0 to 2^31 - 1", lambda v: 0 <= v < 2**31)]
 Pixels = Annotated[int, Rule("a whole number of pixels, 8 or more", lambda v: v >= 8)]
@@ -77,8 +79,8 @@ class Optim:
 
 @dataclass
 class DefaultEpochs:
-    teacher: NotNegative
-    student: NotNegative
+    teacher: Epochs
+    student: Epochs
 
 
 @dataclass
@@ -173,7 +175,7 @@ class RunConfig:
     """What every run has. ``out`` and the keys below it say where and how to run, not what it is."""
 
     seed: Seed
-    epochs: NotNegative
+    epochs: Epochs
     model: Model
     data: Data
     optim: Optim
@@ -190,7 +192,7 @@ class RunConfig:
 @dataclass
 class Student(RunConfig):
     teacher: str | None
-    teacher_epochs: NotNegative
+    teacher_epochs: Epochs
 
 
 @dataclass
@@ -305,6 +307,9 @@ def check(command: str, tree: Mapping[str, Any]) -> Any:
             _check_op(cfg.ops[arm], cfg.model, f"ops.{arm}")
         if len(set(cfg.study.arms)) < len(cfg.study.arms):
             raise N2NError(f"study.arms: an arm stands there twice: {', '.join(cfg.study.arms)}")
+        scales = [f"{scale:g}" for scale in cfg.lr_scale] if isinstance(cfg.lr_scale, list) else []
+        if len(set(scales)) < len(scales):
+            raise N2NError(f"lr_scale: a rate stands there twice: {', '.join(scales)}")
     if isinstance(cfg, Evaluate) and not Path(cfg.checkpoint).exists():
         raise N2NError(f"no such run folder or checkpoint: {cfg.checkpoint}{_near_path(cfg.checkpoint)}")
     if isinstance(cfg, Inspect) and not Path(cfg.target).exists():
@@ -351,10 +356,22 @@ def check_data(data: Data) -> None:
             raise N2NError("data.root: data=imagefolder needs data.root=FOLDER with train/ and val/ in it")
         root = Path(data.root)
         if not root.is_dir():
-            raise N2NError(f"data.root: no such folder: {data.root}{_near_path(data.root)}")
+            what = "this is a file, expected a folder" if root.exists() else "no such folder"
+            raise N2NError(f"data.root: {what}: {data.root}{_near_path(data.root)}")
         for part in ("train", "val"):
             if not (root / part).is_dir():
                 raise N2NError(f"data.root: no folder {part}/ in {data.root} (expected train/CLASS/, val/CLASS/)")
+    if data.root is not None and data.name in ("shapes", "fake"):
+        raise N2NError(
+            f"data.root: data={data.name} reads no files; did you mean data=imagefolder data.root={data.root}"
+        )
+    if data.name == "cifar10" and Path(data.root or "data").is_file():
+        raise N2NError(f"data.root: this is a file, expected a folder: {data.root}")
+    if data.name in ("shapes", "fake"):
+        labels = (data.train_images or 0) + (data.val_images or 0)
+        need = 8 * labels + (256 if data.name == "fake" else labels) * 3 * (data.image_size or 0) ** 2
+        if need > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
+            raise N2NError(f"data: {need / 1e9:,.0f} GB of images are more than the memory of this machine")
     if data.image_size and data.resize_size and data.resize_size < data.image_size:
         raise N2NError(f"data.resize_size: {data.resize_size} px are fewer than data.image_size={data.image_size}")
 
@@ -377,4 +394,4 @@ def _check_op(op: Op, model: Model, where: str) -> None:
 def _near_path(path: str) -> str:
     parent = Path(path).parent
     names = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
-    return suggest(Path(path).name, names)
+    return suggest(Path(path).name, names) if Path(path).name not in names else ""

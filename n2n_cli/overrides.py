@@ -80,7 +80,7 @@ def translate(command: str, words: list[str]) -> Line:
             line.flags[flag] = value
         elif re.match(r"--?[A-Za-z]", word):
             line.overrides.append(_flag(keys, name, value if equals else None, rest, multirun))
-        elif equals or word.startswith("~"):
+        elif (equals and name.strip()) or word.startswith("~"):
             path = name in PATHS and not (multirun and "," in value)
             line.overrides.append(_open(keys, f"{name}={quote(value)}" if path and value else word))
         elif positional:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +21,7 @@ from n2n_cli import data, lineage
 from n2n_cli.commands import folders
 from n2n_cli.commands.folders import Plan
 from n2n_cli.config import Data, Model, RunConfig
+from n2n_cli.errors import N2NError
 from n2n_cli.models import OURS, describe
 from n2n_cli.training import checkpoint
 from n2n_cli.training.evaluate import Normalize
@@ -28,6 +31,7 @@ from n2n_cli.training.options import FitOptions
 SMALL = 96  # px: up to here the stem that does not shrink the image by itself
 SMALL_NETWORK = 100_000  # parameters
 PROOF_IMAGES = 32  # of the batch that the function gap is measured on
+runs_at_once = 1  # processes like this one that share the cores (see `parallel`)
 
 
 def dataset(cfg: Data) -> data.Dataset:
@@ -38,7 +42,21 @@ def dataset(cfg: Data) -> data.Dataset:
 @lru_cache(maxsize=1)
 def _dataset(cfg: str) -> data.Dataset:
     arguments = json.loads(cfg)
-    return data.load(arguments.pop("name"), **{key: v for key, v in arguments.items() if v is not None})
+    with enough_memory():
+        return data.load(arguments.pop("name"), **{key: v for key, v in arguments.items() if v is not None})
+
+
+@contextlib.contextmanager
+def enough_memory() -> Iterator[None]:
+    """Raises N2NError where PyTorch cannot get the memory it asks for."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        raise N2NError(
+            "not enough memory; try a smaller training.batch_size, training.accumulate=2 or more, or fewer images"
+        ) from error
 
 
 def network(cfg: Model, width: float, images: data.Dataset) -> dict[str, Any]:
@@ -59,10 +77,20 @@ def example(images: data.Dataset, count: int = PROOF_IMAGES) -> Tensor:
 
 
 def load_network(path: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """The network in a run folder or checkpoint, with its averaged weights if it has them, and the state."""
-    state = checkpoint.load(checkpoint.resolve(path))
+    """The network in a run folder or checkpoint, with its averaged weights if it has them, and the state.
+
+    Raises N2NError.
+    """
+    path = checkpoint.resolve(path)
+    state = checkpoint.load(path)
+    if missing := [key for key in ("lineage", "step", "config") if key not in state]:
+        raise N2NError(f"{path} is not an n2n checkpoint (no '{missing[0]}' in it)")
     model = lineage.build(state["lineage"])
-    model.load_state_dict(checkpoint.weights(state))
+    try:
+        model.load_state_dict(checkpoint.weights(state))
+    except (RuntimeError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise N2NError(f"{path}: its weights do not fit its lineage: {reason}") from error
     limit_threads(model)
     return model, state
 
@@ -87,7 +115,7 @@ def workers(choice: str | int, devices: int, source_in_memory: bool) -> int:
     """Loading processes a device: ``auto`` shares the cores, with none for images that lie in memory."""
     if choice != "auto":
         return int(choice)
-    return 0 if source_in_memory else max(1, min(16, len(os.sched_getaffinity(0)) // devices))
+    return 0 if source_in_memory else max(1, min(16, _cores() // devices))
 
 
 def limit_threads(model: nn.Module, processes: int = 1) -> None:
@@ -97,13 +125,16 @@ def limit_threads(model: nn.Module, processes: int = 1) -> None:
     """
     if "OMP_NUM_THREADS" not in os.environ:
         small = describe.count_parameters(model) < SMALL_NETWORK
-        torch.set_num_threads(1 if small else max(1, len(os.sched_getaffinity(0)) // processes))
+        torch.set_num_threads(1 if small else max(1, _cores() // processes))
+
+
+def _cores() -> int:
+    return max(1, len(os.sched_getaffinity(0)) // runs_at_once)
 
 
 def write_config(plan: Plan, cfg: RunConfig) -> None:
-    plan.folder.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(folders.run_config(cfg, plan), sort_keys=False)
-    checkpoint.atomic_write(plan.folder / "config.yaml", text.encode())
+    _write(plan.folder / "config.yaml", text)
 
 
 def write_run(
@@ -116,7 +147,11 @@ def write_run(
     gap: dict[str, float] | None = None,
 ) -> None:
     """The folder of a run that is about to start: config.yaml, run.json, last the checkpoint of step 0."""
-    write_config(plan, cfg)
+    if len(images.train) < cfg.training.batch_size:
+        raise N2NError(
+            f"{images.name}: {len(images.train)} training images are fewer than one batch "
+            f"(training.batch_size={cfg.training.batch_size})"
+        )
     info = {
         "format": 1,
         "command": command,
@@ -135,7 +170,8 @@ def write_run(
         "data": images.name,
         "machine": machine(cfg),
     }
-    checkpoint.atomic_write(plan.folder / "run.json", (json.dumps(info, indent=1) + "\n").encode())
+    write_config(plan, cfg)
+    _write(plan.folder / "run.json", json.dumps(info, indent=1) + "\n")
     state = {
         "format": 1,
         "lineage": grown,
@@ -144,6 +180,14 @@ def write_run(
         "step": 0,
     }
     checkpoint.save(plan.folder / "checkpoints", state, step=0)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint.atomic_write(path, text.encode())
+    except OSError as error:
+        raise N2NError(f"cannot write {path}: {error.strerror}") from error
 
 
 def machine(cfg: RunConfig) -> dict[str, Any]:
@@ -159,8 +203,14 @@ def machine(cfg: RunConfig) -> dict[str, Any]:
 
 
 def prepared(plan: Plan) -> bool:
-    """Whether the folder holds a run that only has to go on. Raises N2NError if it holds another."""
-    return (plan.folder / "run.json").is_file() and checkpoint.newest(plan.folder / "checkpoints") is not None
+    """Whether the folder holds a run that only has to go on. Raises N2NError if it cannot, as it is damaged."""
+    if not (plan.folder / "run.json").is_file():
+        return False
+    if checkpoint.newest(plan.folder / "checkpoints") is not None:
+        return True
+    if any((plan.folder / "checkpoints").glob("step_*.pt")):
+        raise N2NError(f"every checkpoint in {plan.folder} is damaged: remove the folder to train it anew")
+    return False
 
 
 def train(plan: Plan, cfg: RunConfig) -> dict[str, Any] | None:

@@ -41,7 +41,13 @@ class Plan:
     def done(self) -> dict[str, Any] | None:
         """What done.json says, or None as long as the run is not finished."""
         path = self.folder / "done.json"
-        return json.loads(path.read_text()) if path.is_file() else None
+        try:
+            done = json.loads(path.read_text())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise N2NError(f"cannot read {path}: {error}; without it, the run goes on from its checkpoint") from error
+        return done if isinstance(done, dict) else None
 
 
 def setting(cfg: RunConfig) -> Path:

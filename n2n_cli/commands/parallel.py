@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
 import multiprocessing
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 from typing import Any
 
 from n2n_cli.commands.folders import Plan
@@ -18,6 +20,7 @@ from n2n_cli.config import Compare
 from n2n_cli.errors import N2NError
 
 Finished = Callable[[Plan, dict[str, Any] | None, str], Sequence[Plan]]
+SAVED = "every run has saved and stopped; the same command goes on from there"
 
 
 def run_all(plans: Sequence[Plan], cfg: Compare, jobs: int, finished: Finished) -> None:
@@ -27,29 +30,27 @@ def run_all(plans: Sequence[Plan], cfg: Compare, jobs: int, finished: Finished) 
         N2NError: of the first run that fails; the others save and stop.
         KeyboardInterrupt: Ctrl-C or SIGTERM; every run has saved and stopped.
     """
-    context = multiprocessing.get_context("spawn")
-    slots = context.Queue()
-    for slot in range(jobs):
-        slots.put(slot)
-    pool = ProcessPoolExecutor(jobs, context, initializer=_start, initargs=(slots, cfg.devices))
-    waiting: dict[Future[tuple[dict[str, Any] | None, str]], Plan] = {}
-    with _terminable():
-        try:
-            for plan in plans:
-                waiting[pool.submit(_one, plan, cfg)] = plan
-            while waiting:
-                for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                    plan = waiting.pop(future)
-                    for more in finished(plan, *future.result()):
-                        waiting[pool.submit(_one, more, cfg)] = more
-        except BaseException as error:
-            for child in multiprocessing.active_children():
-                child.terminate()  # SIGTERM: the loop saves and stops
-            pool.shutdown(wait=True, cancel_futures=True)
-            if isinstance(error, BrokenProcessPool):
-                raise N2NError("a run's process was killed (out of memory?); the same command goes on") from error
-            raise
-        pool.shutdown()
+    todo, running = list(plans), dict[Connection, Plan]()
+    with _signals(), _processes(cfg, jobs) as idle:
+        while todo or running:
+            while todo and idle:
+                pipe = idle.pop(0)
+                running[pipe] = todo.pop(0)
+                with contextlib.suppress(BrokenPipeError):  # it is gone: the next recv says so
+                    pipe.send((running[pipe], cfg))
+            ready = wait(list(running))
+            for pipe in [pipe for pipe in running if pipe in ready]:
+                try:
+                    told = pipe.recv()
+                except (EOFError, ConnectionError) as error:
+                    folder = running[pipe].folder
+                    raise N2NError(
+                        f"{folder}: its process was killed (no memory?); the same command goes on"
+                    ) from error
+                if isinstance(told, BaseException):
+                    raise told
+                idle.append(pipe)
+                todo += finished(running.pop(pipe), *told)
 
 
 def jobs_at_once(cfg: Compare, runs: int) -> int:
@@ -61,43 +62,6 @@ def jobs_at_once(cfg: Compare, runs: int) -> int:
     if cfg.device != "cpu" and torch.cuda.is_available():
         return max(1, min(runs, torch.cuda.device_count() // cfg.devices))
     return max(1, min(runs, 8, len(os.sched_getaffinity(0)) // cfg.devices))
-
-
-def _start(slots: Any, devices: int) -> None:
-    """A process begins: a group of its own (the parent alone hears Ctrl-C), and GPUs of its own."""
-    os.setpgrp()
-    slot = slots.get()
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible != "":
-        ids = visible.split(",") if visible else None
-        mine = range(slot * devices, (slot + 1) * devices)
-        if ids is None or len(ids) > mine[-1]:
-            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(ids[i] if ids else str(i) for i in mine)
-    sys.stderr = _Plain(sys.stderr)  # bars of several processes would write over each other
-
-
-class _Plain(io.TextIOBase):
-    """A stream that is no terminal: progress comes as lines."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        return int(self._stream.write(text))
-
-    def flush(self) -> None:
-        self._stream.flush()
-
-    def isatty(self) -> bool:
-        return False
-
-
-def _one(plan: Plan, cfg: Compare) -> tuple[dict[str, Any] | None, str]:
-    """One run to its end, and what it said."""
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
-        done = train(plan, cfg)
-    return done, said.getvalue()
 
 
 def train(plan: Plan, cfg: Compare) -> dict[str, Any] | None:
@@ -112,18 +76,110 @@ def train(plan: Plan, cfg: Compare) -> dict[str, Any] | None:
 
 
 @contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM ends as Ctrl-C does."""
+def _processes(cfg: Compare, jobs: int) -> Iterator[list[Connection]]:
+    """Pipes to ``jobs`` processes that train what they are sent; none of them is left at the end."""
+    context = multiprocessing.get_context("spawn")
+    pipes: list[Connection] = []
+    processes: list[SpawnProcess] = []
+    try:
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: a child must not hear Ctrl-C
+        try:
+            for slot in range(jobs):
+                ours, theirs = context.Pipe()
+                process = context.Process(target=_serve, args=(theirs, slot, jobs, cfg.devices))
+                process.start()
+                theirs.close()
+                pipes.append(ours)
+                processes.append(process)
+        finally:
+            signal.signal(signal.SIGINT, before)
+        yield list(pipes)
+    except BaseException:
+        for process in processes:
+            process.terminate()  # SIGTERM: the loop saves and stops
+        raise
+    finally:
+        for pipe in pipes:
+            pipe.close()
+        while any(process.is_alive() for process in processes):
+            try:
+                for process in processes:
+                    process.join()
+            except KeyboardInterrupt:  # again: at once
+                for process in processes:
+                    process.terminate()
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    """SIGINT and SIGTERM interrupt the parent, also one that a shell started in the background."""
 
     def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt(f"signal {number}")
+        raise KeyboardInterrupt(SAVED)
 
-    try:
-        before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not the main thread: whoever runs us handles signals
-        yield
-        return
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _serve(pipe: Connection, slot: int, jobs: int, devices: int) -> None:
+    """A process: a group of its own (the parent alone hears Ctrl-C), GPUs of its own, one run after the other."""
+    os.setpgrp()
+    with contextlib.suppress(OSError, AttributeError):  # Linux: if the parent is killed, save and stop
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+    _own_gpus(slot, devices)
+    sys.stderr = _Plain(sys.stderr)  # bars of several processes would write over each other
+    from n2n_cli.commands import common
+
+    common.runs_at_once = jobs
+    while True:
+        try:
+            plan, cfg = pipe.recv()
+            pipe.send(_told(plan, cfg))
+        except (EOFError, ConnectionError):  # the parent has no more, or is gone
+            return
+
+
+def _told(plan: Plan, cfg: Compare) -> tuple[dict[str, Any] | None, str] | BaseException:
+    """The result of one run and what it said, or why there is none."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said):
+            return train(plan, cfg), said.getvalue()
+    except N2NError as error:
+        return N2NError(str(error))
+    except (OSError, KeyboardInterrupt) as error:
+        return error
+    except BaseException:
+        return RuntimeError(f"{plan.folder}:\n{traceback.format_exc()}")
+
+
+def _own_gpus(slot: int, devices: int) -> None:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible != "":
+        ids = visible.split(",") if visible else None
+        mine = range(slot * devices, (slot + 1) * devices)
+        if ids is None or len(ids) > mine[-1]:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(ids[i] if ids else str(i) for i in mine)
+
+
+class _Plain(io.TextIOBase):
+    """A stream that is no terminal: progress comes as lines."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return int(self._stream.write(text))
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def fileno(self) -> int:
+        return int(self._stream.fileno())
+
+    def isatty(self) -> bool:
+        return False

@@ -33,7 +33,7 @@ def train(folder: Path) -> dict[str, Any]:
         raise N2NError(f"no run in {folder}: {error.strerror}: {error.filename}") from error
     except (ValueError, yaml.YAMLError) as error:
         raise N2NError(f"cannot read the run in {folder}: {' '.join(str(error).split())}") from error
-    with ranks(cfg.device) as mine:
+    with ranks(cfg.device) as mine, common.enough_memory():
         model = lineage.build(info["lineage"])
         common.limit_threads(model, mine.world_size)
         images = common.dataset(cfg.data)

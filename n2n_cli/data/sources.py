@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 from torchvision.transforms.v2 import functional as F
@@ -96,7 +96,11 @@ def read_image(path: str) -> Tensor:
             with Image.open(path) as image:
                 return F.pil_to_tensor(image.convert("RGB"))
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-        reason = " ".join(str(error).replace(f"'{path}'", "it").split()) or type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):
+            reason = "no image format that Pillow knows"
+        elif isinstance(error, OSError) and error.strerror:
+            reason = error.strerror
         raise N2NError(f"unreadable image {path}: {reason}") from error
 
 

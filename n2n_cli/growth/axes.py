@@ -20,13 +20,16 @@ from collections.abc import Iterable
 from math import lcm
 
 
-class Reason(str):
-    """Why a group is fixed; ``site`` names the choice (see ``rules.view``) that could be made otherwise."""
+Site = tuple[str, str, int, int]  # module path, operation, which one of these, which axis: where a rule had a choice
 
-    site: int | None = None
+
+class Reason(str):
+    """Why a group is fixed; ``site`` names the choice (see ``moves.view``) that could be made otherwise."""
+
+    site: Site | None = None
 
     @classmethod
-    def at(cls, text: str, site: int | None = None) -> Reason:
+    def at(cls, text: str, site: Site | None = None) -> Reason:
         reason = cls(text)
         reason.site = site
         return reason

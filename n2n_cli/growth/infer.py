@@ -6,13 +6,14 @@ querying each operation in the graph about how to make the remapping functions c
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from n2n_cli.growth.axes import Axis, Group, Reason, constant, fix, fresh, is_open, resolve, unify
+from n2n_cli.growth.axes import Axis, Group, Reason, Site, constant, fix, fresh, is_open, resolve, unify
 from n2n_cli.growth.record import Op, Recording, named_buffers, record
 from n2n_cli.growth.rules import rule_for, unknown
 
@@ -60,19 +61,17 @@ class Structure:
 class Inference:
     """The state that rules read and write: labels of tensors, roles of parameter axes, ties, choices."""
 
-    def __init__(self, axes: dict[str, list[Axis]], choices: dict[int, int]) -> None:
+    def __init__(self, axes: dict[str, list[Axis]], choices: dict[Site, int]) -> None:
         self.parameters = axes
         self.choices = choices
-        self.sites: dict[int, tuple[Axis, int]] = {}
+        self.sites: dict[Site, tuple[Axis, int]] = {}
         self.ties: list[Tie] = []
         self.roles: dict[tuple[str, int], set[Role]] = {}
         self.readers: dict[str, str] = {}
         self.whole_groups: dict[str, bool] = {}
         self.labels: dict[int, list[Axis]] = {}
         self.sources: dict[int, list[Origin]] = {}
-        self._site_base = 0
-        self._op_index = 0
-        self._reason: tuple[Op, str] | None = None
+        self._occurrence: Counter[tuple[str, str]] = Counter()
 
     def run(self, recording: Recording) -> None:
         """Apply the rule of every recorded operation, in order."""
@@ -82,8 +81,9 @@ class Inference:
             self.sources[key] = [(name, dim) for dim in range(len(self.parameters[name]))]
         for tensor in recording.inputs:
             self.labels[id(tensor)] = [constant(n, Reason("the network's input")) for n in tensor.shape]
-        for index, op in enumerate(recording.ops):
-            self._op_index = self._site_base + index
+        self._occurrence.clear()
+        for op in recording.ops:
+            self._occurrence[op.path, op.name] += 1
             for tensor in [*op.args, *op.kwargs.values()]:
                 if isinstance(tensor, Tensor) and id(tensor) in recording.tensors:
                     self.readers.setdefault(recording.tensors[id(tensor)], str(op))
@@ -91,7 +91,6 @@ class Inference:
             for out in op.outputs:
                 if id(out) not in self.labels:  # a second result that the rule did not speak of
                     self.put_one(out, [constant(n, self.reason(op, "a side result")) for n in out.shape])
-        self._site_base += len(recording.ops)
         for tensor in recording.outputs:
             for dim in range(tensor.ndim):
                 fix(self.use(tensor, dim), Reason("the network's output"))
@@ -141,13 +140,14 @@ class Inference:
         if is_open(axis):
             self.ties.append(Tie(axis, reason))
 
-    def site(self, op: Op, count: int, part: int = 0) -> int:
-        return self._op_index * 64 + part
+    def site(self, op: Op, part: int = 0) -> Site:
+        """The same in both recordings: train and eval mode share their choices."""
+        return (op.path, op.name, self._occurrence[op.path, op.name], part)
 
-    def choice(self, site: int) -> int:
+    def choice(self, site: Site) -> int:
         return self.choices.get(site, 0)
 
-    def reason(self, op: Op, text: str, site: int | None = None) -> Reason:
+    def reason(self, op: Op, text: str, site: Site | None = None) -> Reason:
         return Reason.at(f"{op}: {text}", site)
 
 
@@ -173,7 +173,7 @@ def infer(model: nn.Module, example_input: Any) -> Structure:
     recordings = [
         record(model, example_input, lambda f: rule_for(f) is not None, training=training) for training in (True, False)
     ]
-    choices: dict[int, int] = {}
+    choices: dict[Site, int] = {}
     while True:
         axes, aliases = _open_axes(model)
         ctx = Inference(axes, choices)
@@ -202,20 +202,34 @@ def _settle_roles(ctx: Inference) -> None:
                 fix(axis, Reason(f"{name} is both consumed and produced along axis {dim} (tied weights)"))
 
 
-def _next_choices(ctx: Inference) -> set[int]:
-    """Sites whose growing factor turned out fixed, and that have another factor to offer."""
+def _next_choices(ctx: Inference) -> set[Site]:
+    """Sites whose growing factor turned out fixed, and that have another factor to offer.
 
-    def left(site: int) -> bool:
+    Where another site's choice is the reason, that one moves. A site waits for a later one of another kind that shares
+    its units: (3, C) waits for C -> (heads, d).
+    """
+
+    def left(site: Site) -> bool:
         return site in ctx.sites and ctx.choice(site) + 1 < ctx.sites[site][1]
 
-    advance: set[int] = set()
-    for site, (axis, _) in ctx.sites.items():
-        if is_open(axis):
-            continue
-        culprits = {group.fixed.site for group, _ in resolve(axis) if group.fixed and group.fixed.site is not None}
+    stuck = {site: resolve(axis) for site, (axis, _) in ctx.sites.items() if not is_open(axis)}
+    last: dict[Group, Site] = {}
+    for site, runs in stuck.items():
+        if left(site):
+            last.update({group: site for group, _ in runs})
+    advance: set[Site] = set()
+    for site, runs in stuck.items():
+        culprits = {group.fixed.site for group, _ in runs if group.fixed and group.fixed.site is not None}
         others = {culprit for culprit in culprits if culprit != site and left(culprit)}
-        advance |= others or ({site} if left(site) else set())
+        later = {last[group] for group, _ in runs if group in last}
+        waits = any(_kind(other) != _kind(site) for other in later)
+        advance |= others or ({site} if left(site) and not waits else set())
     return advance
+
+
+def _kind(site: Site) -> tuple[str, str, int]:
+    path, name, _, part = site
+    return path, name, part
 
 
 def example_like(model: nn.Module, example_input: Any) -> Any:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from n2n_cli.growth.axes import Axis, Group, constant, cut, fix, fresh, is_open, length, resolve, scaled, unify
-from n2n_cli.growth.common import arg, broadcast, dims_of, unknown
+from n2n_cli.growth.common import arg, broadcast, dims_of, tensors, unknown
 
 if TYPE_CHECKING:
     from n2n_cli.growth.infer import Inference
@@ -124,6 +124,8 @@ def index(ctx: Inference, op: Op) -> None:
         return unknown(ctx, op)
     for d in at:
         fix(ctx.use(x, d), ctx.reason(op, "looked up by index"))
+        for axis in range(where[d].ndim):
+            fix(ctx.use(where[d], axis), ctx.reason(op, "an index"))
     count = op.outputs[0].ndim - (x.ndim - len(at))
     found = [constant(n, ctx.reason(op, "looked up by index")) for n in op.outputs[0].shape[at[0] : at[0] + count]]
     ctx.put(
@@ -138,6 +140,9 @@ def reorder(ctx: Inference, op: Op) -> None:
     place = 2 if op.name == "roll" else 1
     for dim in dims_of(op, place, "dims" if op.name in {"roll", "flip"} else "dim"):
         fix(ctx.use(x, dim), ctx.reason(op, "positions are told apart"))
+    for tensor in tensors(op)[1:]:
+        for axis in range(tensor.ndim):
+            fix(ctx.use(tensor, axis), ctx.reason(op, "an index"))
     for out in op.outputs:
         same_size = zip(out.shape, x.shape, strict=True)
         ctx.put_one(
@@ -277,7 +282,7 @@ def divide(ctx: Inference, op: Op, part: int, axis: Axis, sizes: list[int]) -> l
             reason = ctx.reason(op, "an axis of size one")
             fix(axis, reason)
         return [constant(n, reason) for n in sizes]
-    site = ctx.site(op, len(candidates), part)
+    site = ctx.site(op, part)
     at = candidates[ctx.choice(site)]
     grown: Axis = [(Group(sizes[at]), 1)]
     unify(axis, scaled(grown, prod(sizes[at + 1 :])) * prod(sizes[:at]))

@@ -143,7 +143,7 @@ def grouped(ctx: Inference, op: Op, x: tuple[Tensor, int], weight: Tensor, group
     """All groups share one mapping of their inner channels, or whole groups are replicated."""
     tensor, channel = x
     axis, inner = ctx.axes(tensor)[channel], tensor.shape[channel] // groups
-    site = ctx.site(op, 2)
+    site = ctx.site(op)
     ctx.groups_follow(weight, ctx.choice(site) != 0 or produced != 0)
     if ctx.choice(site) == 0 and produced == 0:
         reason = ctx.reason(op, "its groups stay, their inner channels grow", site)
