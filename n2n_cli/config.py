@@ -20,6 +20,7 @@ NotNegative = Annotated[float, Rule("a number, 0 or more", lambda v: v >= 0)]
 Share = Annotated[float, Rule("a number from 0 to below 1", lambda v: 0 <= v < 1)]
 Count = Annotated[int, Rule("a whole number, 1 or more", lambda v: v >= 1)]
 Epochs = Annotated[float, Rule("a number from 0 to a million", lambda v: 0 <= v <= 1e6)]
+Pairs = Annotated[int, Rule("a whole number from 1 to 64", lambda v: 1 <= v <= 64)]
 Whole = Annotated[int, Rule("a whole number, 0 or more", lambda v: v >= 0)]
 Seed = Annotated[int, Rule("a whole number from 0 to 2^31 - 1", lambda v: 0 <= v < 2**31)]
 Pixels = Annotated[int, Rule("a whole number of pixels, 8 or more", lambda v: v >= 8)]
@@ -98,7 +99,7 @@ class Training:
     compile: bool
     sync_bn: bool
     eval_batch_size: Count
-    evals_first_epoch: Whole
+    evals_first_epoch: Annotated[int, Rule("a whole number from 0 to 10000", lambda v: 0 <= v <= 10_000)]
     eval_every_epochs: Positive
     checkpoint_every_epochs: NotNegative
     log_every: Count
@@ -135,7 +136,7 @@ class Wider(ToWider):
 
 @dataclass
 class ToDeeper(Op):
-    pairs: Count
+    pairs: Pairs
     sites: list[str] | None
 
 

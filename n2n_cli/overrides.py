@@ -123,6 +123,8 @@ def _flag(keys: dict[str, object], flag: str, value: str | None, rest: list[str]
 def _open(keys: dict[str, object], word: str) -> str:
     """The keys of a dictionary, such as ``model.kwargs.NAME``, are the user's own: Hydra wants ``++`` for them."""
     free = [key for key, hint in keys.items() if key != "ops" and takes(hint, dict)]
+    if any(word.startswith(f"{key}={{") for key in free):
+        word = re.sub(r"""(["'])([^"']*)\1\s*:""", r"\2:", word)  # Hydra's grammar has no quoted keys
     return f"++{word}" if any(word.startswith((f"{key}.", f"{key}={{")) for key in free) else word
 
 

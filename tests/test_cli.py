@@ -99,6 +99,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ("grow", "--teacher-epochs 3 --teacher 'a (b)'", ["teacher_epochs=3", "teacher='a (b)'"]),
         ("grow", "--sites a,b", ["op.sites=[a,b]"]),
         ("grow", "op.layers={a:2}", ["++op.layers={a:2}"]),
+        ("grow", """'op.layers={"a.3*": 1.5, "b": 96}'""", ["++op.layers={a.3*: 1.5, b: 96}"]),
+        ("grow", """--layers '{"a.*": 2}'""", ["++op.layers={a.*: 2}"]),
         ("train_teacher", "--lr 0.1 --optim.momentum=0", ["optim.lr=0.1", "optim.momentum=0"]),
         ("train_teacher", "--compile --seed 1", ["training.compile=true", "seed=1"]),
         ("train_teacher", "--compile false -m --seed 0,1", ["training.compile=false", "seed=0,1"]),

@@ -53,7 +53,7 @@ def test_ops_and_studies_are_typed() -> None:
 
 
 def test_studies_of_the_paper() -> None:
-    fig4, fig5, fig6 = (typed("compare", f"study=fig{n}") for n in (4, 5, 6))
+    fig4, fig5, fig6 = (typed("compare", f"study=fig{n}", "model=inception_bn") for n in (4, 5, 6))
     assert fig4.model.teacher_width == pytest.approx(0.3**0.5) and fig4.model.width == 1
     assert fig5.model.teacher_width == 1 and fig5.ops["deeper"].pairs == 2
     assert fig6.model.teacher_width == 1 and fig6.model.width == pytest.approx(2**0.5)

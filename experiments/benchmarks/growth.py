@@ -70,7 +70,8 @@ def main() -> None:
                 times[step].append(seconds(function))
         median = {step: statistics.median(values) for step, values in times.items()}
         print(
-            f"{name:26}" + "".join(f"{median[step]:8.2f}s" for step in steps)
+            f"{name:26}"
+            + "".join(f"{median[step]:8.2f}s" for step in steps)
             + f"{median['grow'] / median['forward']:15.3f}{median['proof'] / median['forward']:15.2f}"
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import platform
@@ -55,7 +56,7 @@ def enough_memory() -> Iterator[None]:
         if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
             raise
         raise N2NError(
-            "not enough memory; try a smaller training.batch_size, training.accumulate=2 or more, or fewer images"
+            "not enough memory; try a smaller network, a smaller training.batch_size, or training.accumulate=2"
         ) from error
 
 
@@ -81,7 +82,7 @@ def load_network(path: Path) -> tuple[nn.Module, dict[str, Any]]:
 
     Raises N2NError.
     """
-    path = checkpoint.resolve(path)
+    path = resolve(path)
     state = checkpoint.load(path)
     if missing := [key for key in ("lineage", "step", "config") if key not in state]:
         raise N2NError(f"{path} is not an n2n checkpoint (no '{missing[0]}' in it)")
@@ -93,6 +94,25 @@ def load_network(path: Path) -> tuple[nn.Module, dict[str, Any]]:
         raise N2NError(f"{path}: its weights do not fit its lineage: {reason}") from error
     limit_threads(model)
     return model, state
+
+
+def resolve(path: Path) -> Path:
+    """`checkpoint.resolve`, with one line where all that is there is damaged. Raises N2NError."""
+    with contextlib.redirect_stderr(io.StringIO()) as warnings:
+        try:
+            found = checkpoint.resolve(path)
+        except N2NError as error:
+            if damaged := warnings.getvalue().count("\n"):
+                raise N2NError(f"no good checkpoint in {path}: {damaged} are damaged") from error
+            raise
+    print(warnings.getvalue(), end="", file=sys.stderr, flush=True)
+    return found
+
+
+def newest(folder: Path) -> Path | None:
+    """`checkpoint.newest` of a run, without its warnings: training tells them itself."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        return checkpoint.newest(folder / "checkpoints")
 
 
 def fit_options(cfg: RunConfig, lr: float, stop_after: int | None) -> FitOptions:
@@ -206,7 +226,7 @@ def prepared(plan: Plan) -> bool:
     """Whether the folder holds a run that only has to go on. Raises N2NError if it cannot, as it is damaged."""
     if not (plan.folder / "run.json").is_file():
         return False
-    if checkpoint.newest(plan.folder / "checkpoints") is not None:
+    if newest(plan.folder) is not None:
         return True
     if any((plan.folder / "checkpoints").glob("step_*.pt")):
         raise N2NError(f"every checkpoint in {plan.folder} is damaged: remove the folder to train it anew")
@@ -226,7 +246,10 @@ def train(plan: Plan, cfg: RunConfig) -> dict[str, Any] | None:
         say(f"torchrun --nproc-per-node {cfg.devices} -m n2n_cli.commands.worker {plan.folder}")
         return None
     if cfg.devices > 1:
-        launch("n2n_cli.commands.worker", [str(plan.folder)], cfg.devices)
+        try:
+            launch("n2n_cli.commands.worker", [str(plan.folder)], cfg.devices)
+        except KeyboardInterrupt:  # the ranks have saved; the agent only knows the signal's number
+            raise KeyboardInterrupt("stopped; the same command goes on from there") from None
     else:
         from n2n_cli.commands import worker
 

@@ -29,6 +29,7 @@ def run(cfg: Compare, command: str) -> None:
     ready = progress.open(first)
     jobs = parallel.jobs_at_once(cfg, total - progress.number) if ready else 1
     if jobs > 1:
+        print(f"{total - progress.number} of {total} runs to train, {jobs} at once: {study}", flush=True)
         parallel.run_all(ready, cfg, jobs, progress.finished)
     else:
         while ready:

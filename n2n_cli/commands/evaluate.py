@@ -14,14 +14,13 @@ from n2n_cli import config, data
 from n2n_cli.commands import common
 from n2n_cli.commands.common import say
 from n2n_cli.errors import N2NError
-from n2n_cli.training import checkpoint
 from n2n_cli.training.evaluate import evaluate
 from n2n_cli.training.ranks import pick_device
 
 
 def run(cfg: config.Evaluate, command: str) -> None:
     device = pick_device(cfg.device)
-    path = checkpoint.resolve(Path(cfg.checkpoint))
+    path = common.resolve(Path(cfg.checkpoint))
     model, state = common.load_network(path)
     stored = stored_config(state, path)
     own_size = not any(word.startswith("data.image_size=") for word in HydraConfig.get().overrides.task)

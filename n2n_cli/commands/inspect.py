@@ -12,14 +12,13 @@ from n2n_cli.commands import common
 from n2n_cli.commands.common import say
 from n2n_cli.commands.evaluate import stored_config
 from n2n_cli.models import describe
-from n2n_cli.training import checkpoint
 
 
 def run(cfg: config.Inspect, command: str) -> None:
     state: dict[str, Any] = {}
     size = cfg.image_size
     if Path(cfg.target).exists():
-        path = checkpoint.resolve(Path(cfg.target))
+        path = common.resolve(Path(cfg.target))
         model, state = common.load_network(path)
         steps = state["lineage"]
         title = f"{path} (step {state['step']})"

@@ -20,7 +20,7 @@ from n2n_cli.config import Compare
 from n2n_cli.errors import N2NError
 
 Finished = Callable[[Plan, dict[str, Any] | None, str], Sequence[Plan]]
-SAVED = "every run has saved and stopped; the same command goes on from there"
+STOPPED = "every run is stopped; the same command goes on from there"
 
 
 def run_all(plans: Sequence[Plan], cfg: Compare, jobs: int, finished: Finished) -> None:
@@ -115,7 +115,7 @@ def _signals() -> Iterator[None]:
     """SIGINT and SIGTERM interrupt the parent, also one that a shell started in the background."""
 
     def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt(SAVED)
+        raise KeyboardInterrupt(STOPPED)
 
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -145,9 +145,11 @@ def _serve(pipe: Connection, slot: int, jobs: int, devices: int) -> None:
 
 def _told(plan: Plan, cfg: Compare) -> tuple[dict[str, Any] | None, str] | BaseException:
     """The result of one run and what it said, or why there is none."""
+    from n2n_cli.commands.common import enough_memory
+
     said = io.StringIO()
     try:
-        with contextlib.redirect_stdout(said):
+        with contextlib.redirect_stdout(said), enough_memory():
             return train(plan, cfg), said.getvalue()
     except N2NError as error:
         return N2NError(str(error))

@@ -17,7 +17,6 @@ from n2n_cli import data, lineage
 from n2n_cli.commands import common
 from n2n_cli.config import run_config
 from n2n_cli.errors import N2NError
-from n2n_cli.training import checkpoint
 from n2n_cli.training.launch import run_rank
 from n2n_cli.training.loop import fit
 from n2n_cli.training.ranks import ranks
@@ -41,7 +40,7 @@ def train(folder: Path) -> dict[str, Any]:
         place = {"rank": mine.rank, "world_size": mine.world_size, "workers": workers}
         stop_after = None
         if cfg.max_steps is not None:
-            newest = checkpoint.newest(folder / "checkpoints")
+            newest = common.newest(folder)
             done = re.match(r"step_(\d+)", newest.name) if newest else None
             stop_after = (int(done[1]) if done else 0) + cfg.max_steps
         return fit(

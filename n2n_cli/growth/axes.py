@@ -19,7 +19,6 @@ from collections import deque
 from collections.abc import Iterable
 from math import lcm
 
-
 Site = tuple[str, str, int, int]  # module path, operation, which one of these, which axis: where a rule had a choice
 
 

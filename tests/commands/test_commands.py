@@ -16,6 +16,8 @@ import yaml
 
 import n2n_cli
 from n2n_cli import cli
+from n2n_cli.commands import common
+from n2n_cli.errors import N2NError
 from n2n_cli.training import checkpoint
 
 FEW = [
@@ -197,6 +199,130 @@ def test_mistakes_that_only_the_job_can_find(
     err = capfd.readouterr().err
     assert err.startswith("n2n: error: ") and err.count("\n") == 1 and line.replace("RUN", run) in err
     assert sorted(place.rglob("*")) == before
+
+
+class Runs:
+    """What a pickle can do."""
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.mkdir, ("executed",)
+
+
+def change(state: dict[str, Any], kind: str) -> Any:
+    """A checkpoint's state made wrong in one way."""
+    name = next(iter(state["model"]))
+    if kind == "a plain state_dict":
+        return state["model"]
+    if kind == "code":
+        return {**state, "model": Runs()}
+    if kind.startswith("no "):
+        return {key: value for key, value in state.items() if key != kind.removeprefix("no ")}
+    if kind == "a missing weight":
+        return {**state, "ema": {key: value for key, value in state["ema"].items() if key != name}}
+    if kind == "another shape":
+        return {**state, "ema": {**state["ema"], name: torch.zeros(3)}}
+    return {**state, "ema": "x"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "line"),
+    [
+        ("a plain state_dict", "is not an n2n checkpoint"),
+        ("code", "is not an n2n checkpoint"),
+        ("no lineage", "no 'lineage' in it"),
+        ("no step", "no 'step' in it"),
+        ("no config", "no 'config' in it"),
+        ("a missing weight", "its weights do not fit its lineage"),
+        ("another shape", "its weights do not fit its lineage"),
+        ("a text for weights", "its weights do not fit its lineage"),
+    ],
+)
+def test_a_foreign_checkpoint_is_refused(
+    kind: str,
+    line: str,
+    place: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    state = checkpoint.load(checkpoint.resolve(setting(place) / "teacher-seed0"))
+    torch.save(change(state, kind), "wrong.pt")
+    for words in ("evaluate wrong.pt device=cpu", "inspect wrong.pt", "grow --teacher wrong.pt data.train_images=64"):
+        assert cli.main(words.split()) == 2
+        err = capfd.readouterr().err
+        assert err.startswith("n2n: error: wrong.pt") and err.count("\n") == 1 and line in err
+        assert [path.name for path in tmp_path.iterdir()] == ["wrong.pt"]
+
+
+def damage(*paths: Path) -> None:
+    for path in paths:
+        path.write_bytes(path.read_bytes()[:-1])
+
+
+def test_damaged_checkpoints_never_start_a_run_anew(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    n2n("train", "teacher", "out=hurt", "max_steps=4")
+    (run,) = place.glob("hurt/*/teacher-seed0")
+    damage(checkpoint.resolve(run))
+    capfd.readouterr()
+    n2n("train", "teacher", "out=hurt", "max_steps=1")  # from the one before
+    assert capfd.readouterr().err.count("skipped damaged checkpoint") == 1
+    damage(*(path for path in run.glob("checkpoints/step*") if path != checkpoint.newest(run / "checkpoints")))
+    damage(checkpoint.resolve(run))
+    capfd.readouterr()
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for words, line in (
+        ([f"train teacher {' '.join(FEW)} out=hurt"], "every checkpoint in hurt/"),
+        ([f"inspect {run}"], f"no good checkpoint in {run}: "),
+    ):
+        assert cli.main(words[0].split()) == 2
+        err = capfd.readouterr().err
+        assert err.startswith(f"n2n: error: {line}") and err.count("\n") == 1, err
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_damaged_done_json_costs_one_line(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    n2n("train", "teacher", "out=cut", "epochs=0")
+    (path,) = place.glob("cut/*/teacher-epochs0-seed0/done.json")
+    whole = path.read_text()
+    path.write_text(whole[:20])
+    capfd.readouterr()
+    for words in ("train teacher epochs=0", "grow teacher_epochs=0", "compare teacher_epochs=0"):
+        assert cli.main([*words.split(), *FEW, "out=cut"]) == 2
+        err = capfd.readouterr().err
+        assert err.startswith(f"n2n: error: cannot read {path.relative_to(place)}: ") and err.count("\n") == 1
+    path.unlink()
+    n2n("train", "teacher", "out=cut", "epochs=0")
+    assert json.loads(path.read_text())["final"] == json.loads(whole)["final"]
+
+
+@pytest.mark.parametrize("words", ["model=vit_b_16", "data=cifar10 data.image_size=64"])
+def test_a_run_that_cannot_begin_leaves_nothing(words: str, place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "teacher", *FEW, "out=never", *words.split()]) == 2
+    assert capfd.readouterr().err.count("\n") == 1
+    assert not (place / "never").exists()
+
+
+def test_a_full_disk_costs_one_line(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def full(handle: int, data: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        assert cli.main(["train", "teacher", *FEW, "out=full"]) == 2
+    err = capfd.readouterr().err
+    assert err.startswith("n2n: error: cannot write full/") and err.endswith("No space left on device\n")
+    assert err.count("\n") == 1
+    n2n("train", "teacher", "out=full")  # with space again
+
+
+def test_too_little_memory_costs_one_line() -> None:
+    with pytest.raises(N2NError, match="not enough memory"), common.enough_memory():
+        torch.empty(1 << 50)
+    with pytest.raises(RuntimeError, match="must match the size"), common.enough_memory():
+        torch.zeros(2) + torch.zeros(3)  # the control: other errors of PyTorch stay what they are
 
 
 def test_a_users_own_conf(place: Path, tmp_path: Path) -> None:
