@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tarfile
 import tomllib
 import venv
 import zipfile
@@ -93,8 +92,7 @@ def test_editable(source: Path, tmp_path: Path) -> None:
 
 def test_source_archive_builds_the_wheel(source: Path, tmp_path: Path) -> None:
     archive = build(source, "sdist")
-    with tarfile.open(archive) as tar:
-        tar.extractall(tmp_path, filter="data")
+    shutil.unpack_archive(archive, tmp_path)
     (unpacked,) = tmp_path.iterdir()
     assert "n2n_cli/conf/base.yaml" in zipfile.ZipFile(build(unpacked, "wheel")).namelist()
     assert (unpacked / "Makefile").exists() and (unpacked / "tests/test_packaging.py").exists()
