@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from n2n_cli.growth.axes import Axis, Group, resolve
 from n2n_cli.growth.infer import Structure
 from n2n_cli.growth.plan import Remapping
-from n2n_cli.growth.record import named_buffers
+from n2n_cli.growth.record import copied, named_buffers
 
 
 @dataclass
@@ -114,7 +113,7 @@ def with_state(model: nn.Module, state: Mapping[str, Tensor], aliases: Mapping[s
                 else state[first]
             )
         memo[id(tensor)] = made[first]  # deepcopy takes these for the copies, so nothing is copied twice
-    return copy.deepcopy(model, memo)
+    return copied(model, memo)
 
 
 Attributes = dict[str, dict[str, Any]]

@@ -62,9 +62,9 @@ def broadcast_one(ctx: Inference, op: Op, places: list[tuple[Tensor, int]]) -> A
     return full[0]
 
 
-def unknown(ctx: Inference, op: Op) -> None:
+def unknown(ctx: Inference, op: Op, why: str = "no rule for this operation") -> None:
     """No rule: everything it touches is fixed, and the report says by what."""
-    reason = ctx.reason(op, "no rule for this operation")
+    reason = ctx.reason(op, why)
     for tensor in tensors(op):
         for dim in range(tensor.ndim):
             fix(ctx.use(tensor, dim), reason)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from n2n_cli.errors import suggest
 from n2n_cli.growth.errors import GrowthError
 from n2n_cli.growth.prove import function_gap, in_double, outputs, prepared, prove, small
+from n2n_cli.growth.record import copied
 from n2n_cli.growth.sites import Site, find_sites, make_identity, set_identity
 from n2n_cli.growth.wider import GroupInfo, Growth
 
@@ -134,7 +134,7 @@ def insert(model: nn.Module, insertions: Sequence[Mapping[str, Any]]) -> tuple[n
 
     The model's own activation follows, so shared and functional ones serve too. Returns the names of the new modules.
     """
-    student = copy.deepcopy(model)
+    student = copied(model)
     new: list[str] = []
     for plan in insertions:
         path = plan["after"]
@@ -168,7 +168,7 @@ def rebuild(model: nn.Module, recipe: Mapping[str, Any]) -> nn.Module:
 
 def _to_student(model: nn.Module, student: nn.Module) -> tuple[nn.Module, list[str], dict[str, Any]]:
     """A constructor's deeper student with the teacher's weights, and the names of its new layers in forward order."""
-    student = copy.deepcopy(student)
+    student = copied(student)
     reference = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
     student.to(reference.device, reference.dtype)
     ours, theirs = student.state_dict(), model.state_dict()

@@ -87,7 +87,11 @@ class Inference:
             for tensor in [*op.args, *op.kwargs.values()]:
                 if isinstance(tensor, Tensor) and id(tensor) in recording.tensors:
                     self.readers.setdefault(recording.tensors[id(tensor)], str(op))
-            (rule_for(op.func) or unknown)(self, op)
+            try:
+                (rule_for(op.func) or unknown)(self, op)
+            except (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+                # a form of the call that its rule does not foresee: fixing too much is safe, guessing is not
+                unknown(self, op, f"its rule does not fit this call ({error})")
             for out in op.outputs:
                 if id(out) not in self.labels:  # a second result that the rule did not speak of
                     self.put_one(out, [constant(n, self.reason(op, "a side result")) for n in out.shape])

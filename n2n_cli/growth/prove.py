@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
 
 from n2n_cli.growth.errors import GrowthError
-from n2n_cli.growth.record import NoRandom, at_least_two, call, mode, module_path, slots
+from n2n_cli.growth.record import NoRandom, at_least_two, call, copied, mode, module_path, slots
 
 TOLERANCE = 1e-10  # relative, in fp64
 PROOF_IMAGES = 4
@@ -103,7 +102,7 @@ def function_gap(teacher: nn.Module, student: nn.Module, batch: Any, *, training
 
 def in_double(model: nn.Module) -> nn.Module:
     """A copy of the model in fp64."""
-    return copy.deepcopy(model).double()
+    return copied(model).double()
 
 
 def _ulp(leaf: Any) -> Any:

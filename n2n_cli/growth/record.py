@@ -10,6 +10,7 @@ control flow cannot run on meta tensors; such a model is recorded on its real te
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -202,6 +203,15 @@ def _record(model: nn.Module, example_input: Any, whole: Any, training: bool, de
     outputs = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
     inputs = [t for t in tree_leaves(example) if isinstance(t, Tensor)]
     return Recording(recorder.ops, tensors, inputs, outputs, [state, example, result])
+
+
+def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """A deep copy. Raises GrowthError if the model holds what cannot be copied (a tensor with a history, a lock)."""
+    try:
+        return copy.deepcopy(model, memo)
+    except (RuntimeError, TypeError) as error:
+        text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise GrowthError(f"{type(model).__name__} cannot be copied: {text}") from error
 
 
 def named_buffers(model: nn.Module) -> list[tuple[str, Tensor]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +22,7 @@ from n2n_cli.growth.errors import GrowthError
 from n2n_cli.growth.infer import Structure, infer
 from n2n_cli.growth.plan import Plan, Remapping, draw, solve, tie_classes
 from n2n_cli.growth.prove import Gap, function_gap, in_double, outputs, prepared, prove, relative, small
-from n2n_cli.growth.record import named_buffers
+from n2n_cli.growth.record import copied, named_buffers
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,7 @@ def random_init(
     every layer draws PyTorch's default initialization from ``seed``.
     """
     if isinstance(plan, nn.Module):
-        student = copy.deepcopy(plan).train(model.training)
+        student = copied(plan).train(model.training)
         recipe: dict[str, Any] = {"op": "random_init", "plan": "student", "seed": seed}
         infos: list[GroupInfo] = []
         if reset:
@@ -161,7 +160,7 @@ def _student(
         student = with_state(teacher, state, structure.aliases)
         set_attributes(student, follow(teacher, structure, mappings))
         return student
-    student = copy.deepcopy(like)
+    student = copied(like)
     reference = next((t for t in state.values() if t.is_floating_point()), None)
     if reference is not None:
         student.to(reference.device, reference.dtype)
@@ -176,7 +175,7 @@ def _fresh(
 ) -> nn.Module:
     """The student with random weights."""
     if isinstance(plan, nn.Module):
-        return copy.deepcopy(plan).train(model.training)
+        return copied(plan).train(model.training)
     student = _student(model, structure, mappings, grow_state(model, structure, mappings), None)
     _reset(student, seed)
     return student

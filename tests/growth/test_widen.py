@@ -368,3 +368,35 @@ def test_random_networks(spec, factor, seed):
 @given(blocks, st.sampled_from([1.3, 1.5, 2.0, 3.0]), st.integers(0, 9999))
 def test_many_random_networks(spec, factor, seed):
     check_random_network(spec, factor, seed)
+
+
+class Uncopyable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 3)
+        self.scale = self.a.weight.sum() * 0 + 1  # a tensor with a history
+
+    def forward(self, x):
+        return self.b(torch.relu(self.a(x))) * self.scale.detach()
+
+
+def test_a_model_that_cannot_be_copied_is_refused_in_one_line():
+    for grow in (lambda m, x: growth.widen(m, x, 2.0), growth.deepen):
+        with pytest.raises(GrowthError, match="Uncopyable cannot be copied") as caught:
+            grow(Uncopyable(), torch.randn(5, 4))
+        assert "\n" not in str(caught.value)
+
+
+def test_a_call_that_its_rule_does_not_foresee_is_fixed_and_named(monkeypatch):
+    from n2n_cli.growth import rules
+
+    def broken(ctx, op):
+        raise IndexError("an axis too many")
+
+    monkeypatch.setitem(rules.RULES, "tanh", broken)
+    teacher = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).double()
+    x = torch.randn(5, 4, dtype=torch.float64)
+    grown = growth.widen(teacher, x, 2.0)
+    assert grown.student[0].out_features == 6 and grown.student[2].out_features == 16
+    assert any("does not fit this call" in note for note in grown.notes)
+    assert double_gap(teacher, grown.student, x) < 1e-12
