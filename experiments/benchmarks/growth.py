@@ -62,7 +62,7 @@ def main() -> None:
             "forward": forward,
             "infer": lambda: infer(model, batch),  # noqa: B023
             "grow": lambda: grow(model, 0.01),  # noqa: B023
-            "proof": lambda: _proof(model, grow, structure, mappings, small(batch)),  # noqa: B023
+            "proof": lambda: _proof(model, grow, small(batch)),  # noqa: B023
         }
         times: dict[str, list[float]] = {step: [] for step in steps}
         for _ in range(options.rounds):

@@ -10,7 +10,6 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from n2n_cli.growth.axes import Axis, Group, Reason, Site, constant, fix, fresh, is_open, resolve, unify
@@ -34,7 +33,7 @@ class Structure:
     """What inference found.
 
     ``axes[name]`` are the axes of the parameter or buffer ``name``; ``consumed`` the (name, dim) whose entries
-    divide by the replication factor; ``views`` the sizes that module code may hold as numbers.
+    divide by the replication factor; ``labels`` the axes of every recorded tensor, by ``id``.
     """
 
     axes: dict[str, list[Axis]]
@@ -234,18 +233,3 @@ def _next_choices(ctx: Inference) -> set[Site]:
 def _kind(site: Site) -> tuple[str, str, int]:
     path, name, _, part = site
     return path, name, part
-
-
-def example_like(model: nn.Module, example_input: Any) -> Any:
-    """The example on the model's device and in its floating-point type."""
-    reference = next((p for p in model.parameters() if p.is_floating_point()), None)
-    if reference is None:
-        return example_input
-    from torch.utils._pytree import tree_map
-
-    return tree_map(
-        lambda t: (
-            t.to(reference.device, reference.dtype) if isinstance(t, torch.Tensor) and t.is_floating_point() else t
-        ),
-        example_input,
-    )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from n2n_cli.growth.infer import example_like
+from n2n_cli.growth.prove import prepared
 from n2n_cli.growth.record import Op, Recording, record
 from n2n_cli.growth.rules import rule_for
 
@@ -51,7 +51,7 @@ class Site:
 
 def find_sites(model: nn.Module, example_input: Any) -> list[Site]:
     """Every weighted layer in the order of the forward pass, with what follows it."""
-    recording = record(model, example_like(model, example_input), lambda f: rule_for(f) is not None, training=True)
+    recording = record(model, prepared(model, example_input), lambda f: rule_for(f) is not None, training=True)
     return _sites(model, recording)
 
 
@@ -131,10 +131,6 @@ def _activation(op: Op) -> str:
     if name in ("clamp_min", "threshold") and not all(float(a) == 0 for a in op.args[1:]):
         return name + str(tuple(op.args[1:]))
     return "clamp_min" if name == "threshold" else name
-
-
-def spatial_rank(site: Site) -> int:
-    return len(site.kernel)
 
 
 def make_identity(site: Site, kernel: tuple[int, ...], norm: nn.Module | None) -> nn.Sequential:
