@@ -86,13 +86,13 @@ def test_to_the_shapes_of_the_standard_inception():
 
 
 def test_the_gap_sees_a_wrong_student():
-    """Negative controls: one replication factor forgotten, one channel swapped, one BN buffer not copied."""
+    """Negative controls: a copy's division forgotten, BN scales permuted, one bias and one BN buffer wrong."""
     torch.manual_seed(0)
     teacher = perturb(ZOO["resnet18"]()).double()
     x = images().double()
     student = growth.widen(teacher, x, 1.5).student
     for break_it in (
-        lambda s: s.layer2[0].conv2.weight.mul_(1.01),
+        lambda s: s.layer2[0].conv2.weight[:, -1].mul_(2),
         lambda s: s.layer1[0].bn1.weight.copy_(s.layer1[0].bn1.weight.roll(1)),
         lambda s: s.layer3[0].bn1.bias[-1].add_(0.1),
     ):
@@ -318,6 +318,16 @@ def test_frozen_parameters_types_and_buffers_follow():
     student = growth.widen(teacher, images(), 1.5).student
     assert student.conv1.weight.dtype == torch.float64 and not student.conv1.weight.requires_grad
     assert student.bn1.num_batches_tracked.dtype == torch.int64
+
+
+def test_attention_heads_and_layer_norm_by_a_whole_number():
+    torch.manual_seed(0)
+    teacher = torchvision.models.VisionTransformer(32, 8, 2, 4, 64, 128, num_classes=7).double()
+    nn.init.normal_(teacher.heads.head.weight, std=0.1)  # torchvision starts it at zero: any student would pass
+    x = images(32, 3).double()
+    student = growth.widen(teacher, x, 2.0).student
+    assert teacher(x).abs().max() > 0.1 and student.hidden_dim == 128
+    assert growth.function_gap(teacher, student, x) < 1e-12
 
 
 def test_one_training_step_keeps_running_statistics_in_step():
