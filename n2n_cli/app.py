@@ -28,8 +28,12 @@ from omegaconf.errors import OmegaConfBaseException
 from n2n_cli import config
 from n2n_cli.commands import check_job, folders, run_job
 from n2n_cli.errors import N2NError, suggest
+from n2n_cli.models import custom
 from n2n_cli.overrides import Line, command_keys, near_key
 from n2n_cli.typed import takes
+
+BY_HAND = ("model", "model.name", "target", "teacher_model")
+"""Keys where a person can type whose code is to be imported."""
 
 
 def run(command: str, line: Line) -> None:
@@ -43,7 +47,7 @@ def run(command: str, line: Line) -> None:
         created: list[Path] = []
         if line.runs:
             for job in _jobs(command, line):
-                folder = check_job(command, typed(command, job))
+                folder = check_job(command, _by_hand(line, typed(command, job)))
                 created += [path for path in (folder, *folder.parents) if not path.exists()]
 
         here = os.getpid()
@@ -51,7 +55,7 @@ def run(command: str, line: Line) -> None:
 
         def task(cfg: DictConfig) -> None:
             try:
-                run_job(command, typed(command, cfg))
+                run_job(command, _by_hand(line, typed(command, cfg)))
             except (N2NError, OSError) as error:
                 told = error if isinstance(error, N2NError) else _no_file(error)
                 if os.getpid() != here:  # a launcher's own process
@@ -77,7 +81,26 @@ def typed(command: str, cfg: Any) -> Any:
     # evaluate has these groups only so that data=imagefolder can name its companions in every command.
     left_out = ("hydra", "model", "optim", "training") if command == "evaluate" else ("hydra",)
     shown = OmegaConf.masked_copy(cfg, [key for key in cfg if key not in left_out])
-    return config.check(command, OmegaConf.to_container(shown, resolve=True))  # type: ignore[arg-type]
+    tree: Any = OmegaConf.to_container(shown, resolve=True)
+    if command in ("evaluate", "inspect"):  # of the group model only whose network is meant
+        tree["model"] = OmegaConf.select(cfg, "model.name", default=None)
+        if command == "inspect" and tree["target"] == "???" and tree["model"] is not None:
+            tree["target"] = tree["model"]
+    return config.check(command, tree)
+
+
+def _by_hand(line: Line, cfg: Any) -> Any:
+    """``cfg``, once every ``package.module:function`` in it stands in the words that were typed.
+
+    What such a name stands for is imported and called, so it may come from nowhere else: no file of a
+    ``--config-dir``, no environment, no run folder. Raises N2NError.
+    """
+    words = [word.lstrip("+").partition("=") for word in line.overrides]
+    hand = {name for key, _, value in words if key in BY_HAND for name in _choices(value)}
+    for name in config.functions(cfg):
+        if name not in hand:
+            raise N2NError(f"model: {name} comes from a file; type model={name} to allow importing it")
+    return cfg
 
 
 def _folder(command: str, *, _root_: DictConfig) -> str:
@@ -139,7 +162,8 @@ def _environment(line: Line) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _torchvision_choices(line: Line) -> Iterator[None]:
-    """Makes ``model=resnet18`` (also in a sweep) a choice: the torchvision group file with that name.
+    """Makes ``model=resnet18`` and ``model=package.module:function`` (also in a sweep) choices: the torchvision group
+    file with that name.
 
     Only names that the user typed are stored, so that help lists the files of ``conf/model`` alone.
     """
@@ -152,16 +176,18 @@ def _torchvision_choices(line: Line) -> Iterator[None]:
     store = ConfigStore.instance()
     added = []
     for name in typed_names:
-        if name in files or not re.fullmatch(r"\w+", name):
+        if name in files or not re.fullmatch(r"[\w.:/-]+", name):
             continue
-        from n2n_cli import models
+        custom.check_spec(name)
+        if not custom.is_spec(name):
+            from n2n_cli import models
 
-        known = sorted({*models.names(), *files})
-        if name not in known:
-            raise N2NError(
-                f"unknown model '{name}'{suggest(name, known)}; choose from {', '.join(sorted(files))} "
-                "or a network of torchvision"
-            )
+            known = sorted({*models.names(), *files})
+            if name not in known:
+                raise N2NError(
+                    f"unknown model '{name}'{suggest(name, known)}; choose from {', '.join(sorted(files))}, "
+                    "a network of torchvision, or package.module:function"
+                )
         node = OmegaConf.merge(OmegaConf.load(config.conf_dir() / "model" / "torchvision.yaml"), {"name": name})
         store.store(group="model", name=name, node=node, provider="n2n")
         added.append(f"{name}.yaml")

@@ -20,7 +20,7 @@ n2n: growth studies after Net2Net. Grow a trained network, keep its function, go
                                OP: wider, deeper, random_pad, random_init, deep_random_init
   n2n compare [STUDY]          teacher, all arms and the report; STUDY: baselines, fig4, fig5, fig6
   n2n evaluate CHECKPOINT      top-1, top-5 and loss
-  n2n inspect CHECKPOINT|MODEL layers, shapes, parameters, MACs, lineage
+  n2n inspect CHECKPOINT|MODEL layers, parameters, MACs, lineage, groups that grow together; a plan's dry run (--op)
   n2n completion bash|zsh      what to eval for completion
 
 Everything is KEY=VALUE or --KEY VALUE (seed=1, --lr 0.05, model=resnet18, data=imagefolder data.root=DIR);

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from n2n_cli.errors import N2NError, suggest
+from n2n_cli.models import custom
 from n2n_cli.typed import Rule, typed
 
 Positive = Annotated[float, Rule("a number above 0", lambda v: v > 0)]
@@ -26,6 +27,7 @@ Seed = Annotated[int, Rule("a whole number from 0 to 2^31 - 1", lambda v: 0 <= v
 Pixels = Annotated[int, Rule("a whole number of pixels, 8 or more", lambda v: v >= 8)]
 Difficulty = Annotated[float, Rule("a number from 0 to 4", lambda v: 0 <= v <= 4)]
 Device = Literal["auto", "cpu", "cuda"]
+OptimizerState = Literal["fresh", "carry", "equivariant"]
 
 
 @dataclass
@@ -132,6 +134,7 @@ class ToWider(Op):
 @dataclass
 class Wider(ToWider):
     noise: NotNegative
+    optimizer: OptimizerState
 
 
 @dataclass
@@ -143,6 +146,7 @@ class ToDeeper(Op):
 @dataclass
 class Deeper(ToDeeper):
     calibration_batches: Count
+    optimizer: OptimizerState
 
 
 OPS: dict[str, type[Op]] = {
@@ -173,7 +177,10 @@ class Study:
 
 @dataclass
 class RunConfig:
-    """What every run has. ``out`` and the keys below it say where and how to run, not what it is."""
+    """What every run has. ``out`` and the keys below it say where and how to run, not what it is.
+
+    ``weights``: a state_dict that the network (a student's: its teacher) starts from.
+    """
 
     seed: Seed
     epochs: Epochs
@@ -181,6 +188,7 @@ class RunConfig:
     data: Data
     optim: Optim
     training: Training
+    weights: str | None
     out: str
     devices: Count
     device: Device
@@ -192,7 +200,10 @@ class RunConfig:
 
 @dataclass
 class Student(RunConfig):
+    """``teacher_model``: who built the teacher of ``teacher`` or ``weights``, where that is not ``model``."""
+
     teacher: str | None
+    teacher_model: str | None
     teacher_epochs: Epochs
 
 
@@ -229,7 +240,10 @@ class SomeData:
 
 @dataclass
 class Evaluate:
+    """``model``: the function of the user's that the checkpoint may be built by; other names say nothing."""
+
     checkpoint: str
+    model: str | None
     data: SomeData
     device: Device
     workers: Literal["auto"] | Whole
@@ -237,13 +251,28 @@ class Evaluate:
     json: bool
 
 
+def is_picture(name: Any) -> bool:
+    return str(name).lower().endswith((".svg", ".png"))
+
+
 @dataclass
 class Inspect:
+    """``op`` is a dry run; ``show`` the tables (null: those that go with it), ``rows`` the most lines of each.
+
+    ``model``: as for `Evaluate`, or the network to show; ``weights``: a state_dict for a named network.
+    """
+
     target: str
+    model: str | None
+    weights: str | None
     num_classes: Count
     image_size: Pixels | None
     width: Positive
     kwargs: dict[str, Any]
+    op: Op | None
+    show: list[Literal["layers", "groups", "sites"]] | None
+    rows: Count | None
+    picture: Annotated[str, Rule("a file name that ends in .svg or .png", is_picture)] | None
     json: bool
 
 
@@ -297,8 +326,18 @@ def check(command: str, tree: Mapping[str, Any]) -> Any:
             )
     if isinstance(cfg, Student) and cfg.teacher is not None and not Path(cfg.teacher).exists():
         raise N2NError(f"teacher: no such run folder or checkpoint: {cfg.teacher}{_near_path(cfg.teacher)}")
+    if isinstance(cfg, RunConfig | Inspect) and cfg.weights is not None:
+        _check_weights(cfg.weights)
+    if isinstance(cfg, Student):
+        if cfg.teacher is not None and cfg.weights is not None:
+            raise N2NError("teacher and weights: give one of them")
+        if cfg.teacher_model is not None:
+            if cfg.teacher is None and cfg.weights is None:
+                raise N2NError("teacher_model: goes with teacher=PATH or weights=FILE")
+            check_name(cfg.teacher_model, "teacher_model: unknown network")
     if isinstance(cfg, Grow):
         _check_op(cfg.op, cfg.model, "op")
+        _check_state(cfg.op, cfg.training, "op")
     if isinstance(cfg, Compare):
         if not cfg.study.arms:
             raise N2NError(f"study.arms: expected at least one of {', '.join(cfg.ops)}")
@@ -306,6 +345,7 @@ def check(command: str, tree: Mapping[str, Any]) -> Any:
             if arm not in cfg.ops:
                 raise N2NError(f"study.arms: '{arm}' is not one of {', '.join(cfg.ops)}{suggest(arm, cfg.ops)}")
             _check_op(cfg.ops[arm], cfg.model, f"ops.{arm}")
+            _check_state(cfg.ops[arm], cfg.training, f"ops.{arm}")
         if len(set(cfg.study.arms)) < len(cfg.study.arms):
             raise N2NError(f"study.arms: an arm stands there twice: {', '.join(cfg.study.arms)}")
         scales = [f"{scale:g}" for scale in cfg.lr_scale] if isinstance(cfg.lr_scale, list) else []
@@ -313,13 +353,29 @@ def check(command: str, tree: Mapping[str, Any]) -> Any:
             raise N2NError(f"lr_scale: a rate stands there twice: {', '.join(scales)}")
     if isinstance(cfg, Evaluate) and not Path(cfg.checkpoint).exists():
         raise N2NError(f"no such run folder or checkpoint: {cfg.checkpoint}{_near_path(cfg.checkpoint)}")
-    if isinstance(cfg, Inspect) and not Path(cfg.target).exists():
-        check_name(cfg.target, "no such run folder, checkpoint or network")
+    if isinstance(cfg, Inspect):
+        _check_inspect(cfg)
+    if isinstance(cfg, Inspect) and isinstance(cfg.op, ToWider) and cfg.op.factor is not None and cfg.op.layers:
+        raise N2NError("op.factor and op.layers: give one of them")
     return cfg
+
+
+def functions(cfg: Any) -> tuple[str, ...]:
+    """Every ``package.module:function`` that a command's config names: what this command may import, and no other.
+
+    ``app`` has seen that each of them was typed. So a config that was read from a run folder or a checkpoint must
+    never be asked: its names are information.
+    """
+    names = [cfg.model.name if isinstance(cfg, RunConfig) else cfg.model]
+    names += [getattr(cfg, "teacher_model", None)]
+    if isinstance(cfg, Inspect) and not Path(cfg.target).exists():  # else a file's name, and no word on its code
+        names.append(cfg.target)
+    return tuple(name for name in names if custom.is_spec(name))
 
 
 def run_config(tree: Mapping[str, Any], check: bool = True) -> RunConfig:
     """The config of a run from its config.yaml; ``check``: that its data is there. Raises N2NError."""
+    tree = {"weights": None, **tree}  # runs of an older n2n have none
     fields = {field.name: tree[field.name] for field in dataclasses.fields(RunConfig) if field.name in tree}
     cfg: RunConfig = typed(RunConfig, fields, "")
     if check:
@@ -331,6 +387,8 @@ def check_model(model: Model) -> None:
     """Raises N2NError for a name that nothing here builds, and for options that only our families have."""
     from n2n_cli.models.names import OURS
 
+    if taken := [key for key in ("name", "num_classes") if key in model.kwargs]:
+        raise N2NError(f"model.kwargs.{taken[0]}: comes from {'the images' if taken == ['num_classes'] else 'model='}")
     if model.name in OURS:
         return
     check_name(model.name, "model.name: unknown network")
@@ -342,7 +400,9 @@ def check_model(model: Model) -> None:
 def check_name(name: str, what: str) -> None:
     from n2n_cli.models.names import OURS
 
-    if name not in OURS:
+    if ":" in name:
+        custom.check_spec(name)
+    if name not in OURS and not custom.is_spec(name):
         from n2n_cli import models
 
         known = models.names()
@@ -377,6 +437,14 @@ def check_data(data: Data) -> None:
         raise N2NError(f"data.resize_size: {data.resize_size} px are fewer than data.image_size={data.image_size}")
 
 
+def _check_state(op: Op, training: Training, where: str) -> None:
+    if isinstance(op, Wider | Deeper) and op.optimizer == "equivariant" and training.clip_grad_norm is not None:
+        raise N2NError(
+            f"{where}.optimizer=equivariant: not with training.clip_grad_norm, as the norm of a student's gradients "
+            "counts copies"
+        )
+
+
 def _check_op(op: Op, model: Model, where: str) -> None:
     from n2n_cli.models.names import OURS
 
@@ -390,6 +458,22 @@ def _check_op(op: Op, model: Model, where: str) -> None:
             f"model.width: the student ({model.width:g}) is narrower than its teacher "
             f"(model.teacher_width={model.teacher_width:g})"
         )
+
+
+def _check_inspect(cfg: Inspect) -> None:
+    if Path(cfg.target).exists():
+        if cfg.weights is not None:
+            raise N2NError(f"weights: goes with the name of a network, not with {cfg.target}")
+        return
+    check_name(cfg.target, "no such run folder, checkpoint or network")
+    if cfg.model not in (None, cfg.target):
+        raise N2NError(f"model={cfg.model}: goes with a checkpoint, not with the network {cfg.target}")
+
+
+def _check_weights(path: str) -> None:
+    if not Path(path).is_file():
+        what = "this is a folder, expected a file" if Path(path).exists() else "no such file"
+        raise N2NError(f"weights: {what}: {path}{_near_path(path)}")
 
 
 def _near_path(path: str) -> str:

@@ -1,12 +1,13 @@
 """How a network came to be: its constructor and the growth steps since, as plain data in every checkpoint.
 
 ``build`` makes the architecture again from this data alone. It calls constructors by *name*, from our families
-and torchvision's; a checkpoint can never name code to import.
+and torchvision's. A name ``package.module:function`` is information only: `build` imports it where its caller hands
+over the very same name as one that the user typed in this command. A checkpoint can never name code to import.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import nn
@@ -14,6 +15,8 @@ from torch import nn
 from n2n_cli import models
 from n2n_cli.errors import N2NError
 from n2n_cli.growth import deeper, wider
+from n2n_cli.growth.attributes import set_attributes
+from n2n_cli.models import custom
 
 REBUILD = {
     "wider": wider.rebuild,
@@ -29,12 +32,18 @@ def start(name: str, num_classes: int, **kwargs: Any) -> dict[str, Any]:
     return {"steps": [{"op": "build", "name": name, "num_classes": num_classes, "kwargs": dict(kwargs)}]}
 
 
+def with_weights(lineage: Mapping[str, Any], file: str, sha256: str) -> dict[str, Any]:
+    """The lineage whose last network got its weights from a file."""
+    *before, last = lineage["steps"]
+    return {"steps": [*before, {**last, "weights": {"file": file, "sha256": sha256}}]}
+
+
 def grow(lineage: Mapping[str, Any], recipe: Mapping[str, Any], to: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The lineage with one step more. ``recipe`` is a ``Growth``'s; ``to`` the constructor's arguments if the student
     was built by its own constructor (``models.build``'s, with ``name`` and ``num_classes``)."""
     step = dict(recipe)
     if to is not None:
-        step = {k: v for k, v in step.items() if k not in ("shapes", "attributes", "insert")} | {"to": dict(to)}
+        step = {k: v for k, v in step.items() if k not in ("shapes", "insert")} | {"to": dict(to)}
     return {"steps": [*lineage["steps"], step]}
 
 
@@ -46,11 +55,14 @@ def constructor(lineage: Mapping[str, Any]) -> dict[str, Any] | None:
     return dict(last["to"]) if "to" in last else None
 
 
-def build(lineage: Mapping[str, Any]) -> nn.Module:
+def build(lineage: Mapping[str, Any], typed: Collection[str] = (), key: str = "model") -> nn.Module:
     """The network of a lineage, with weights that are still to be loaded.
 
+    ``typed``: every ``package.module:function`` that the user typed in this command; ``key``: where to type one.
+
     Raises:
-        N2NError: the lineage is damaged, or names a network that this installation does not have.
+        N2NError: the lineage is damaged, or names a network that this installation does not have, or a function of
+            the user's that was not typed; nothing is imported then.
     """
     steps = lineage.get("steps") if isinstance(lineage, Mapping) else None
     if not isinstance(steps, list) or not steps or not all(isinstance(step, Mapping) for step in steps):
@@ -59,7 +71,10 @@ def build(lineage: Mapping[str, Any]) -> nn.Module:
     if first is None:
         raise N2NError("the checkpoint's lineage is damaged: no step says how the network was built")
     try:
-        model = _construct(steps[first])
+        step = steps[first]
+        arguments = step.get("to") or {**step["kwargs"], "name": step["name"], "num_classes": step["num_classes"]}
+        model = construct(arguments, typed, key)
+        set_attributes(model, step.get("attributes") or {})  # an eps that no constructor sets
         for step in steps[first + 1 :]:
             model = REBUILD[step["op"]](model, step)
     except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
@@ -67,10 +82,18 @@ def build(lineage: Mapping[str, Any]) -> nn.Module:
     return model
 
 
-def _construct(step: Mapping[str, Any]) -> nn.Module:
-    if "to" in step:
-        return models.build(**step["to"])
-    return models.build(step["name"], step["num_classes"], **step["kwargs"])
+def construct(arguments: Mapping[str, Any], typed: Collection[str] = (), key: str = "model") -> nn.Module:
+    """The network of a constructor's arguments; ``typed`` and ``key`` as for `build`. Raises N2NError."""
+    name = arguments["name"]
+    rest = {word: value for word, value in arguments.items() if word != "name"}
+    if not custom.is_spec(name):
+        return models.build(name, **rest)
+    if name not in typed:
+        # With the arguments, which come from the checkpoint too: they can make a function of good faith do harm.
+        given = ", ".join(f"{word}={value!r}" for word, value in rest.items() if word != "num_classes")
+        call = f"{name}({given})" if given else name
+        raise N2NError(f"this checkpoint was built by {call}; type {key}={name} to allow importing it")
+    return custom.build(name, **rest)
 
 
 def describe(lineage: Mapping[str, Any]) -> list[str]:
@@ -80,7 +103,8 @@ def describe(lineage: Mapping[str, Any]) -> list[str]:
 
 def _sentence(step: Mapping[str, Any]) -> str:
     if step["op"] == "build":
-        return f"built {_network(step['name'], step['num_classes'], step['kwargs'])}"
+        file = f", weights of {step['weights']['file']}" if "weights" in step else ""
+        return f"built {_network(step['name'], step['num_classes'], step['kwargs'])}{file}"
     if "to" in step:
         rest = {k: v for k, v in step["to"].items() if k not in ("name", "num_classes")}
         how = f"to {_network(step['to']['name'], step['to']['num_classes'], rest)}"

@@ -6,6 +6,7 @@ import difflib
 import re
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from n2n_cli import config
@@ -22,7 +23,7 @@ CHOICES = {
     "--cfg": ("job", "hydra", "all"),
     "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
 }
-PATHS = ("out", "teacher", "checkpoint", "target", "data.root")
+PATHS = ("out", "teacher", "weights", "checkpoint", "target", "picture", "data.root")
 POSITIONAL = {"compare": "study", "evaluate": "checkpoint", "inspect": "target"}
 
 
@@ -89,11 +90,13 @@ def translate(command: str, words: list[str]) -> Line:
         else:
             raise N2NError(_stray(command, word))
     for override in line.overrides:
-        if command == "evaluate" and override.lstrip("+~").startswith(("model", "optim", "training")):
+        allows = override.startswith("model=") and ":" in override  # whose code the checkpoint may be built by
+        if command == "evaluate" and override.lstrip("+~").startswith(("model", "optim", "training")) and not allows:
             raise N2NError(f"'{override}': evaluate takes all but data from the checkpoint")
     if command in ("evaluate", "inspect") and line.runs:
         key = POSITIONAL[command]
-        if not any(override.startswith(f"{key}=") for override in line.overrides):
+        enough = (f"{key}=", "model=") if command == "inspect" else f"{key}="
+        if not any(override.startswith(enough) for override in line.overrides):
             what = "RUN_FOLDER_OR_CHECKPOINT" if command == "evaluate" else "CHECKPOINT_OR_MODEL"
             raise N2NError(f"{command}: which {key}? Type: n2n {command} {what}")
     return line
@@ -176,8 +179,9 @@ def command_keys(command: str) -> dict[str, Any]:
         for cls in config.OPS.values() if hint is config.Op else [hint]:
             for name, inner in get_type_hints(cls, include_extras=True).items():
                 found.setdefault(where + name, inner)
-                if is_dataclass(inner):
-                    walk(inner, f"{where}{name}.")
+                optional = get_args(inner)[0] if isinstance(inner, UnionType) else inner
+                if is_dataclass(optional):
+                    walk(optional, f"{where}{name}.")
                 elif get_origin(inner) is dict and get_args(inner)[1] is config.Op:
                     for arm, op in config.OPS.items():
                         found.setdefault(f"{where}{name}.{arm}", op)

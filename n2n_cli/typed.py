@@ -79,7 +79,11 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         if not rule.holds(found):
             raise _Mismatch(rule.text)
         return found
+    if dataclasses.is_dataclass(hint):
+        return _dataclass(hint, value, where)
     if origin in (Union, types.UnionType):
+        if value is None and types.NoneType in args:
+            return None
         expected = []
         for part in args:
             try:

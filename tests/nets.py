@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import math
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_map
+
+from n2n_cli import growth
+from n2n_cli.growth.record import NoRandom
 
 
 def perturb(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -99,3 +108,91 @@ class RandomNet(nn.Module):
             else:
                 x = block(x)
         return self.head(F.adaptive_avg_pool2d(x, 2).flatten(1))
+
+
+def leaves(output: Any) -> list[Tensor]:
+    """Every tensor in whatever a model returned; unlike PyTorch's own pytrees, also in dataclasses and objects."""
+    if isinstance(output, Tensor):
+        return [output]
+    if isinstance(output, Mapping):
+        return [t for value in output.values() for t in leaves(value)]
+    if isinstance(output, list | tuple | set):
+        return [t for value in output for t in leaves(value)]
+    return [t for value in getattr(output, "__dict__", {}).values() for t in leaves(value)]
+
+
+def call(model: nn.Module, example: Any) -> Any:
+    if isinstance(example, dict):
+        return model(**example)
+    return model(*example) if isinstance(example, tuple) else model(example)
+
+
+def worst(ours: list[Tensor], theirs: list[Tensor]) -> float:
+    """max |ours - theirs| / max |theirs|; infinite where there is nothing to compare or the shapes differ."""
+    if not theirs or [t.shape for t in ours] != [t.shape for t in theirs]:
+        return math.inf
+    gap = 0.0
+    for a, b in zip(ours, theirs, strict=True):
+        difference = (a.double() - b.double()).abs().max().item() if a.numel() else 0.0
+        scale = b.double().abs().max().item() if b.numel() else 0.0
+        gap = max(gap, difference / scale if scale else difference)
+        if not math.isfinite(difference):
+            return math.inf
+    return gap
+
+
+@torch.no_grad()
+def plain_gap(teacher: nn.Module, student: nn.Module, example: Any) -> float:
+    """The gap in eval mode by two plain calls: none of the engine's own means of measuring."""
+    ours, theirs = (leaves(call(copy.deepcopy(model).eval(), example)) for model in (student, teacher))
+    return worst(ours, theirs)
+
+
+def _up(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor) and leaf.is_floating_point():
+        return torch.nextafter(leaf, torch.full_like(leaf, math.inf))
+    return leaf
+
+
+@torch.no_grad()
+def later_gap(teacher: nn.Module, student: nn.Module, example: Any) -> float:
+    """The gap in eval mode after one forward pass in train mode: running statistics must stay in step."""
+    after = []
+    for model in (student, teacher):
+        model = copy.deepcopy(model).train()
+        with NoRandom():
+            call(model, example)
+        after.append(leaves(call(model.eval(), example)))
+    return worst(*after)
+
+
+def nudged(example: Any) -> Any:
+    """The input changed by one unit in the last place."""
+    return tree_map(_up, example)
+
+
+@torch.no_grad()
+def rounding_floor(teacher: nn.Module, example: Any) -> float:
+    """The teacher's response to an input changed by one unit in the last place, in eval and in train mode."""
+    floors = []
+    for training in (False, True):
+        results = []
+        for given in (example, nudged(example)):
+            torch.manual_seed(0)
+            model = copy.deepcopy(teacher).train(training)
+            results.append(leaves(call(model, given)))
+        floors.append(worst(results[1], results[0]))
+    return max(f for f in floors if math.isfinite(f))
+
+
+def measured(teacher: nn.Module, student: nn.Module, example: Any, *others: Any) -> float:
+    """How far a student is from its teacher: the engine's measure in both modes, plain calls, running statistics."""
+    gaps = [growth.function_gap(teacher, student, example)]
+    gaps += [plain_gap(teacher, student, given) for given in (example, *others)]
+    gaps += [later_gap(teacher, student, example)]
+    return max(gaps)
+
+
+def allowed(teacher: nn.Module, example: Any, *others: Any) -> float:
+    """What rounding explains."""
+    return max(1e-10, *(1000 * rounding_floor(teacher, given) for given in (example, *others)))

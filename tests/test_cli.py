@@ -138,7 +138,7 @@ def test_every_flag_of_every_command_resolves() -> None:
     for command in config.SCHEMAS:
         keys = command_keys(command)
         for key in keys:
-            assert translate(command, [f"--{key.replace('_', '-')}=1", "checkpoint=x", "target=x"]).overrides
+            assert translate(command, [f"--{key.replace('_', '-')}=a:b", "checkpoint=x", "target=x"]).overrides
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_every_flag_of_every_command_resolves() -> None:
         ("n2n train teacher model=inception_b", ["model=inception_bn", "model=inception_bn_tiny"]),
         ("n2n train teacher data=shapes optim=r", ["optim=rmsprop"]),
         ("n2n grow op=deeper op.pa", ["op.pairs="]),
-        ("n2n grow --teacher-", ["--teacher-epochs"]),
+        ("n2n grow --teacher-", ["--teacher-epochs", "--teacher-model"]),
         ("n2n compare fig", ["fig4", "fig5", "fig6"]),
         ("n2n completion ", ["bash", "zsh"]),
         ("n2n nonsense ", []),

@@ -9,13 +9,16 @@ from typing import Any
 from n2n_cli.commands import folders
 from n2n_cli.config import RunConfig
 from n2n_cli.errors import N2NError
+from n2n_cli.models import custom
 
 _MODULES = {"train_teacher": "train", "train_student": "train"}
 
 
 def check_job(command: str, cfg: Any) -> Path:
-    """What can be said of a job before it starts, without torch; its folder. Raises N2NError."""
+    """What can be said of a job before it starts; its folder. Imports the user's own network. Raises N2NError."""
     folder = folders.job_folder(command, cfg)
+    if isinstance(cfg, RunConfig) and custom.is_spec(cfg.model.name):
+        custom.check(cfg.model.name, **cfg.model.kwargs)
     for path in (folder, *folder.parents):
         if path.exists() and not path.is_dir():
             raise N2NError(f"out: {path} is a file, expected a folder")

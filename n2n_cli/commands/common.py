@@ -8,7 +8,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from n2n_cli import data, lineage
 from n2n_cli.commands import folders
 from n2n_cli.commands.folders import Plan
-from n2n_cli.config import Data, Model, RunConfig
+from n2n_cli.config import Data, Model, RunConfig, functions
 from n2n_cli.errors import N2NError
-from n2n_cli.models import OURS, describe
+from n2n_cli.models import OURS, custom, describe
 from n2n_cli.training import checkpoint
 from n2n_cli.training.evaluate import Normalize
 from n2n_cli.training.launch import launch
@@ -62,7 +62,9 @@ def enough_memory() -> Iterator[None]:
 
 def network(cfg: Model, width: float, images: data.Dataset) -> dict[str, Any]:
     """Arguments of `lineage.start`: name, num_classes, width, and what else the constructor takes."""
-    arguments = {"name": cfg.name, "num_classes": images.num_classes, "width": width}
+    arguments: dict[str, Any] = {"name": cfg.name, "num_classes": images.num_classes, "width": width}
+    if custom.is_spec(cfg.name) and width == 1.0:  # a function of the user's need not know of widths
+        del arguments["width"]
     if cfg.name in OURS:
         stem = ("small" if images.image_size <= SMALL else "imagenet") if cfg.stem == "auto" else cfg.stem
         arguments |= {"extra_pairs": cfg.extra_pairs, "pairs_at": cfg.pairs_at, "stem": stem}
@@ -77,16 +79,16 @@ def example(images: data.Dataset, count: int = PROOF_IMAGES) -> Tensor:
     return Normalize(images.mean, images.std, torch.device("cpu"))(first)
 
 
-def load_network(path: Path) -> tuple[nn.Module, dict[str, Any]]:
+def load_network(path: Path, typed: Collection[str] = (), key: str = "model") -> tuple[nn.Module, dict[str, Any]]:
     """The network in a run folder or checkpoint, with its averaged weights if it has them, and the state.
 
-    Raises N2NError.
+    ``typed``, ``key``: as for `lineage.build`. Raises N2NError.
     """
     path = resolve(path)
     state = checkpoint.load(path)
     if missing := [key for key in ("lineage", "step", "config") if key not in state]:
         raise N2NError(f"{path} is not an n2n checkpoint (no '{missing[0]}' in it)")
-    model = lineage.build(state["lineage"])
+    model = lineage.build(state["lineage"], typed, key)
     try:
         model.load_state_dict(checkpoint.weights(state))
     except (RuntimeError, TypeError, AttributeError) as error:
@@ -165,8 +167,12 @@ def write_run(
     grown: dict[str, Any],
     images: data.Dataset,
     gap: dict[str, float] | None = None,
+    going_on: dict[str, Any] | None = None,
 ) -> None:
-    """The folder of a run that is about to start: config.yaml, run.json, last the checkpoint of step 0."""
+    """The folder of a run that is about to start: config.yaml, run.json, last the checkpoint of step 0.
+
+    ``going_on``: what that checkpoint holds beside the weights.
+    """
     if len(images.train) < cfg.training.batch_size:
         raise N2NError(
             f"{images.name}: {len(images.train)} training images are fewer than one batch "
@@ -198,6 +204,7 @@ def write_run(
         "config": (plan.folder / "config.yaml").read_text(),
         "model": model.state_dict(),
         "step": 0,
+        **(going_on or {}),
     }
     checkpoint.save(plan.folder / "checkpoints", state, step=0)
 
@@ -242,18 +249,20 @@ def train(plan: Plan, cfg: RunConfig) -> dict[str, Any] | None:
         say(f"{plan.folder} is done: {_result(plan.done)}")
         return plan.done
     write_config(plan, cfg)  # devices and workers may be others than when it was prepared
+    typed = functions(cfg)
+    words = [str(plan.folder), *(f"model={name}" for name in typed)]
     if cfg.prepare_only:
-        say(f"torchrun --nproc-per-node {cfg.devices} -m n2n_cli.commands.worker {plan.folder}")
+        say(f"torchrun --nproc-per-node {cfg.devices} -m n2n_cli.commands.worker {' '.join(words)}")
         return None
     if cfg.devices > 1:
         try:
-            launch("n2n_cli.commands.worker", [str(plan.folder)], cfg.devices)
+            launch("n2n_cli.commands.worker", words, cfg.devices)
         except KeyboardInterrupt:  # the ranks have saved; the agent only knows the signal's number
             raise KeyboardInterrupt("stopped; the same command goes on from there") from None
     else:
         from n2n_cli.commands import worker
 
-        worker.train(plan.folder)
+        worker.train(plan.folder, typed)
     done = plan.done
     if done is None:
         say(f"{plan.folder} stopped after max_steps={cfg.max_steps}; the same command goes on from there")

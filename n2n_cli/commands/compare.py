@@ -18,12 +18,13 @@ REPORT_EVERY_S = 30.0
 def run(cfg: Compare, command: str) -> None:
     """Runs what is not finished yet; all arms and seeds take the same loop, data and budget."""
     study = folders.setting(cfg)
-    total = cfg.seeds * ((cfg.teacher is None) + len(_arms(cfg, cfg.seed, Path())))
+    given = cfg.teacher or cfg.weights
+    total = cfg.seeds * ((given is None) + len(_arms(cfg, cfg.seed, Path())))
     progress = _Progress(cfg, study, total)
     first: list[Plan] = []
     for seed in range(cfg.seed, cfg.seed + cfg.seeds):
-        if cfg.teacher:
-            first += _arms(cfg, seed, Path(cfg.teacher))
+        if given:
+            first += _arms(cfg, seed, Path(given))
         else:
             first.append(folders.train_plan(cfg, "teacher", seed=seed, epochs=cfg.teacher_epochs))
     ready = progress.open(first)

@@ -21,7 +21,7 @@ from n2n_cli.training.ranks import pick_device
 def run(cfg: config.Evaluate, command: str) -> None:
     device = pick_device(cfg.device)
     path = common.resolve(Path(cfg.checkpoint))
-    model, state = common.load_network(path)
+    model, state = common.load_network(path, config.functions(cfg))
     stored = stored_config(state, path)
     own_size = not any(word.startswith("data.image_size=") for word in HydraConfig.get().overrides.task)
     images = common.dataset(data_config(stored.data, cfg.data, own_size))

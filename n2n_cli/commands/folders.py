@@ -59,7 +59,8 @@ def setting(cfg: RunConfig) -> Path:
     else:
         del groups["data"]["root"]
     text = json.dumps(groups, sort_keys=True)
-    return Path(cfg.out) / f"{cfg.model.name}-{cfg.data.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    name = cfg.model.name.replace(":", ".")  # a colon in a path reads as a host or as a list of paths
+    return Path(cfg.out) / f"{name}-{cfg.data.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def job_folder(command: str, cfg: Any) -> Path:
@@ -75,7 +76,8 @@ def train_plan(cfg: RunConfig, arm: str, *, seed: int | None = None, epochs: flo
     """The run of a network that starts from random initialization: ``arm`` is teacher or student."""
     seed = cfg.seed if seed is None else seed
     epochs = cfg.epochs if epochs is None else epochs
-    variants = _epochs(epochs, getattr(cfg.training.default_epochs, arm))
+    variants = [f"weights-{_hash(str(Path(cfg.weights).resolve()))}"] if cfg.weights else []
+    variants += _epochs(epochs, getattr(cfg.training.default_epochs, arm))
     return Plan(arm, _folder(cfg, arm, variants, seed), seed, epochs)
 
 
@@ -86,6 +88,9 @@ def grow_plan(cfg: RunConfig, op: Op, seed: int, lr_scale: float | None, teacher
     for key, value in dataclasses.asdict(op).items():
         if key not in ("name", "lr_scale") and value != default.get(key, value):
             simple = isinstance(value, int | float)
+            if key == "optimizer":
+                variants.append(str(value))
+                continue
             variants.append(f"{key}{value:g}" if simple else f"{key}-{_hash(value)}" if value else f"{key}-none")
     scale = op.lr_scale if lr_scale is None else lr_scale
     if scale != default.get("lr_scale", op.lr_scale):
@@ -97,13 +102,13 @@ def grow_plan(cfg: RunConfig, op: Op, seed: int, lr_scale: float | None, teacher
 
 
 def find_teacher(cfg: Grow) -> Path:
-    """What to grow: ``teacher=PATH``, else the folder of the finished teacher of this config and seed.
+    """What to grow: ``teacher=PATH``, ``weights=FILE``, or the folder of the finished teacher of this config and seed.
 
     Raises:
         N2NError: there is none, or there are several and none of ``teacher_epochs``; and what to type.
     """
-    if cfg.teacher is not None:
-        return Path(cfg.teacher)
+    if given := cfg.teacher or cfg.weights:
+        return Path(given)
     plan = train_plan(cfg, "teacher", epochs=cfg.teacher_epochs)
     if plan.done:
         return plan.folder
@@ -146,7 +151,7 @@ def check_same(plan: Plan, wanted: dict[str, Any]) -> None:
         raise N2NError(f"cannot read {path}: {' '.join(str(error).split())}") from error
     old, new = _flat(there), _flat(wanted)
     for key in sorted(old.keys() & new.keys()):
-        if key.split(".")[0] not in (*MACHINE, "teacher") and key != "data.root" and old[key] != new[key]:
+        if key.split(".")[0] not in (*MACHINE, "teacher", "weights") and key != "data.root" and old[key] != new[key]:
             raise N2NError(
                 f"{plan.folder} holds a run with {key}={old[key]}, not {new[key]}: remove it, or change out="
             )
@@ -166,6 +171,8 @@ def _of_teacher(cfg: RunConfig, seed: int, teacher: Path) -> list[str]:
         own = re.fullmatch(rf"teacher(?:-epochs([\d.e+-]+))?-seed{seed}", teacher.resolve().name)
         if own:
             return [f"teacher{own[1]}"] if own[1] else []
+    if built := cfg.weights and getattr(cfg, "teacher_model", None):
+        return [f"from-{_hash([str(teacher.resolve()), built])}"]
     return [f"from-{_hash(str(teacher.resolve()))}"]
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from n2n_cli import data, growth, lineage, models
-from n2n_cli.commands import common, folders
+from n2n_cli.commands import common, folders, networks, travel
 from n2n_cli.commands.common import say
 from n2n_cli.commands.folders import Plan
-from n2n_cli.config import LABELS, Deeper, Grow, Model, Op, RunConfig, ToDeeper, ToWider, Wider
+from n2n_cli.config import LABELS, Deeper, Grow, Model, Op, RunConfig, Student, ToDeeper, ToWider, Wider, functions
 from n2n_cli.errors import N2NError
 from n2n_cli.models import describe
 from n2n_cli.training.evaluate import Normalize
@@ -24,15 +26,16 @@ def run(cfg: Grow, command: str) -> None:
     from_teacher(folders.grow_plan(cfg, cfg.op, cfg.seed, cfg.lr_scale, teacher), cfg)
 
 
-def from_teacher(plan: Plan, cfg: RunConfig) -> dict[str, Any] | None:
+def from_teacher(plan: Plan, cfg: Student) -> dict[str, Any] | None:
     """Grows ``plan.teacher`` by ``plan.op`` unless that is done, trains the student; see `common.train`."""
     folders.check_same(plan, folders.run_config(cfg, plan))
+    networks.check_same_weights(plan, cfg)
     if not plan.done and not common.prepared(plan):
         prepare(plan, cfg)
     return common.train(plan, cfg)
 
 
-def prepare(plan: Plan, cfg: RunConfig) -> None:
+def prepare(plan: Plan, cfg: Student) -> None:
     """Grows, proves, shows what grew, and only then writes the run folder.
 
     Raises:
@@ -40,13 +43,15 @@ def prepare(plan: Plan, cfg: RunConfig) -> None:
     """
     assert plan.op is not None and plan.teacher is not None
     images = common.dataset(cfg.data)
-    teacher, state = common.load_network(plan.teacher)
+    teacher, steps = networks.teacher(plan, cfg, images)
     batch = common.example(images)
     with torch.inference_mode():
         classes = teacher.eval()(batch).shape[1]
     if classes != images.num_classes:
         raise N2NError(f"teacher: {plan.teacher} has {classes} classes, {cfg.data.name} has {images.num_classes}")
-    grown, to = grow(teacher, state["lineage"], plan.op, cfg, images, batch, plan.seed)
+    moving = travel.of_teacher(plan, cfg, teacher)
+    teacher = moving.model if moving else teacher
+    grown, to = grow(teacher, steps, plan.op, cfg, images, batch, plan.seed)
     say(f"{LABELS[plan.op.name]} from {plan.teacher}")
     for row in table(teacher, grown.student):
         say(row)
@@ -54,9 +59,13 @@ def prepare(plan: Plan, cfg: RunConfig) -> None:
         say(f"  note: {note}")
     proof = grown.gap
     say(f"  function gap: eval {proof.eval:.1e}, train {proof.train:.1e} ({proof.kind}, floor {proof.floor:.1e})")
+    going_on: dict[str, Any] = {}
+    if moving:
+        again = partial(grow, steps=steps, op=plan.op, cfg=cfg, images=images, batch=batch, seed=plan.seed)
+        going_on = moving.arrive(grown, again, cfg, cfg.optim.lr * plan.lr_scale)
     gap = {"eval": proof.eval, "train": proof.train, "floor": proof.floor}
-    steps = lineage.grow(state["lineage"], {**grown.recipe, "op": plan.op.name, "function_gap": gap}, to)
-    common.write_run(plan, cfg, "grow", grown.student, steps, images, gap)
+    steps = lineage.grow(steps, {**grown.recipe, "op": plan.op.name, "function_gap": gap}, to)
+    common.write_run(plan, cfg, "grow", grown.student, steps, images, gap, going_on)
 
 
 def grow(
@@ -74,14 +83,14 @@ def grow(
     """
     if isinstance(op, ToWider):
         to = None if op.factor is not None or op.layers else standard(steps, cfg.model, images)
-        plan = construct(to, seed) if to else op.factor if op.factor is not None else dict(op.layers)
+        plan = construct(to, seed, functions(cfg)) if to else op.factor if op.factor is not None else dict(op.layers)
         if isinstance(op, Wider):
             return growth.widen(teacher, batch, plan, seed=seed, noise=op.noise), to
         operator = {"random_pad": growth.random_pad, "random_init": growth.random_init}[op.name]
         return operator(teacher, batch, plan, seed=seed), to
     assert isinstance(op, ToDeeper)
-    to = deeper_constructor(steps, op.pairs) if op.sites is None else None
-    sites = construct(to, seed) if to else op.sites
+    to = deeper_constructor(steps, op.pairs, cfg.model, images) if op.sites is None else None
+    sites = construct(to, seed, functions(cfg)) if to else op.sites
     if isinstance(op, Deeper):
         calibration = calibration_batches(cfg, images, op.calibration_batches)
         return growth.deepen(teacher, batch, sites, pairs=op.pairs, calibration=calibration), to
@@ -93,11 +102,14 @@ def grow(
     return fresh, None
 
 
-def construct(arguments: dict[str, Any], seed: int) -> nn.Module:
-    """A network as its constructor initializes it from ``seed``: random init, and what random pad pads with."""
+def construct(arguments: dict[str, Any], seed: int, typed: Collection[str] = ()) -> nn.Module:
+    """A network as its constructor initializes it from ``seed``: random init, and what random pad pads with.
+
+    ``typed``: as for `lineage.build`.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return models.build(**arguments)
+        return lineage.construct(arguments, typed)
 
 
 def standard(steps: dict[str, Any], cfg: Model, images: data.Dataset) -> dict[str, Any]:
@@ -115,9 +127,19 @@ def standard(steps: dict[str, Any], cfg: Model, images: data.Dataset) -> dict[st
     return wanted
 
 
-def deeper_constructor(steps: dict[str, Any], pairs: int) -> dict[str, Any] | None:
-    """Constructor's arguments of our families' network with ``pairs`` more pairs; None where there is none."""
+def deeper_constructor(
+    steps: dict[str, Any], pairs: int, cfg: Model | None = None, images: data.Dataset | None = None
+) -> dict[str, Any] | None:
+    """Constructor's arguments of the student: the config's network, where it is neither ours nor the teacher's own.
+
+    From our families' networks to the same with ``pairs`` more pairs; None: identity layers at sites.
+    """
     theirs = lineage.constructor(steps)
+    if cfg is not None and images is not None and cfg.name not in models.OURS:
+        every = (lineage.constructor({"steps": steps["steps"][:n]}) for n in range(len(steps["steps"]), 0, -1))
+        last: dict[str, Any] = next((found for found in every if found is not None), {})
+        if any(last.get(key) != value for key, value in {**cfg.kwargs, "name": cfg.name}.items()):
+            return common.network(cfg, last.get("width", 1.0), images)
     if theirs is None or theirs["name"] not in models.OURS:
         return None
     return {**theirs, "extra_pairs": theirs.get("extra_pairs", 0) + pairs}

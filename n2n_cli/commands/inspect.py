@@ -1,67 +1,194 @@
-"""``n2n inspect``: the layers of a checkpoint or of a named network, their shapes, parameters and MACs."""
+"""``n2n inspect``: a network's layers, the groups that grow together, sites for depth, and the dry run of a plan."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
 from n2n_cli import config, lineage, models
-from n2n_cli.commands import common
+from n2n_cli.commands import common, networks, tables
 from n2n_cli.commands.common import say
 from n2n_cli.commands.evaluate import stored_config
-from n2n_cli.models import describe
+from n2n_cli.commands.grow import deeper_constructor
+from n2n_cli.errors import N2NError
+from n2n_cli.growth.errors import GrowthError
+from n2n_cli.growth.plan import Plan
+from n2n_cli.growth.survey import Survey, deepened, survey
+from n2n_cli.models import custom, describe
 
 
 def run(cfg: config.Inspect, command: str) -> None:
-    state: dict[str, Any] = {}
-    size = cfg.image_size
+    if cfg.picture is not None and not Path(cfg.picture).absolute().parent.is_dir():
+        raise N2NError(f"picture: no such folder: {Path(cfg.picture).parent}")
     if Path(cfg.target).exists():
         path = common.resolve(Path(cfg.target))
-        model, state = common.load_network(path)
+        model, state = common.load_network(path, config.functions(cfg))
         steps = state["lineage"]
         title = f"{path} (step {state['step']})"
-        size = size or stored_config(state, path).data.image_size
+        size = cfg.image_size or stored_config(state, path).data.image_size or 224
     else:
         small = {"stem": "small"} if cfg.target.endswith("_tiny") else {}
         arguments: dict[str, Any] = {"name": cfg.target, "num_classes": cfg.num_classes, "width": cfg.width}
         arguments |= {**small, **cfg.kwargs}
-        model, steps, title = models.build(**arguments), lineage.start(**arguments), cfg.target
-        size = size or (32 if small else 299 if cfg.target == "inception_v3" else None)
-    size = size or 224
+        if custom.is_spec(cfg.target) or cfg.weights is not None:
+            model, steps = networks.shown(cfg, arguments)
+        else:
+            model, steps = _build(arguments), lineage.start(**arguments)
+        title = cfg.target
+        size = cfg.image_size or (32 if small else 299 if cfg.target == "inception_v3" else 224)
     layers = describe.layers(model, size)
+    image = torch.zeros(1, 3, size, size)
+    found: Survey | None = None
+    try:
+        found = survey(model, image, _plan(cfg.op, steps))
+    except GrowthError as error:
+        if cfg.op is not None or cfg.picture is not None:
+            raise
+        why = str(error)  # the layers can be shown all the same
     totals = {"parameters": describe.count_parameters(model), "macs": describe.macs(model, size)}
+    dry = _dry_run(model, image, cfg.op, steps, found, totals) if cfg.op is not None and found else None
+    if cfg.picture is not None and found:
+        from n2n_cli.commands import picture
+
+        after = f", {_words(cfg.op)}" if found.student is not None else ""
+        picture.save(picture.draw(found, f"{title}{after}"), Path(cfg.picture))
     if cfg.json:
-        rows = [asdict(layer) for layer in layers]
-        say(json.dumps({"target": cfg.target, "image_size": size, **totals, "layers": rows, "lineage": steps}))
+        say(json.dumps(_plain(cfg, size, totals, layers, steps, found, dry)))
         return
     say(title)
-    for row in table(layers):
-        say(row)
     say(f"{totals['parameters']:,} parameters, {totals['macs']:,} MACs an image of {size} x {size}")
     say("lineage: " + "; ".join(lineage.describe(steps)))
+    show = cfg.show or _shown(cfg.op)
+    parts = [tables.layers(layers, cfg.rows)] if "layers" in show else []
+    if found is None:
+        parts.append([f"no groups: {why}"])
+    elif "groups" in show:
+        parts.append(tables.groups(found, cfg.rows))
+    if found is not None and "sites" in show:
+        parts.append(tables.sites(found.sites))
+    if dry is not None:
+        parts.append(tables.dry_run(dry, _words(cfg.op)))
+    if cfg.picture is not None:
+        parts.append([f"picture: {cfg.picture}"])
+    for part in parts:
+        for line in ("", *part):
+            say(line)
 
 
-def table(layers: list[describe.Layer]) -> list[str]:
-    """One line a layer, columns aligned."""
-    head = ("layer", "kind", "weight", "output", "parameters", "MACs")
-    rows = [
-        (
-            layer.name,
-            layer.kind,
-            "x".join(map(str, layer.weight_shape)) or "-",
-            "x".join(map(str, layer.output_shape[1:])) or "-",
-            f"{layer.parameters:,}",
-            f"{layer.macs:,}",
-        )
-        for layer in layers
-    ]
-    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
-    return [
-        "  ".join(
-            f"{cell:>{width}}" if column > 3 else f"{cell:<{width}}"
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in [head, *rows]
-    ]
+def _shown(op: config.Op | None) -> tuple[str, ...]:
+    """The tables that go with an op: all without one."""
+    return ("layers", "groups", "sites") if op is None else ("groups" if isinstance(op, config.ToWider) else "sites",)
+
+
+def _words(op: config.Op | None) -> str:
+    """The op as one types it."""
+    if op is None:
+        return ""
+    if isinstance(op, config.ToWider):
+        if op.factor is not None:
+            return f"{op.name} by {op.factor:g}"
+        layers = ", ".join(f"{name}: {amount:g}" for name, amount in op.layers.items())
+        return f"{op.name}, {layers}" if layers else f"{op.name}, the standard network"
+    assert isinstance(op, config.ToDeeper)
+    return f"{op.name}{' behind ' + ', '.join(op.sites) if op.sites else ''}"
+
+
+class _Shapes(TorchFunctionMode):
+    """New tensors, a layer's weights, have shapes but no values; what a constructor computes with stays real."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.empty, torch.zeros, torch.ones, torch.randn):
+            kwargs = {**kwargs, "device": "meta"}
+        return func(*args, **kwargs)
+
+
+def _build(arguments: dict[str, Any]) -> nn.Module:
+    """A named network without weights (even the largest takes a second), or with them where that is not possible."""
+    try:
+        with _Shapes():
+            return models.build(**arguments)
+    except N2NError:
+        raise
+    except Exception:  # a constructor that looks at its own tensors
+        return models.build(**arguments)
+
+
+def _plan(op: config.Op | None, steps: dict[str, Any]) -> Plan | None:
+    """What `survey` takes: the op's factor or layers, else our families' standard network. Raises N2NError."""
+    if not isinstance(op, config.ToWider):
+        return None
+    if op.factor is not None or op.layers:
+        return op.factor if op.factor is not None else dict(op.layers)
+    theirs = lineage.constructor(steps)
+    if theirs is None or theirs["name"] not in models.OURS or theirs.get("width", 1.0) == 1.0:
+        raise N2NError("op: give op.factor=1.5 or op.layers={PATTERN: FACTOR}")
+    return _build({**theirs, "width": 1.0})
+
+
+def _dry_run(
+    model: nn.Module,
+    image: Tensor,
+    op: config.Op,
+    steps: dict[str, Any],
+    found: Survey,
+    before: dict[str, int],
+) -> dict[str, Any]:
+    """Parameters and MACs before and after; for deeper the modules that identity layers would stand behind."""
+    behind: list[str] | None = None
+    student = found.student
+    if isinstance(op, config.ToDeeper):
+        student, behind = _deeper(model, image, op, steps)
+    assert student is not None
+    after: dict[str, int | None] = {"parameters": describe.count_parameters(student), "macs": None}
+    with contextlib.suppress(N2NError):  # a module may hold numbers that only the proof settles
+        after["macs"] = describe.macs(student, image.shape[-1])
+    told = {"op": asdict(op), "dry_run": True, "behind": behind}
+    return {**told, **{key: {"before": before[key], "after": after[key]} for key in after}}
+
+
+def _deeper(model: nn.Module, image: Tensor, op: config.ToDeeper, steps: dict[str, Any]) -> tuple[nn.Module, list[str]]:
+    """The deeper network that ``n2n grow`` would make, and what its new layers stand behind."""
+    to = deeper_constructor(steps, op.pairs) if op.sites is None else None
+    if to is None:
+        return deepened(model, image, op.sites, pairs=op.pairs)
+    student = _build(to)
+    old = {name.rpartition(".")[0] for name, _ in model.named_parameters()}
+    behind, last = [], ""
+    for name in dict.fromkeys(name.rpartition(".")[0] for name, _ in student.named_parameters()):
+        if name in old:
+            last = name
+        elif last and last not in behind:
+            behind.append(last)
+    return student, behind
+
+
+# --- for programs ------------------------------------------------------------------------------------------
+
+
+def _plain(
+    cfg: config.Inspect,
+    size: int,
+    totals: dict[str, int],
+    layers: list[describe.Layer],
+    steps: dict[str, Any],
+    found: Survey | None,
+    dry: dict[str, Any] | None,
+) -> dict[str, Any]:
+    return {
+        "target": cfg.target,
+        "image_size": size,
+        **totals,
+        "layers": [asdict(layer) for layer in layers],
+        "lineage": steps,
+        "groups": [{**asdict(group), "growing": group.growing} for group in found.groups] if found else None,
+        "sites": [asdict(site) for site in found.sites] if found else None,
+        "plan": dry,
+    }

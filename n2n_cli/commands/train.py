@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
-from n2n_cli import lineage
-from n2n_cli.commands import common, folders
+from n2n_cli.commands import common, folders, networks
 from n2n_cli.commands.folders import Plan
 from n2n_cli.config import RunConfig
 
@@ -19,10 +16,10 @@ def run(cfg: RunConfig, command: str) -> None:
 def from_scratch(plan: Plan, cfg: RunConfig) -> dict[str, Any] | None:
     """Trains ``plan`` (arm teacher or student); see `common.train`."""
     folders.check_same(plan, folders.run_config(cfg, plan))
+    networks.check_same_weights(plan, cfg)
     if not plan.done and not common.prepared(plan):
         images = common.dataset(cfg.data)
         width = cfg.model.teacher_width if plan.arm == "teacher" else cfg.model.width
-        built = lineage.start(**common.network(cfg.model, width, images))
-        torch.manual_seed(plan.seed)
-        common.write_run(plan, cfg, f"train {plan.arm}", lineage.build(built), built, images)
+        model, built = networks.fresh(cfg, cfg.model, width, images, plan.seed)
+        common.write_run(plan, cfg, f"train {plan.arm}", model, built, images)
     return common.train(plan, cfg)

@@ -1,6 +1,8 @@
 """One rank of one run: ``python -m n2n_cli.commands.worker RUN_FOLDER``, also under torchrun or SLURM.
 
-Reads everything from the run folder that a command wrote: nothing is pickled, no command line replayed.
+Reads everything from the run folder that a command wrote: nothing is pickled, no command line replayed. But a run
+folder cannot allow an import: a network of the user's own needs a ``model=package.module:function`` more, which the
+command that a person typed adds to its ranks, and ``prepare_only=true`` to the line it prints for people to type.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +20,17 @@ from n2n_cli import data, lineage
 from n2n_cli.commands import common
 from n2n_cli.config import run_config
 from n2n_cli.errors import N2NError
+from n2n_cli.models import custom
 from n2n_cli.training.launch import run_rank
 from n2n_cli.training.loop import fit
 from n2n_cli.training.ranks import ranks
 
 
-def train(folder: Path) -> dict[str, Any]:
-    """Trains the run in ``folder`` from its newest checkpoint on, as the rank that the environment says."""
+def train(folder: Path, typed: Collection[str] = ()) -> dict[str, Any]:
+    """Trains the run in ``folder`` from its newest checkpoint on, as the rank that the environment says.
+
+    ``typed``: as for `lineage.build`.
+    """
     try:
         text = (folder / "config.yaml").read_text()
         cfg = run_config(yaml.safe_load(text))
@@ -33,7 +40,7 @@ def train(folder: Path) -> dict[str, Any]:
     except (ValueError, yaml.YAMLError) as error:
         raise N2NError(f"cannot read the run in {folder}: {' '.join(str(error).split())}") from error
     with ranks(cfg.device) as mine, common.enough_memory():
-        model = lineage.build(info["lineage"])
+        model = lineage.build(info["lineage"], typed)
         common.limit_threads(model, mine.world_size)
         images = common.dataset(cfg.data)
         workers = common.workers(cfg.workers, mine.world_size, cfg.data.name != "imagefolder")
@@ -59,9 +66,14 @@ def train(folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    if len(sys.argv) != 2:
+    folders = [word for word in sys.argv[1:] if not word.startswith("model=")]
+    typed = [word.removeprefix("model=") for word in sys.argv[1:] if word.startswith("model=")]
+    if len(folders) != 1:
         raise N2NError("expected one run folder: python -m n2n_cli.commands.worker RUN_FOLDER")
-    train(Path(sys.argv[1]))
+    for name in typed:
+        if not custom.is_spec(name):
+            raise N2NError(f"model={name}: expected model=package.module:function; the run folder says all else")
+    train(Path(folders[0]), typed)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,17 @@
-"""A remapping carried out: every parameter and buffer re-indexed, every number in a module following."""
+"""A remapping carried out: every parameter and buffer re-indexed, weights divided among copies."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from n2n_cli.growth import heads, norms
+from n2n_cli.growth.attributes import Attributes, set_attributes
 from n2n_cli.growth.axes import Axis, Group, resolve
 from n2n_cli.growth.infer import Structure
 from n2n_cli.growth.plan import Remapping
@@ -17,11 +20,19 @@ from n2n_cli.growth.record import copied, named_buffers
 
 @dataclass
 class AxisMap:
-    """Positions of a grown axis: ``index`` into the teacher's, ``copies`` of each, ``first`` copy or not."""
+    """Positions of a grown axis: ``index`` into the teacher's, ``copies`` of each, ``first`` copy or not.
+
+    ``value`` is what a position holds, relative to the teacher's position that it copies (None: 1 everywhere);
+    ``share`` what its reader's weight is multiplied by (None: divided by ``copies``); ``means`` the blocks
+    (start, stop, teacher's start, units, k) whose positions hold the mean over a group's units.
+    """
 
     index: Tensor
     copies: Tensor
     first: Tensor
+    value: Tensor | None
+    share: Tensor | None
+    means: list[tuple[int, int, int, int, int]]
 
 
 def axis_map(axis: Axis, mappings: Mapping[Group, Remapping]) -> AxisMap | None:
@@ -32,28 +43,98 @@ def axis_map(axis: Axis, mappings: Mapping[Group, Remapping]) -> AxisMap | None:
     runs = resolve(axis)
     if not any(group in mappings for group, _ in runs):
         return None
-    index, copies, first, offset = [], [], [], 0
+    index, copies, first, value, share = [], [], [], [], []
+    means: list[tuple[int, int, int, int, int]] = []
+    offset = at = 0
     for group, k in runs:
-        mapping = mappings.get(group)
-        units = mapping.index if mapping else torch.arange(group.n)
-        each = mapping.copies if mapping else torch.ones(group.n, dtype=torch.long)
-        index.append((offset + units[:, None] * k + torch.arange(k)).flatten())
-        copies.append(each.repeat_interleave(k))
-        first.append((torch.arange(len(units)) < group.n).repeat_interleave(k))
+        mapping = mappings.get(group) or Remapping(torch.arange(group.n), torch.ones(group.n, dtype=torch.long))
+        held, read = held_and_read(mapping, group.n)
+        if mapping.kind == "mean":
+            means.append((at + group.n * k, at + len(mapping.index) * k, offset, group.n, k))
+        index.append((offset + mapping.index[:, None] * k + torch.arange(k)).flatten())
+        copies.append(mapping.copies.repeat_interleave(k))
+        first.append(first_copies(mapping.index).repeat_interleave(k))
+        value.append(held.repeat_interleave(k))
+        share.append(read.repeat_interleave(k))
         offset += group.n * k
-    return AxisMap(torch.cat(index), torch.cat(copies), torch.cat(first))
+        at += len(mapping.index) * k
+    plain = all(g not in mappings or (mappings[g].kind == "copy" and mappings[g].idle is None) for g, _ in runs)
+    return AxisMap(
+        torch.cat(index),
+        torch.cat(copies),
+        torch.cat(first),
+        None if plain else torch.cat(value),
+        None if plain else torch.cat(share),
+        means,
+    )
 
 
-def grow_tensor(name: str, tensor: Tensor, structure: Structure, maps: list[AxisMap | None]) -> Tensor:
-    """``U[o, c] = W[g_out(o), g_in(c)] / r_in(c)``, on as many axes as the tensor has (paper section 2.3)."""
+def first_copies(index: Tensor) -> Tensor:
+    """True where a unit occurs for the first time."""
+    if len(index) == 0:
+        return torch.zeros(0, dtype=torch.bool)
+    order = torch.argsort(index, stable=True)
+    ranked = index[order]
+    first = torch.ones(len(index), dtype=torch.bool)
+    first[order[1:]] = ranked[1:] != ranked[:-1]
+    return first
+
+
+def held_and_read(mapping: Remapping, units: int) -> tuple[Tensor, Tensor]:
+    """What each student unit holds of its teacher unit, and what its readers take of it, [n'] each in fp64."""
+    one = torch.ones(len(mapping.index), dtype=torch.float64)
+    copies = mapping.copies.double()
+    own = (torch.arange(len(one)) < units).double()
+    if mapping.kind == "scaled":
+        return copies.rsqrt(), copies.rsqrt()
+    if mapping.kind == "mean":
+        return one, own
+    if mapping.kind == "zero":  # whatever reads a zero may read it with any weight: it learns from the first step on
+        return own, one
+    read = 1 / copies
+    return one, read if mapping.idle is None else read * ~mapping.idle
+
+
+def grow_tensor(
+    name: str,
+    tensor: Tensor,
+    structure: Structure,
+    maps: list[AxisMap | None],
+    factors: Mapping[str, Tensor] = MappingProxyType({}),
+) -> Tensor:
+    """``U[o, c] = W[g_out(o), g_in(c)] / r_in(c)``, on as many axes as the tensor has (paper section 2.3).
+
+    ``factors[name]`` multiplies the first axis (norms and head widths, see `factors`).
+    """
     for dim, axis in enumerate(maps):
         if axis is None:
             continue
-        tensor = tensor.index_select(dim, axis.index.to(tensor.device))
-        if (name, dim) in structure.consumed:
-            shape = [-1 if d == dim else 1 for d in range(tensor.ndim)]
-            tensor = tensor / axis.copies.to(tensor.device, tensor.dtype).view(shape)
+        consumed = (name, dim) in structure.consumed
+        grown = tensor.index_select(dim, axis.index.to(tensor.device))
+        for start, stop, begin, units, k in [] if consumed else axis.means:
+            mean = tensor.narrow(dim, begin, units * k).unflatten(dim, (units, k)).mean(dim)
+            grown.narrow(dim, start, stop - start).unflatten(dim, (-1, k)).copy_(mean.unsqueeze(dim))
+        tensor = grown
+        shape = [-1 if d == dim else 1 for d in range(tensor.ndim)]
+        by = axis.share if consumed else axis.value
+        if dim == 0 and name in factors:
+            by = factors[name]
+        if by is not None:
+            tensor = tensor.mul_(by.to(tensor.device, tensor.dtype).view(shape))
+        elif consumed:
+            tensor = tensor.div_(axis.copies.to(tensor.device, tensor.dtype).view(shape))
     return tensor
+
+
+def factors(structure: Structure, mappings: Mapping[Group, Remapping]) -> dict[str, Tensor]:
+    """Parameters whose first axis is multiplied by more than copies ask for: [n'] each, in fp64."""
+    found = norms.multipliers(structure.norms, mappings)
+    for width in heads.grown(structure.widths, mappings):
+        for name in (width.weight, width.bias):
+            axis = axis_map(structure.axes[name][0], mappings) if name else None
+            if name and axis is not None:
+                found[name] = heads.multiplier(width, axis.index, axis.copies)
+    return found
 
 
 def add_noise(
@@ -87,13 +168,14 @@ def grow_state(
 ) -> dict[str, Tensor]:
     """Every parameter and buffer of the student, by name; no storage is shared with the teacher."""
     generator = torch.Generator().manual_seed(seed + 0x5EED)
+    special = factors(structure, mappings)
     state: dict[str, Tensor] = {}
     with torch.no_grad():
         for name, tensor in [*model.named_parameters(), *named_buffers(model)]:
             if structure.aliases[name] != name:
                 continue
             maps = [axis_map(axis, mappings) for axis in structure.axes[name]]
-            grown = grow_tensor(name, tensor.detach(), structure, maps)
+            grown = grow_tensor(name, tensor.detach(), structure, maps, special)
             if noise:
                 grown = add_noise(name, grown, structure, maps, noise, generator)
             state[name] = grown.clone() if grown.data_ptr() == tensor.data_ptr() else grown
@@ -114,94 +196,6 @@ def with_state(model: nn.Module, state: Mapping[str, Tensor], aliases: Mapping[s
             )
         memo[id(tensor)] = made[first]  # deepcopy takes these for the copies, so nothing is copied twice
     return copied(model, memo)
-
-
-Attributes = dict[str, dict[str, Any]]
-
-
-def follow(model: nn.Module, structure: Structure, mappings: Mapping[Group, Remapping]) -> Attributes:
-    """Numbers that modules hold about their own widths, and what they become: {module path: {attribute: value}}.
-
-    The layers of ``torch.nn`` by their documented attributes; any other module by the sizes that its own
-    operations saw change, where its attribute equals the old size.
-    """
-    out: Attributes = {}
-    shape = {
-        name: [
-            len(m.index) if (m := axis_map(axis, mappings)) else sum(g.n * k for g, k in resolve(axis)) for axis in axes
-        ]
-        for name, axes in structure.axes.items()
-    }
-    for path, module in model.named_modules():
-        own = {n: structure.aliases[f"{path}.{n}" if path else n] for n, _ in module.named_parameters(recurse=False)}
-        own |= {n: structure.aliases[f"{path}.{n}" if path else n] for n, _ in module.named_buffers(recurse=False)}
-        new = _documented(module, {n: shape[full] for n, full in own.items()}, structure, own)
-        changed = {k: v for k, v in new.items() if getattr(module, k, v) != v}
-        if changed:
-            out[path] = changed
-    for path, changes in _seen_by_operations(model, structure, mappings).items():
-        for attribute, value in changes.items():
-            out.setdefault(path, {}).setdefault(attribute, value)
-    return out
-
-
-def _documented(
-    module: nn.Module, shapes: dict[str, list[int]], structure: Structure, own: dict[str, str]
-) -> dict[str, Any]:
-    weight = shapes.get("weight")
-    if isinstance(module, nn.modules.conv._ConvNd) and weight:
-        groups = module.groups
-        if structure.whole_groups.get(own["weight"]):
-            groups = weight[0] * groups // (module.in_channels if module.transposed else module.out_channels)
-        a, b = weight[0], weight[1] * groups
-        ins, outs = (a, b) if module.transposed else (b, a)
-        return {"in_channels": ins, "out_channels": outs, "groups": groups}
-    if isinstance(module, nn.Linear) and weight:
-        return {"in_features": weight[1], "out_features": weight[0]}
-    if isinstance(module, nn.modules.batchnorm._NormBase):
-        size = weight or shapes.get("running_mean")
-        return {"num_features": size[0]} if size else {}
-    if isinstance(module, nn.LayerNorm | nn.RMSNorm) and weight:
-        return {"normalized_shape": tuple(weight)}
-    if isinstance(module, nn.GroupNorm) and weight:
-        return {"num_channels": weight[0]}
-    if isinstance(module, nn.Embedding) and weight:
-        return {"embedding_dim": weight[1]}
-    if isinstance(module, nn.PReLU) and weight:
-        return {"num_parameters": weight[0]}
-    return {}
-
-
-def _seen_by_operations(model: nn.Module, structure: Structure, mappings: Mapping[Group, Remapping]) -> Attributes:
-    modules = dict(model.named_modules())
-    seen: dict[str, dict[int, set[int]]] = {}
-    for recording, labels in zip(structure.recordings, structure.labels, strict=True):
-        for op in recording.ops:
-            sizes = seen.setdefault(op.path, {})
-            for tensor in [*op.outputs, *(a for a in op.args if isinstance(a, Tensor))]:
-                for axis in labels.get(id(tensor), []):
-                    runs = resolve(axis)
-                    old = sum(g.n * k for g, k in runs)
-                    new = sum((len(mappings[g].index) if g in mappings else g.n) * k for g, k in runs)
-                    sizes.setdefault(old, set()).add(new)
-    out: Attributes = {}
-    for path, sizes in seen.items():
-        module = modules[path]
-        if type(module).__module__.startswith("torch.nn.modules") and not isinstance(module, nn.MultiheadAttention):
-            continue
-        for attribute, value in vars(module).items():
-            if type(value) is int and not attribute.startswith("_"):
-                became = sizes.get(value, {value}) - {value}
-                if len(became) == 1:
-                    out.setdefault(path, {})[attribute] = became.pop()
-    return out
-
-
-def set_attributes(model: nn.Module, attributes: Attributes) -> None:
-    modules = dict(model.named_modules())
-    for path, values in attributes.items():
-        for attribute, value in values.items():
-            setattr(modules[path], attribute, tuple(value) if isinstance(value, list) else value)
 
 
 def reshape(model: nn.Module, shapes: Mapping[str, list[int]], attributes: Attributes) -> nn.Module:

@@ -11,8 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
+from n2n_cli.growth import heads, norms, shuffles
 from n2n_cli.growth.axes import Axis, Group, Reason, Site, constant, fix, fresh, is_open, resolve, unify
+from n2n_cli.growth.common import tensors as tensors_of
+from n2n_cli.growth.errors import GrowthError
 from n2n_cli.growth.record import Op, Recording, named_buffers, record
 from n2n_cli.growth.rules import rule_for, unknown
 
@@ -33,7 +37,8 @@ class Structure:
     """What inference found.
 
     ``axes[name]`` are the axes of the parameter or buffer ``name``; ``consumed`` the (name, dim) whose entries
-    divide by the replication factor; ``labels`` the axes of every recorded tensor, by ``id``.
+    divide by the replication factor; ``labels`` the axes of every recorded tensor, by ``id``; ``equal`` pairs of axes
+    that must keep equal lengths, though not the same mapping.
     """
 
     axes: dict[str, list[Axis]]
@@ -44,6 +49,15 @@ class Structure:
     whole_groups: dict[str, bool] = field(default_factory=dict)  # convolution weight -> its ``groups`` follow
     recordings: list[Recording] = field(default_factory=list)
     labels: list[dict[int, list[Axis]]] = field(default_factory=list)
+    equal: list[tuple[Axis, Axis]] = field(default_factory=list)
+    norms: list[norms.Norm] = field(default_factory=list)
+    shuffles: list[shuffles.Shuffle] = field(default_factory=list)
+    widths: list[heads.HeadWidth] = field(default_factory=list)
+
+    def examples(self) -> list[Any]:
+        """The inputs that the recordings saw: one, unless the model's code depends on the data."""
+        found: dict[int, Any] = {id(recording.example): recording.example for recording in self.recordings}
+        return list(found.values())
 
     def groups(self) -> dict[Group, list[tuple[str, int]]]:
         """Every group of the parameters with the (parameter, dim) it occurs in, in the order of the model."""
@@ -60,43 +74,93 @@ class Structure:
 class Inference:
     """The state that rules read and write: labels of tensors, roles of parameter axes, ties, choices."""
 
-    def __init__(self, axes: dict[str, list[Axis]], choices: dict[Site, int]) -> None:
+    def __init__(
+        self,
+        axes: dict[str, list[Axis]],
+        choices: dict[Site, int],
+        *,
+        uneven: bool = False,
+        like: Like | None = None,
+        modules: dict[str, nn.Module] | None = None,
+    ) -> None:
+        self.modules = modules or {}
         self.parameters = axes
         self.choices = choices
+        self.uneven = uneven
+        self.like = like
+        self.bent: list[Axis] = []  # axes whose units met something that is not linear
+        self.equal: list[tuple[Axis, Axis]] = []
+        self.norms: list[norms.Norm] = []
+        self.shuffles: list[shuffles.Shuffle] = []
+        self.widths: list[heads.HeadWidth] = []
+        self.shuffled: set[Site] = set()  # views that turned out to be the first half of a channel shuffle
         self.sites: dict[Site, tuple[Axis, int]] = {}
         self.ties: list[Tie] = []
         self.roles: dict[tuple[str, int], set[Role]] = {}
         self.readers: dict[str, str] = {}
         self.whole_groups: dict[str, bool] = {}
-        self.labels: dict[int, list[Axis]] = {}
-        self.sources: dict[int, list[Origin]] = {}
+        self.like_op: Op | None = None
+        self.mode = 0
+        self._begin({}, {})
+
+    def _begin(self, labels: dict[int, list[Axis]], sources: dict[int, list[Origin]]) -> None:
+        self.labels, self.sources = labels, sources
+        self.made: dict[int, tuple[Op, int]] = {}  # which operation made a tensor, as which of its results
+        self.pieces: dict[int, list[shuffles.Piece | None]] = {}
         self._occurrence: Counter[tuple[str, str]] = Counter()
 
-    def run(self, recording: Recording) -> None:
+    def run(self, recording: Recording, mode: int = 0) -> None:
         """Apply the rule of every recorded operation, in order."""
-        self.labels, self.sources = {}, {}
-        for key, name in recording.tensors.items():
-            self.labels[key] = self.parameters[name]
-            self.sources[key] = [(name, dim) for dim in range(len(self.parameters[name]))]
+        names = recording.tensors
+        self.mode = mode
+        self._begin(
+            {key: self.parameters[name] for key, name in names.items()},
+            {key: [(name, dim) for dim in range(len(self.parameters[name]))] for key, name in names.items()},
+        )
         for tensor in recording.inputs:
             self.labels[id(tensor)] = [constant(n, Reason("the network's input")) for n in tensor.shape]
-        self._occurrence.clear()
-        for op in recording.ops:
+        theirs = self.like.ops[mode] if self.like else [None] * len(recording.ops)
+        for op, self.like_op in zip(recording.ops, theirs, strict=True):
             self._occurrence[op.path, op.name] += 1
-            for tensor in [*op.args, *op.kwargs.values()]:
-                if isinstance(tensor, Tensor) and id(tensor) in recording.tensors:
-                    self.readers.setdefault(recording.tensors[id(tensor)], str(op))
-            try:
-                (rule_for(op.func) or unknown)(self, op)
-            except (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-                # a form of the call that its rule does not foresee: fixing too much is safe, guessing is not
-                unknown(self, op, f"its rule does not fit this call ({error})")
-            for out in op.outputs:
-                if id(out) not in self.labels:  # a second result that the rule did not speak of
-                    self.put_one(out, [constant(n, self.reason(op, "a side result")) for n in out.shape])
+            self._apply(op, names)
         for tensor in recording.outputs:
             for dim in range(tensor.ndim):
                 fix(self.use(tensor, dim), Reason("the network's output"))
+        self._unfinished()
+
+    def _apply(self, op: Op, names: dict[int, str]) -> None:
+        inputs = tensors_of(op)
+        for tensor in inputs:
+            if id(tensor) in names:
+                self.readers.setdefault(names[id(tensor)], str(op))
+            self._read_halfway(op, tensor)
+        try:
+            (rule_for(op.func) or unknown)(self, op)
+        except (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            # a form of the call that its rule does not foresee: fixing too much is safe, guessing is not
+            unknown(self, op, f"its rule does not fit this call ({error})")
+        for which, out in enumerate(op.outputs):
+            if id(out) not in self.labels:  # a second result that the rule did not speak of
+                self.put_one(out, [constant(n, self.reason(op, "a side result")) for n in out.shape])
+            self.made.setdefault(id(out), (op, which))
+        if norms.bends(op.name, len(inputs)):
+            relaxed = self.norms and self.norms[-1].site == self.site(op)
+            for tensor in [] if relaxed else [*inputs, *op.outputs]:
+                for axis in self.axes(tensor):
+                    self.bend(axis)
+
+    def _read_halfway(self, op: Op, tensor: Tensor) -> None:
+        """What lies between the two views of a shuffle has no label: nobody else may read it."""
+        for piece in self.pieces.get(id(tensor)) or []:
+            if piece and self.choice(piece[0].site) == shuffles.SHUFFLED and op.name not in shuffles.PASSES:
+                fix(piece[0].source, self.reason(op, "reads a channel shuffle half-way"))
+
+    def _unfinished(self) -> None:
+        done = {id(shuffle.source) for shuffle in self.shuffles}
+        for pieces in self.pieces.values():
+            for piece in pieces:
+                if piece and self.choice(piece[0].site) == shuffles.SHUFFLED and id(piece[0].source) not in done:
+                    fix(piece[0].source, Reason(f"{piece[0].site[1]} at {piece[0].site[0]}: a channel shuffle"))
 
     # labels
     def axes(self, tensor: Tensor) -> list[Axis]:
@@ -138,6 +202,28 @@ class Inference:
         if origin:
             self.whole_groups[origin[0]] = follow
 
+    # what else rules have to say
+    def bend(self, axis: Axis) -> None:
+        """The units met something that is not linear, or not the same for all."""
+        if is_open(axis):
+            self.bent.append(axis)
+
+    def keep_equal(self, a: Axis, b: Axis) -> None:
+        """Two axes keep equal lengths; where their units differ in size they share the mapping as well."""
+        left, right = resolve(a), resolve(b)
+        if [(g.n, k, bool(g.fixed)) for g, k in left] == [(g.n, k, bool(g.fixed)) for g, k in right]:
+            self.equal.append((a, b))
+        else:
+            unify(a, b)
+
+    def carry_pieces(self, x: Tensor, out: Tensor, order: list[int]) -> None:
+        if pieces := self.pieces.get(id(x)):
+            self.pieces[id(out)] = [pieces[d] for d in order]
+
+    def attribute(self, path: str, name: str) -> Any:
+        """An attribute of the module at ``path`` (None if it has none)."""
+        return getattr(self.modules.get(path), name, None)
+
     # ties, choices, reasons
     def tie(self, axis: Axis, reason: Reason) -> None:
         if is_open(axis):
@@ -165,33 +251,100 @@ def _open_axes(model: nn.Module) -> tuple[dict[str, list[Axis]], dict[str, str]]
     return axes, aliases
 
 
-def infer(model: nn.Module, example_input: Any) -> Structure:
+def other_ways(model: nn.Module, example_input: Any, recordings: list[Recording]) -> list[Recording]:
+    """Recordings of negated, enlarged and vanishing inputs, as far as they perform other operations."""
+    known = [[(op.name, op.path) for op in recording.ops] for recording in recordings]
+    found: list[Recording] = []
+    for factor in (-1.0, 100.0, 0.01):
+        other = tree_map(
+            lambda t: t * factor if isinstance(t, Tensor) and t.is_floating_point() else t,  # noqa: B023
+            example_input,
+        )
+        for training in (True, False):
+            try:
+                recording = record(model, other, whole, training=training)
+            except GrowthError:  # the model does not take such inputs
+                continue
+            way = [(op.name, op.path) for op in recording.ops]
+            if way not in known:
+                known.append(way)
+                found.append(recording)
+    return found
+
+
+@dataclass
+class Like:
+    """The student's own recordings, operation by operation beside the teacher's: they show what grows."""
+
+    ops: list[list[Op]]
+
+
+def whole(func: Any) -> bool:
+    """Operations that have a rule arrive whole."""
+    return rule_for(func) is not None
+
+
+def infer(model: nn.Module, example_input: Any, *, uneven: bool = False, like: nn.Module | None = None) -> Structure:
     """The groups of ``model``, from one recorded pass in train mode and one in eval mode.
 
     ``example_input`` is a tensor (images ``[N, C, H, W]``), a tuple of arguments or a dict of keyword arguments.
+    ``uneven`` gives normalized streams groups of their own where that is exact (see `norms`). ``like`` is a student
+    built by its own constructor: where a choice is open (heads or their width), its shapes decide.
 
     Raises:
         GrowthError: the model cannot be recorded; names the module where it stopped.
     """
-    recordings = [
-        record(model, example_input, lambda f: rule_for(f) is not None, training=training) for training in (True, False)
-    ]
+    recordings = [record(model, example_input, whole, training=training) for training in (True, False)]
+    if recordings[0].device == "real":  # which way the code takes may depend on the data: other inputs, other ways
+        recordings += other_ways(model, example_input, recordings)
+    beside = alongside(recordings, like) if like is not None else None
     choices: dict[Site, int] = {}
     while True:
         axes, aliases = _open_axes(model)
-        ctx = Inference(axes, choices)
+        ctx = Inference(axes, choices, uneven=uneven, like=beside, modules=dict(model.named_modules()))
         labels = []
-        for recording in recordings:
-            ctx.run(recording)
+        for mode, recording in enumerate(recordings):
+            ctx.run(recording, mode)
             labels.append(ctx.labels)
         _settle_roles(ctx)
+        shuffles.settle(ctx.shuffles)
+        if ctx.shuffled - {site for site, choice in choices.items() if choice == shuffles.SHUFFLED}:
+            choices.update(dict.fromkeys(ctx.shuffled, shuffles.SHUFFLED))
+            continue
         advance = _next_choices(ctx)
         if not advance:
-            break
+            refused = norms.refused(ctx)
+            if not refused:
+                break
+            choices.update(dict.fromkeys(refused, norms.STRICT))
         for site in advance:
             choices[site] = choices.get(site, 0) + 1
     consumed = {place for place, roles in ctx.roles.items() if roles == {"in"}}
-    return Structure(axes, consumed, ctx.ties, aliases, ctx.readers, ctx.whole_groups, recordings, labels)
+    return Structure(
+        ctx.parameters,
+        consumed,
+        ctx.ties,
+        aliases,
+        ctx.readers,
+        ctx.whole_groups,
+        recordings,
+        labels,
+        ctx.equal,
+        ctx.norms,
+        ctx.shuffles,
+        [width for width in ctx.widths if is_open(width.units)],
+    )
+
+
+def alongside(recordings: list[Recording], student: nn.Module) -> Like | None:
+    """The student's operations, one beside each of the teacher's; None if it performs others."""
+    found: list[list[Op]] = []
+    for recording in recordings:
+        theirs = record(student, recording.example, whole, training=recording.training).ops
+        if [op.name for op in theirs] != [op.name for op in recording.ops]:
+            return None
+        found.append(theirs)
+    return Like(found)
 
 
 def _settle_roles(ctx: Inference) -> None:

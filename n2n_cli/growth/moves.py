@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from n2n_cli.growth.axes import Axis, Group, constant, cut, fix, fresh, is_open, length, resolve, scaled, unify
+from n2n_cli.growth import shuffles
+from n2n_cli.growth.axes import Axis, Group, Site, constant, cut, fix, fresh, is_open, length, resolve, scaled, unify
 from n2n_cli.growth.common import arg, broadcast, dims_of, tensors, unknown
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ def permute(ctx: Inference, op: Op) -> None:
     x = op.args[0]
     order = permutation(op, x.ndim)
     ctx.put(op, [ctx.axes(x)[d] for d in order], [ctx.origins(x)[d] for d in order])
+    ctx.carry_pieces(x, op.outputs[0], order)
 
 
 def permutation(op: Op, ndim: int) -> list[int]:
@@ -56,7 +58,7 @@ def stack(ctx: Inference, op: Op) -> None:
 
 
 def chunk(ctx: Inference, op: Op) -> None:
-    """chunk, split: parts of equal size share one mapping, so that they stay of equal size."""
+    """chunk, split: parts of equal size stay of equal size; each may have a mapping of its own."""
     x, second = op.args[:2]
     dim = arg(op, 2, "dim", 0) % x.ndim
     equal = not isinstance(second, list | tuple)
@@ -66,7 +68,7 @@ def chunk(ctx: Inference, op: Op) -> None:
         start += out.shape[dim]
     for part in parts[1:] if equal else []:
         if length(part) == length(parts[0]):
-            unify(parts[0], part)
+            ctx.keep_equal(parts[0], part)
         else:
             fix([*parts[0], *part], ctx.reason(op, "parts of different size"))
     for out, part in zip(op.outputs, parts, strict=True):
@@ -206,6 +208,16 @@ def repeat(ctx: Inference, op: Op) -> None:
     ctx.put(op, axes)
 
 
+def channel_shuffle(ctx: Inference, op: Op) -> None:
+    """view(C -> (groups, C / groups)), transpose, view back: run on unit labels."""
+    x, groups = op.args[:2]
+    dim = max(0, x.ndim - 3)
+    out = fresh(x.shape[dim])
+    sizes = (groups, x.shape[dim] // groups)
+    ctx.shuffles.append(shuffles.Shuffle(ctx.mode, ctx.site(op), ctx.use(x, dim), out, sizes, (1, 0)))
+    ctx.put(op, [out if d == dim else a for d, a in enumerate(ctx.axes(x))])
+
+
 def pixel_shuffle(ctx: Inference, op: Op) -> None:
     x, out, r = op.args[0], op.outputs[0], op.args[1]
     lead = x.ndim - 3
@@ -229,15 +241,46 @@ def view(ctx: Inference, op: Op) -> None:
     x, out = op.args[0], op.outputs[0]
     axes: list[Axis] = []
     origins: list[Any] = []
+    pieces: list[shuffles.Piece | None] = []
+    before = ctx.pieces.get(id(x)) or [None] * x.ndim
     for part, (ins, outs) in enumerate(segments(x.shape, out.shape)):
         if len(ins) == 1 and len(outs) == 1:
             axes.append(ctx.axes(x)[ins[0]])
             origins.append(ctx.origins(x)[ins[0]])
-        else:
-            whole = merge(ctx, op, [ctx.use(x, d) for d in ins], [x.shape[d] for d in ins])
-            axes += divide(ctx, op, part, whole, [out.shape[d] for d in outs])
-            origins += [None] * len(outs)
+            pieces.append(before[ins[0]])
+            continue
+        origins += [None] * len(outs)
+        if len(outs) == 1 and (shuffled := merge_shuffled(ctx, op, [before[d] for d in ins])):
+            axes.append(shuffled)
+            pieces.append(None)
+            continue
+        whole = merge(ctx, op, [ctx.use(x, d) for d in ins], [x.shape[d] for d in ins])
+        sizes = [out.shape[d] for d in outs]
+        site = ctx.site(op, part)
+        axes += divide(ctx, op, site, whole, sizes, outs)
+        split = shuffles.Pending(site, ctx.axes(x)[ins[0]], tuple(sizes)) if len(ins) == 1 else None
+        pieces += [(split, i) if split else None for i in range(len(outs))]
     ctx.put(op, axes, origins)
+    if any(pieces):
+        ctx.pieces[id(out)] = pieces
+
+
+def merge_shuffled(ctx: Inference, op: Op, pieces: list[shuffles.Piece | None]) -> Axis | None:
+    """The axis that all factors of one earlier view come back to in another order: a channel shuffle."""
+    if any(piece is None for piece in pieces):
+        return None
+    split, order = pieces[0][0], [piece[1] for piece in pieces if piece]  # type: ignore[index]
+    inner = [i for i in order if split.sizes[i] > 1]
+    if any(piece[0] is not split for piece in pieces if piece) or len(order) != len(split.sizes):
+        return None
+    if inner == sorted(inner) or not is_open(split.source):
+        return None
+    if ctx.choice(split.site) != shuffles.SHUFFLED:
+        ctx.shuffled.add(split.site)  # `infer` comes back
+        return None
+    out = fresh(prod(split.sizes))
+    ctx.shuffles.append(shuffles.Shuffle(ctx.mode, split.site, split.source, out, split.sizes, tuple(order)))
+    return out
 
 
 def segments(ins: tuple[int, ...], outs: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
@@ -272,8 +315,8 @@ def merge(ctx: Inference, op: Op, axes: list[Axis], sizes: list[int]) -> Axis:
     return scaled(axes[at], prod(sizes[at + 1 :])) * prod(sizes[:at])
 
 
-def divide(ctx: Inference, op: Op, part: int, axis: Axis, sizes: list[int]) -> list[Axis]:
-    """One axis as several, row-major; one of the new axes takes the mapping."""
+def divide(ctx: Inference, op: Op, site: Site, axis: Axis, sizes: list[int], dims: list[int]) -> list[Axis]:
+    """One axis as several, row-major; one of the new axes takes the mapping (none in a channel shuffle)."""
     candidates = [i for i in reversed(range(len(sizes))) if sizes[i] > 1]
     if not is_open(axis) or not candidates:
         if candidates:
@@ -282,10 +325,19 @@ def divide(ctx: Inference, op: Op, part: int, axis: Axis, sizes: list[int]) -> l
             reason = ctx.reason(op, "an axis of size one")
             fix(axis, reason)
         return [constant(n, reason) for n in sizes]
-    site = ctx.site(op, part)
-    at = candidates[ctx.choice(site)]
+    if ctx.choice(site) == shuffles.SHUFFLED:
+        return [constant(n, ctx.reason(op, "a channel shuffle")) for n in sizes]
+    at = candidates[min(ctx.choice(site), len(candidates) - 1)]
+    if ctx.like_op is not None:  # the student shows which factor grows
+        shape = ctx.like_op.outputs[0].shape
+        grows = [i for i, d in enumerate(dims) if shape[d] != sizes[i]]
+        if len(grows) > 1:
+            reason = ctx.reason(op, "two factors of one view grow in the student")
+            fix(axis, reason)
+            return [constant(n, reason) for n in sizes]
+        at = grows[0] if grows else at
     grown: Axis = [(Group(sizes[at]), 1)]
     unify(axis, scaled(grown, prod(sizes[at + 1 :])) * prod(sizes[:at]))
     reason = ctx.reason(op, "another factor of this view grows", site if len(candidates) > 1 else None)
-    ctx.sites[site] = (grown, len(candidates))
+    ctx.sites[site] = (grown, 1 if ctx.like_op is not None else len(candidates))
     return [grown if i == at else constant(n, reason) for i, n in enumerate(sizes)]

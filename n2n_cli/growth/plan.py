@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from math import floor, isfinite
 
@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from n2n_cli.errors import suggest
+from n2n_cli.growth import norms, shuffles
 from n2n_cli.growth.axes import Axis, Group, length, resolve
+from n2n_cli.growth.common import tensors
 from n2n_cli.growth.errors import GrowthError
 from n2n_cli.growth.infer import Structure
 
@@ -35,7 +37,8 @@ def solve(structure: Structure, plan: Plan) -> Sizes:
         return _by_pattern(structure, classes, plan)
     _check_factor(plan, "the factor")
     groups = [group for group in structure.groups() if not group.fixed]
-    return _whole(classes, {group: _scaled(group, plan) for group in groups}, strict=False)
+    sizes = _whole(classes, {group: _scaled(group, plan) for group in groups}, strict=False)
+    return fit_shuffles(structure, couple(structure, balance(structure, sizes)))
 
 
 def _check_factor(factor: float, what: str) -> None:
@@ -89,6 +92,12 @@ def _whole(classes: list[TieClass], sizes: Sizes, strict: bool) -> Sizes:
     return sizes
 
 
+def rounded(structure: Structure, sizes: Sizes, factor: float) -> bool:
+    """Whether whole-number ties were given another size than ``factor`` asks for."""
+    groups = [g for tie in tie_classes(structure) if not tie.fixed for g in tie.groups]
+    return any(sizes.get(group, group.n) != _scaled(group, factor) for group in groups)
+
+
 def produced_by(structure: Structure) -> dict[str, list[Axis]]:
     """Layer name -> the axes it produces (out axis of its weight), for patterns and reports."""
     layers: dict[str, list[Axis]] = {}
@@ -133,7 +142,7 @@ def _by_pattern(structure: Structure, classes: list[TieClass], plan: Mapping[str
                             f"(tied) but are asked for {sizes[group]} and {size}"
                         )
                     asked[group] = layer
-    return _whole(classes, sizes, strict=True)
+    return fit_shuffles(structure, _whole(classes, balance(structure, sizes), strict=True))
 
 
 def _axis_sizes(layer: str, axis: Axis, amount: float) -> Sizes:
@@ -164,19 +173,10 @@ def _axis_sizes(layer: str, axis: Axis, amount: float) -> Sizes:
 def _to_student(structure: Structure, classes: list[TieClass], student: nn.Module) -> Sizes:
     """Solve the sizes from the shapes of a student built by its own constructor."""
     state = dict(student.state_dict(keep_vars=True))
-    extra = [name for name in state if name not in structure.aliases]
-    missing = [name for name in structure.axes if name not in state and name in structure.readers]
-    if extra or missing:
-        name, who = (extra[0], "student") if extra else (missing[0], "teacher")
-        raise GrowthError(f"the student cannot be reached: '{name}' is in the {who} alone")
     equations: list[tuple[str, list[tuple[Group, int]], int, int]] = []
     for name, axes in structure.axes.items():
         if name not in state:
             continue
-        if len(axes) != state[name].ndim:
-            raise GrowthError(
-                f"the student cannot be reached: '{name}' has {state[name].ndim} axes instead of {len(axes)}"
-            )
         equations += [(name, resolve(axis), state[name].shape[d], d) for d, axis in enumerate(axes)]
     sizes: Sizes = {}
     pending = equations
@@ -204,7 +204,21 @@ def _to_student(structure: Structure, classes: list[TieClass], student: nn.Modul
                 _unreachable(structure, name, dim, target, runs)
             sizes[unknown_runs[0][0]] = _scaled(unknown_runs[0][0], factor)
         pending = later
-    return _whole(classes, sizes, strict=True)
+    return _whole(classes, balance(structure, sizes), strict=True)
+
+
+def check_names(model: nn.Module, student: nn.Module) -> None:
+    """Raises GrowthError if teacher and student do not hold tensors of the same names and numbers of axes."""
+    ours, theirs = student.state_dict(keep_vars=True), model.state_dict(keep_vars=True)
+    for one, other, who in ((ours, theirs, "student"), (theirs, ours, "teacher")):
+        for name, tensor in one.items():
+            if name not in other:
+                raise GrowthError(f"the student cannot be reached: '{name}' is in the {who} alone")
+            if tensor.ndim != other[name].ndim:
+                raise GrowthError(
+                    f"the student cannot be reached: '{name}' is {list(theirs[name].shape)} in the teacher and "
+                    f"{list(ours[name].shape)} in the student"
+                )
 
 
 def _unreachable(structure: Structure, name: str, dim: int, target: int, runs: list[tuple[Group, int]]) -> None:
@@ -218,28 +232,136 @@ def _unreachable(structure: Structure, name: str, dim: int, target: int, runs: l
 
 @dataclass
 class Remapping:
-    """A remapping: ``index[j]`` is the teacher unit that student unit ``j`` copies, ``copies[j]`` how many do."""
+    """A remapping: ``index[j]`` is the teacher unit that student unit ``j`` copies, ``copies[j]`` how many do.
+
+    ``kind`` tells what a unit beyond the first copies holds: "copy" the same value; "scaled" (RMS norm's stream): every
+    copy holds the value over sqrt(copies); "mean" (layer norm's stream): the mean over all units; "zero" (what a layer
+    norm makes of those): nothing. ``idle`` units hold what nobody reads (see `shuffles`).
+    """
 
     index: Tensor
     copies: Tensor
+    kind: str = "copy"
+    idle: Tensor | None = None
 
 
 def draw(structure: Structure, sizes: Sizes, seed: int) -> dict[Group, Remapping]:
     """A random mapping for every group that grows (paper section 2.3): the first ``n`` units are the teacher's,
-    the others drawn uniformly with replacement; tied groups copy every unit equally often. The draw comes from a CPU
-    generator, so that every machine and rank gets the same one.
+    the others drawn uniformly with replacement; tied groups copy every unit equally often, moved groups as far as
+    their fates allow. The draw comes from a CPU generator, so that every machine and rank gets the same one.
+
+    Raises:
+        GrowthError: with these sizes a channel shuffle would lose a unit.
     """
     generator = torch.Generator().manual_seed(seed)
     tied = {group for tie in tie_classes(structure) for group in tie.groups}
+    kinds = norms.kinds(structure.norms)
+    moved = _moved(structure, sizes, generator)
     mappings: dict[Group, Remapping] = {}
     for group in structure.groups():
         size = sizes.get(group, group.n)
-        if size == group.n or group.fixed:
+        if group in moved:
+            index, idle = moved[group]
+            counts = torch.bincount(index[~idle], minlength=group.n).clamp(min=1)
+            mappings[group] = Remapping(index, counts[index], idle=idle if idle.any() else None)
+        elif size == group.n or group.fixed:
             continue
-        own = torch.arange(group.n)
-        if group in tied:
-            index = own.repeat(size // group.n)
+        elif group in tied:
+            index = torch.arange(group.n).repeat(size // group.n)
+            mappings[group] = _counted(index, group)
         else:
-            index = torch.cat([own, torch.randint(group.n, (size - group.n,), generator=generator)])
-        mappings[group] = Remapping(index, torch.bincount(index, minlength=group.n)[index])
+            extra = torch.randint(group.n, (size - group.n,), generator=generator)
+            mappings[group] = _counted(torch.cat([torch.arange(group.n), extra]), group)
+            mappings[group].kind = kinds.get(group, "copy")
+    for norm in structure.norms:  # an RMS norm's result copies what its stream copies
+        stream, out = norm.groups()
+        if norm.kind == "rms" and stream in mappings:
+            mappings[out] = Remapping(mappings[stream].index, mappings[stream].copies)
     return mappings
+
+
+def _counted(index: Tensor, group: Group) -> Remapping:
+    return Remapping(index, torch.bincount(index, minlength=group.n)[index])
+
+
+def _moved(structure: Structure, sizes: Sizes, generator: torch.Generator) -> dict[Group, tuple[Tensor, Tensor]]:
+    involved = [group for part in shuffles.components(structure.shuffles) for group in part]
+    if all(sizes.get(group, group.n) == group.n for group in involved):
+        return {}
+    moved = shuffles.draw(structure, sizes, generator)
+    if moved is None:
+        site = structure.shuffles[0].site
+        raise GrowthError(
+            f"the student cannot be reached: with these widths the channel shuffle at {site[0]} would lose a unit"
+        )
+    return moved
+
+
+def fit_shuffles(structure: Structure, sizes: Sizes) -> Sizes:
+    """Groups that channel shuffles connect, at the size nearest to the asked one at which no unit gets lost."""
+    for part in shuffles.components(structure.shuffles):
+        old, wanted = {group.n for group in part}, {sizes.get(group, group.n) for group in part}
+        here = replace(structure, shuffles=[s for s in structure.shuffles if s.groups()[0] in part])
+        still = {group: group.n for group in part}
+        if len(old) > 1 or len(wanted) > 1:
+            if shuffles.draw(here, sizes, torch.Generator()) is None:
+                sizes = {**sizes, **still}
+            continue
+        n, target = old.pop(), wanted.pop()
+        for size in sorted(range(n, 2 * target + 2), key=lambda s: (abs(s - target), s)):
+            trial = {**sizes, **dict.fromkeys(part, size)}
+            if size == n or shuffles.draw(here, trial, torch.Generator()) is not None:
+                sizes = trial
+                break
+    return sizes
+
+
+def balance(structure: Structure, sizes: Sizes) -> Sizes:
+    """Axes that must keep equal lengths: where rounding set them apart the one with the larger units decides."""
+    sizes = dict(sizes)
+    for a, b in structure.equal:
+        left, right = resolve(a), resolve(b)
+        if len(left) != 1 or len(right) != 1 or left[0][0].fixed or right[0][0].fixed:
+            continue
+        (g, k), (h, m) = left[0], right[0]
+        if sizes.get(g, g.n) * k == sizes.get(h, h.n) * m:
+            continue
+        if (k, sizes.get(g, g.n)) < (m, sizes.get(h, h.n)):
+            (g, k), (h, m) = (h, m), (g, k)
+        if sizes.get(g, g.n) * k % m == 0:
+            sizes[h] = max(h.n, sizes.get(g, g.n) * k // m)
+    return sizes
+
+
+def couple(structure: Structure, sizes: Sizes) -> Sizes:
+    """Axes of one length that one module's operations meet (a width, and its heads times their width) stay so.
+
+    Rounding may set them apart: 4.5 heads become 5. What may only grow by whole numbers decides, or else the larger
+    unit.
+    """
+    sizes = dict(sizes)
+    tied = {group for tie in tie_classes(structure) for group in tie.groups}
+    by_length: dict[tuple[str, int], dict[tuple[tuple[Group, int], ...], None]] = {}
+    for recording, labels in zip(structure.recordings, structure.labels, strict=True):
+        for op in recording.ops:
+            for tensor in [*tensors(op), *op.outputs]:
+                for axis, n in zip(labels.get(id(tensor), []), tensor.shape, strict=False):
+                    runs = tuple(resolve(axis))
+                    if len(runs) == 1 and not runs[0][0].fixed:
+                        by_length.setdefault((op.path, n), {})[runs] = None
+    apart = [[runs[0] for runs in axes] for axes in by_length.values() if len(axes) > 1]
+    for _ in range(len(apart)):
+        before = dict(sizes)
+        for axes in apart:
+            lengths = {sizes.get(g, g.n) * k for g, k in axes}
+            if len(lengths) < 2:
+                continue
+            group, k = max(axes, key=lambda run: (run[0] in tied, run[1], sizes.get(run[0], run[0].n)))
+            length = sizes.get(group, group.n) * k
+            for other, m in axes:
+                if other not in tied and length % m == 0 and length // m >= other.n:
+                    sizes[other] = length // m
+        sizes = balance(structure, sizes)
+        if sizes == before:
+            break
+    return sizes

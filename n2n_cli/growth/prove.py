@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from n2n_cli.growth.errors import GrowthError
-from n2n_cli.growth.record import NoRandom, at_least_two, call, copied, mode, module_path, slots
+from n2n_cli.growth.record import NoRandom, at_least_two, call, copied, leaves, mode, module_path, twin
 
 TOLERANCE = 1e-10  # relative, in fp64
 PROOF_IMAGES = 4
@@ -36,23 +36,26 @@ class Gap:
 
 
 def outputs(model: nn.Module, batch: Any, *, training: bool) -> list[Tensor]:
-    """All output tensors in one mode, dropout and stochastic depth off; the model's buffers stay untouched."""
-    with (
-        torch.inference_mode(),
-        mode(model, training),
-        torch.random.fork_rng(devices=[]),
-        module_path(model) as where,
-    ):
-        buffers = {name: tensor.clone() for name, tensor in slots(model, buffers_only=True)}
+    """All output tensors in one mode, dropout and stochastic depth off; the model stays untouched.
+
+    Raises:
+        GrowthError: the model does not run on the batch, or returns no tensor of numbers that could be compared.
+    """
+    kind = type(model).__name__
+    with torch.inference_mode(), torch.random.fork_rng(devices=[]):
+        model, _ = twin(model, lambda t: t if isinstance(t, nn.Parameter) else t.clone())
         torch.manual_seed(0)  # a random operation that NoRandom does not know draws alike twice
         try:
-            with NoRandom():
-                result = call(lambda *a, **k: functional_call(model, buffers, a, k), batch)
+            with mode(model, training), module_path(model) as where, NoRandom():
+                result = call(model, batch)
         except Exception as error:
             path = where() or "the top module"
             text = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise GrowthError(f"{type(model).__name__} does not run: in {path}: {text}") from error
-        return [t.clone() for t in tree_leaves(result) if isinstance(t, Tensor)]
+            raise GrowthError(f"{kind} does not run: in {path}: {text}") from error
+        found = [torch.view_as_real(t).clone() if t.is_complex() else t.clone() for t in leaves(result)]
+    if not any(t.is_floating_point() for t in found):
+        raise GrowthError(f"{kind} returns no tensor of numbers: there is nothing to compare")
+    return found
 
 
 def relative(ours: list[Tensor], theirs: list[Tensor]) -> float:
@@ -116,23 +119,23 @@ def small(batch: Any, images: int = PROOF_IMAGES) -> Any:
     return tree_map(lambda t: t[:images] if isinstance(t, Tensor) and t.ndim else t, batch)
 
 
-def prove(teacher: nn.Module, student: nn.Module, batch: Any) -> Gap:
-    """Gaps in eval and train mode, against the teacher's own rounding floor.
+def prove(teacher: nn.Module, student: nn.Module, *batches: Any) -> Gap:
+    """The worst gaps over the batches in eval and train mode, against the teacher's own rounding floor.
 
     Raises:
         GrowthError: the function changed by more than the arithmetic explains.
     """
-    gaps: dict[bool, float] = {}
-    floors: dict[bool, float] = {}
-    for training in (False, True):
+    gaps: dict[bool, float] = {False: 0.0, True: 0.0}
+    floor = 0.0
+    for batch, training in product(batches, (False, True)):
         inputs = prepared(teacher, batch)
         theirs = outputs(teacher, inputs, training=training)
         if not all(torch.isfinite(t).all() for t in theirs if t.is_floating_point()):
             raise GrowthError("the teacher's own output is not finite: there is no function to preserve")
-        gaps[training] = relative(outputs(student, inputs, training=training), theirs)
-        floors[training] = relative(outputs(teacher, tree_map(_ulp, inputs), training=training), theirs)
+        gaps[training] = max(gaps[training], relative(outputs(student, inputs, training=training), theirs))
+        floor = max(floor, relative(outputs(teacher, tree_map(_ulp, inputs), training=training), theirs))
     dtype = next((p.dtype for p in teacher.parameters() if p.is_floating_point()), torch.float32)
-    gap = Gap(gaps[False], gaps[True], max(floors.values()), str(dtype).removeprefix("torch."))
+    gap = Gap(gaps[False], gaps[True], floor, str(dtype).removeprefix("torch."))
     base = TOLERANCE if dtype == torch.float64 else 16 * torch.finfo(dtype).eps
     if not gap.worst <= max(base, 1000 * gap.floor):
         raise GrowthError(

@@ -11,14 +11,13 @@ control flow cannot run on meta tensors; such a model is recorded on its real te
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.modules import module as _module_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -52,14 +51,16 @@ class Recording:
     tensors: dict[int, str]
     inputs: list[Tensor]
     outputs: list[Tensor]
+    device: str  # "meta" or "real"
+    training: bool
+    example: Any
     keep: list[Any] = field(default_factory=list)  # keeps ids unique for as long as the recording lives
 
 
 class _Recorder(TorchDispatchMode):
-    def __init__(self, whole: Callable[[Any], bool], where: Callable[[], str]) -> None:
+    def __init__(self, whole: Callable[[Any], bool], where: Callable[[], str], visit: Callable[[Op], None]) -> None:
         super().__init__()
-        self.ops: list[Op] = []
-        self.whole, self.where = whole, where
+        self.whole, self.where, self.visit = whole, where, visit
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -72,7 +73,8 @@ class _Recorder(TorchDispatchMode):
                 return result
         result = func(*args, **kwargs)
         outputs = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
-        self.ops.append(Op(func, args, kwargs, outputs, self.where()))
+        self.last = outputs  # what factories do in C++ depends on whether somebody holds their result
+        self.visit(Op(func, args, kwargs, outputs, self.where()))
         return result
 
 
@@ -157,52 +159,106 @@ def record(model: nn.Module, example_input: Any, whole: Callable[[Any], bool], *
     Raises:
         GrowthError: the model cannot run on the example input; names the module where it stopped.
     """
+    ops: list[Op] = []
     try:
-        return _record(model, example_input, whole, training, "meta")
+        return trace(model, example_input, whole, ops.append, training=training, device="meta", ops=ops)
     except Exception:  # whatever a model may raise on tensors without data
+        ops.clear()
         try:
-            return _record(model, example_input, whole, training, "real")
+            return trace(model, example_input, whole, ops.append, training=training, device="real", ops=ops)
         except Exception as error:
             where = getattr(error, "_n2n_where", "")
             text = str(error).strip().splitlines() or [type(error).__name__]
+            last = f" after {ops[-1].name}" if ops else ""
             raise GrowthError(
                 f"cannot record {type(model).__name__} in {'train' if training else 'eval'} mode: "
-                f"{type(error).__name__} in module '{where}': {text[0]}"
+                f"{type(error).__name__} in module '{where}'{last}: {text[0]}"
             ) from error
 
 
-def _record(model: nn.Module, example_input: Any, whole: Any, training: bool, device: str) -> Recording:
-    def twin(tensor: Tensor) -> Tensor:
+def trace(
+    model: nn.Module,
+    example_input: Any,
+    whole: Callable[[Any], bool],
+    visit: Callable[[Op], None],
+    *,
+    training: bool,
+    device: str,
+    ops: list[Op] | None = None,
+) -> Recording:
+    """One pass of ``model`` that shows every operation to ``visit`` right after it ran.
+
+    ``device`` is "meta" (shapes alone), "real" (on clones of the model's tensors) or "still" (real, and with dropout
+    and stochastic depth off, as in a proof). What the model raises comes through, marked with the module's path.
+    """
+
+    def double(tensor: Tensor) -> Tensor:
         return torch.empty_like(tensor, device="meta") if device == "meta" else tensor.detach().clone()
 
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
-        stack.enter_context(mode(model, training))
         stack.enter_context(torch.random.fork_rng(devices=[]))
-        state: dict[str, Tensor] = {}
-        twins: dict[int, Tensor] = {}
-        for name, tensor in slots(model):
-            state[name] = twins.setdefault(id(tensor), twin(tensor))
-        prepare = (lambda t: twin(at_least_two(t))) if training else twin
+        torch.manual_seed(0)
+        model, state = twin(model, double)
+        stack.enter_context(mode(model, training))
+        prepare = (lambda t: double(at_least_two(t))) if training else double
         example = tree_map(lambda t: prepare(t) if isinstance(t, Tensor) else t, example_input)
         where = stack.enter_context(module_path(model))
-        recorder = _Recorder(whole, where)
-
-        def run(*args: Any, **kwargs: Any) -> Any:
-            return functional_call(model, state, args, kwargs, tie_weights=False)
-
+        if device == "still":
+            stack.enter_context(NoRandom())
         try:
-            with recorder:
-                result = call(run, example)
+            with _Recorder(whole, where, visit):
+                result = call(model, example)
         except Exception as error:
             error._n2n_where = where()  # type: ignore[attr-defined]
             raise
     tensors: dict[int, str] = {}
     for name, tensor in state.items():
         tensors.setdefault(id(tensor), name)
-    outputs = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
-    inputs = [t for t in tree_leaves(example) if isinstance(t, Tensor)]
-    return Recording(recorder.ops, tensors, inputs, outputs, [state, example, result])
+    inputs = leaves(example)
+    return Recording(
+        ops or [], tensors, inputs, leaves(result), device, training, example_input, [model, example, result]
+    )
+
+
+def twin(model: nn.Module, double: Callable[[Tensor], Tensor]) -> tuple[nn.Module, dict[str, Tensor]]:
+    """A copy of the modules around ``double(tensor)`` for every parameter and buffer, and these by name.
+
+    What the copy's ``forward`` leaves behind (caches, counters) the model itself never sees.
+    """
+    memo: dict[int, Any] = {}
+    state: dict[str, Tensor] = {}
+    for name, tensor in slots(model):
+        if id(tensor) not in memo:
+            other = double(tensor)
+            is_parameter = isinstance(tensor, nn.Parameter)
+            memo[id(tensor)] = nn.Parameter(other, requires_grad=False) if is_parameter else other
+        state[name] = memo[id(tensor)]
+    return copied(model, memo), state
+
+
+def leaves(value: Any) -> list[Tensor]:
+    """Every tensor in a result: in tuples, lists, dicts, dataclasses and plain objects."""
+    found: list[Tensor] = []
+    seen: set[int] = set()
+
+    def walk(part: Any) -> None:
+        if isinstance(part, Tensor):
+            found.append(part)
+        elif id(part) not in seen and not isinstance(part, str | bytes | int | float | type | nn.Module):
+            seen.add(id(part))
+            if isinstance(part, Mapping):
+                for inner in part.values():
+                    walk(inner)
+            elif isinstance(part, list | tuple | set):
+                for inner in part:
+                    walk(inner)
+            else:
+                for inner in getattr(part, "__dict__", {}).values():
+                    walk(inner)
+
+    walk(value)
+    return found
 
 
 def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:

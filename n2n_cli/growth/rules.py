@@ -8,12 +8,12 @@ touch, by name: the unknown is never treated as elementwise.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
-from n2n_cli.growth import moves
+from n2n_cli.growth import moves, norms
 from n2n_cli.growth.axes import (
     Axis,
     Group,
@@ -26,6 +26,7 @@ from n2n_cli.growth.axes import (
     unify,
 )
 from n2n_cli.growth.common import arg, broadcast, broadcast_one, dims_of, tensors, unknown
+from n2n_cli.growth.heads import head_width
 
 if TYPE_CHECKING:
     from n2n_cli.growth.infer import Inference
@@ -45,6 +46,8 @@ def pointwise(ctx: Inference, op: Op) -> None:
 def same(ctx: Inference, op: Op) -> None:
     """The result is its first argument: dropout, clone, contiguous, casts."""
     ctx.put(op, ctx.axes(op.args[0]), ctx.origins(op.args[0]))
+    if op.name in {"clone", "contiguous"}:
+        ctx.carry_pieces(op.args[0], op.outputs[0], list(range(op.args[0].ndim)))
 
 
 def like(ctx: Inference, op: Op) -> None:
@@ -109,9 +112,7 @@ def convolution(ctx: Inference, op: Op) -> None:
     """Weight [out, in / groups, *kernel]; transposed [in, out / groups, *kernel]."""
     x, weight, bias = op.args[0], op.args[1], arg(op, 2, "bias")
     transposed = op.name.startswith("conv_transpose")
-    groups = arg(op, 7 if transposed else 6, "groups", 1)
-    if transposed:
-        groups = arg(op, 6, "groups", 1)
+    groups = arg(op, 6, "groups", 1)
     channel = x.ndim - weight.ndim + 1
     for dim in range(channel + 1, x.ndim):
         fix(ctx.axes(x)[dim], ctx.reason(op, "a spatial axis"))
@@ -133,6 +134,7 @@ def convolution(ctx: Inference, op: Op) -> None:
 
 def depthwise(ctx: Inference, op: Op, x: Axis, weight: Tensor, multiplier: int) -> Axis:
     """Every unit has filters of its own: input and output are tied, ``groups`` follows."""
+    ctx.bend(x)
     fix(ctx.use(weight, 1), ctx.reason(op, "depthwise"))
     unify(scaled(x, multiplier), ctx.use(weight, 0))
     ctx.groups_follow(weight, True)
@@ -144,6 +146,10 @@ def grouped(ctx: Inference, op: Op, x: tuple[Tensor, int], weight: Tensor, group
     tensor, channel = x
     axis, inner = ctx.axes(tensor)[channel], tensor.shape[channel] // groups
     site = ctx.site(op)
+    ctx.bend(axis)
+    ctx.bend(ctx.axes(weight)[produced])
+    if ctx.like_op is not None:  # the student shows what grows
+        ctx.choices[site] = int(arg(ctx.like_op, 6, "groups", 1) != groups)
     ctx.groups_follow(weight, ctx.choice(site) != 0 or produced != 0)
     if ctx.choice(site) == 0 and produced == 0:
         reason = ctx.reason(op, "its groups stay, their inner channels grow", site)
@@ -181,7 +187,11 @@ def attention(ctx: Inference, op: Op) -> None:
         for d in range(q.ndim - 2)
     ]
     unify(ctx.axes(q)[-1], ctx.axes(k)[-1])
-    fix(ctx.axes(q)[-1], ctx.reason(op, "a sum over two activations"))
+    width = head_width(ctx, op) if is_open(ctx.axes(q)[-1]) else None
+    if width:
+        ctx.widths.append(width)
+    else:
+        fix(ctx.axes(q)[-1], ctx.reason(op, "a sum over two activations"))
     unify(ctx.axes(k)[-2], ctx.axes(v)[-2])
     fix(ctx.axes(k)[-2], ctx.reason(op, "positions are weighed against each other"))
     fix(ctx.axes(q)[-2], ctx.reason(op, "sequence positions"))
@@ -200,14 +210,40 @@ def batch_norm(ctx: Inference, op: Op) -> None:
 
 
 def layer_norm(ctx: Inference, op: Op) -> None:
-    """Also RMS norm: the mean over units stays if every unit is copied the same whole number of times."""
+    """Also RMS norm: the mean over units stays if every unit is copied the same whole number of times.
+
+    Where uneven growth is asked for, stream and result are groups of their own: see `norms`.
+    """
     x, rank = op.args[0], len(op.args[1])
+    if ctx.uneven and (out := uneven_norm(ctx, op)):
+        return ctx.put(op, [*ctx.axes(x)[:-1], out])
     for at, axis in enumerate(ctx.axes(x)[x.ndim - rank :]):
         ctx.tie(axis, ctx.reason(op, "a mean over its units"))
         for tensor in op.args[2:4]:
             if isinstance(tensor, Tensor):
                 unify(axis, ctx.use(tensor, at))
     ctx.put(op, ctx.axes(x))
+
+
+def uneven_norm(ctx: Inference, op: Op) -> Axis | None:
+    """The result's axis of a norm over one axis, with a weight of its own and an eps that its module holds."""
+    x, weight, site = op.args[0], arg(op, 2, "weight"), ctx.site(op)
+    bias = arg(op, 3, "bias") if op.name == "layer_norm" else None
+    eps = arg(op, 4, "eps", 1e-5) if op.name == "layer_norm" else arg(op, 3, "eps")
+    if len(op.args[1]) != 1 or ctx.choice(site) == norms.STRICT or not is_open(ctx.axes(x)[-1]):
+        return None
+    names = [ctx.origins(t)[0] if isinstance(t, Tensor) else None for t in (weight, bias)]
+    if names[0] is None or eps is None or ctx.attribute(op.path, "eps") != eps:
+        return None
+    out = fresh(x.shape[-1])
+    for tensor in (weight, bias):
+        if isinstance(tensor, Tensor):
+            unify(out, ctx.use(tensor, 0))
+    ctx.keep_equal(ctx.axes(x)[-1], out)
+    kind: Literal["layer", "rms"] = "layer" if op.name == "layer_norm" else "rms"
+    bias_name = names[1][0] if names[1] else None
+    ctx.norms.append(norms.Norm(kind, site, op.path, float(eps), names[0][0], bias_name, ctx.axes(x)[-1], out))
+    return out
 
 
 def group_norm(ctx: Inference, op: Op) -> None:
@@ -221,6 +257,11 @@ def group_norm(ctx: Inference, op: Op) -> None:
         if isinstance(tensor, Tensor):
             unify(axis, ctx.use(tensor, 0))
     ctx.put(op, ctx.axes(op.args[0]))
+
+
+def recurrent(ctx: Inference, op: Op) -> None:
+    """LSTM, GRU: gates and states are not told apart here."""
+    unknown(ctx, op, "a recurrent layer")
 
 
 def softmax(ctx: Inference, op: Op) -> None:
@@ -237,7 +278,9 @@ def sum_(ctx: Inference, op: Op) -> None:
 
 
 def extremum(ctx: Inference, op: Op) -> None:
-    """amax, amin: copies change nothing."""
+    """amax, amin, max, min over one axis: copies change nothing (where the largest stands is a side result)."""
+    if len(tensors(op)) > 1:
+        return pointwise(ctx, op)
     reduce(ctx, op, lambda axis: None)
 
 
@@ -281,7 +324,7 @@ RULES: dict[str, Rule] = {
         softmax: "softmax log_softmax _softmax _log_softmax softmin",
         mean: "mean",
         sum_: "sum nansum linalg_vector_norm norm var std prod logsumexp any all",
-        extremum: "amax amin",
+        extremum: "amax amin max min",
         pool: "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d"
         " adaptive_avg_pool2d adaptive_avg_pool3d upsample_nearest1d upsample_nearest2d upsample_nearest3d"
         " upsample_bilinear2d upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa"
@@ -300,6 +343,8 @@ RULES: dict[str, Rule] = {
         moves.squeeze: "squeeze",
         moves.expand: "expand",
         moves.repeat: "repeat",
+        recurrent: "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell",
+        moves.channel_shuffle: "channel_shuffle",
         moves.pixel_shuffle: "pixel_shuffle pixel_unshuffle",
         moves.view: "view reshape flatten unflatten _unsafe_view",
         prelu: "prelu",

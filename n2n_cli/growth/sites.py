@@ -3,43 +3,46 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from n2n_cli.growth.common import arg, tensors
+from n2n_cli.growth.identity import IDEMPOTENT, Activation
 from n2n_cli.growth.prove import prepared
 from n2n_cli.growth.record import Op, Recording, record
 from n2n_cli.growth.rules import rule_for
 
-# f(f(v)) == f(v) for all v; the module that is put before the identity layer
-IDEMPOTENT: dict[str, type[nn.Module]] = {
-    "relu": nn.ReLU,
-    "relu6": nn.ReLU6,
-    "hardtanh": nn.ReLU6,  # only with ReLU6's bounds, see _activation
-    "clamp_min": nn.ReLU,
-}
-WEIGHTED = ("conv1d", "conv2d", "conv3d", "linear")
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+WEIGHTED = ("linear", *(f"conv{t}{n}d" for t in ("", "_transpose") for n in (1, 2, 3)))
+NORMS = ("batch_norm", "instance_norm", "group_norm", "layer_norm", "rms_norm")
+NORM_MODULES = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+DROPOUT = ("dropout", "feature_dropout")
+JUMPS = ("threshold", "hardshrink")
+VIEWS = ("view", "reshape", "unflatten", "_unsafe_view")
 
 
 @dataclass(frozen=True)
 class Site:
     """A place behind ``module`` (the norm, or the layer itself) and before its activation.
 
-    ``layer`` is the weighted layer's path; ``kernel`` its kernel size (empty for linear); ``channels`` its units.
-    ``refusal`` tells why no identity layer fits.
+    ``layer`` is the weighted layer's path; ``kernel`` the identity's kernel size (empty for linear), ``groups`` its
+    groups; ``channels`` what leaves ``module``. ``refusal`` tells why no identity layer fits. ``expansion``: a dense
+    layer that only depthwise ones read; an identity behind it is depthwise, of the reader's kernel.
     """
 
     layer: str
     module: str
-    activation: str
+    activation: Activation
     channels: int
     kernel: tuple[int, ...]
-    depthwise: bool
+    groups: int
     norm: str | None
     refusal: str | None = None
     follows: str | None = None  # the weighted layer whose activation feeds this one directly
+    expansion: bool = False
 
     def vertical_horizontal(self, other: Site | None) -> bool:
         """Whether ``other`` (n x 1) and this layer (1 x n) are a vertical-horizontal pair."""
@@ -52,133 +55,177 @@ class Site:
 def find_sites(model: nn.Module, example_input: Any) -> list[Site]:
     """Every weighted layer in the order of the forward pass, with what follows it."""
     recording = record(model, prepared(model, example_input), lambda f: rule_for(f) is not None, training=True)
-    return _sites(model, recording)
+    return _Finder(model, recording).sites()
+
+
+class _Finder:
+    def __init__(self, model: nn.Module, recording: Recording) -> None:
+        self.modules = dict(model.named_modules())
+        self.recording = recording
+        self.ops = [op for op in recording.ops if not self._bookkeeping(op)]
+        self.calls = Counter((op.path, _base(op)) for op in self.ops)
+
+    def _bookkeeping(self, op: Op) -> bool:
+        """Counters of batch norm: operations on buffers without axes."""
+        first = op.args[0] if op.args else None
+        return isinstance(first, Tensor) and first.ndim == 0 and id(first) in self.recording.tensors
+
+    def sites(self) -> list[Site]:
+        found: list[Site] = []
+        produced: dict[int, str] = {}  # tensor that an activation made -> the layer before it
+        for at, op in enumerate(self.ops):
+            if _base(op) not in WEIGHTED or id(op.args[1]) not in self.recording.tensors:
+                continue
+            if isinstance(self.modules[op.path], (nn.Linear, *CONVOLUTIONS)):
+                site, end = self._site(at)
+                found.append(_following(site, produced.get(id(op.args[0]))))
+                if end is not None:
+                    produced[id(self.ops[end].outputs[0])] = op.path
+        return found
+
+    def _site(self, at: int) -> tuple[Site, int | None]:
+        """The site of the weighted layer that operation ``at`` computes, and the operation that is its activation."""
+        op, ops = self.ops[at], self.ops
+        module = self.modules[op.path]
+        place, norm, refusal = at, None, None
+        nxt, why = self._reader(at)
+        dropped = False
+        while nxt is not None and (_base(ops[nxt]) in DROPOUT or (norm is None and _base(ops[nxt]) in NORMS)):
+            if _base(ops[nxt]) in NORMS:
+                norm, place, dropped = self.modules[ops[nxt].path], nxt, False
+                if not isinstance(norm, NORM_MODULES):
+                    refusal = f"its {_base(ops[nxt])} is not a module of its own"
+            else:
+                dropped = True
+            nxt, why = self._reader(nxt)
+        linear = isinstance(module, nn.Linear)
+        channels = int(module.out_features if linear else module.out_channels)
+        activation: Activation = ("nothing",)
+        if nxt is None:
+            refusal = refusal or why
+        else:
+            activation, nxt = self._activation(nxt, ops[place].outputs[0], linear)
+            shown = _shown(activation)
+            if activation[0] not in IDEMPOTENT:
+                refusal = refusal or (
+                    f"it feeds {shown}, and an identity layer needs an activation f with f(f(v)) = f(v)"
+                )
+            elif dropped and activation[0] not in ("relu", "abs"):
+                refusal = refusal or f"it feeds dropout and then {shown}, which does not pass dropout's scale"
+            elif isinstance(norm, nn.modules.batchnorm._BatchNorm) and activation[0] in JUMPS:
+                refusal = refusal or f"it feeds {shown}, which jumps, and undoing batch norm is exact up to rounding"
+        if any(self.calls[ops[i].path, _base(ops[i])] > 1 for i in (at, place)):
+            refusal = "it is called more than once"
+        kernel, groups, expansion = self._shape(module, activation, nxt)
+        name = type(norm).__name__ if norm is not None else None
+        site = Site(op.path, ops[place].path, activation, channels, kernel, groups, name, refusal, expansion=expansion)
+        return site, nxt
+
+    def _shape(self, module: nn.Module, activation: Activation, at: int | None) -> tuple[tuple[int, ...], int, bool]:
+        """Kernel and groups of the identity, and whether depthwise layers alone read the activation ``at``."""
+        if isinstance(module, nn.Linear):
+            return (), 1, False
+        assert isinstance(module, CONVOLUTIONS)
+        channels, groups = module.out_channels, module.groups
+        if activation[0] == "maxout":
+            return tuple(module.kernel_size), 1, False
+        if groups > 1 and groups == module.in_channels:
+            return tuple(module.kernel_size), channels, False
+        readers = [self.ops[i] for i in self._readers(at, self.ops[at].outputs[0])] if at is not None else []
+        if readers and groups == 1 and channels > 1 and all(_depthwise(op, channels) for op in readers):
+            return tuple(readers[0].args[1].shape[2:]), channels, True
+        return tuple(module.kernel_size), groups, False
+
+    def _readers(self, at: int, tensor: Tensor) -> list[int]:
+        """The operations after ``at`` that read ``tensor``, up to the first that overwrites it."""
+        found = []
+        for i in range(at + 1, len(self.ops)):
+            if any(t is tensor for t in tensors(self.ops[i])):
+                found.append(i)
+                if self.ops[i].outputs and self.ops[i].outputs[0] is tensor:
+                    break
+        return found
+
+    def _reader(self, at: int) -> tuple[int | None, str | None]:
+        """The one operation that reads what operation ``at`` made, or None and why there is not one."""
+        tensor = self.ops[at].outputs[0]
+        readers = self._readers(at, tensor)
+        overwritten = bool(readers) and self.ops[readers[-1]].outputs[:1] and self.ops[readers[-1]].outputs[0] is tensor
+        if not overwritten and any(t is tensor for t in self.recording.outputs):
+            return None, "its output is an output of the network"
+        if len(readers) == 1:
+            return readers[0], None
+        names = list(dict.fromkeys(_base(self.ops[i]) for i in readers))
+        return None, f"its output is read {len(readers)} times, by {' and '.join(names)}" if names else (
+            "nothing reads its output"
+        )
+
+    def _activation(self, at: int, x: Tensor, linear: bool) -> tuple[Activation, int]:
+        """The activation that reads ``x`` at operation ``at``, and the operation that ends it."""
+        op = self.ops[at]
+        name = _base(op)
+        if name in VIEWS and (found := self._maxout(at, x, x.ndim - 1 if linear else 1)):
+            return found
+        numbers = {
+            "hardtanh": (("min_val", -1.0), ("max_val", 1.0)),
+            "clamp": (("min", None), ("max", None)),
+            "clamp_min": (("min", None),),
+            "clamp_max": (("max", None),),
+            "threshold": (("threshold", None), ("value", None)),
+            "hardshrink": (("lambd", 0.5),),
+        }.get(name, ())
+        values = [arg(op, i, key, default) for i, (key, default) in enumerate(numbers, 1)]
+        if any(isinstance(value, Tensor) for value in values):
+            return (f"{name} with tensors for bounds",), at
+        if name in ("clamp_min", "clamp_max"):
+            values = [values[0], None] if name == "clamp_min" else [None, values[0]]
+            name = "clamp"
+        if (name, values) in (("clamp", [0, None]), ("threshold", [0, 0])):
+            return ("relu",), at
+        return ("relu6",) if (name, values) == ("hardtanh", [0, 6]) else (name, *values), at
+
+    def _maxout(self, at: int, x: Tensor, channel: int) -> tuple[Activation, int] | None:
+        """``view`` of the channels as (units, pieces) or (pieces, units), and the maximum over the pieces."""
+        shape = self.ops[at].outputs[0].shape
+        if len(shape) != x.ndim + 1 or shape[:channel] != x.shape[:channel]:
+            return None
+        nxt, _ = self._reader(at)
+        if shape[channel + 2 :] != x.shape[channel + 1 :] or nxt is None:
+            return None
+        dim = arg(self.ops[nxt], 1, "dim")
+        dims = [d % len(shape) for d in ([dim] if isinstance(dim, int) else dim or [])]
+        if _base(self.ops[nxt]) not in ("amax", "max") or len(dims) != 1 or dims[0] not in (channel, channel + 1):
+            return None
+        axis = -1 if channel == x.ndim - 1 else channel
+        return ("maxout", shape[dims[0]], axis, dims[0] == channel + 1), nxt
 
 
 def _base(op: Op) -> str:
     return op.name.removesuffix("_")
 
 
-def _sites(model: nn.Module, recording: Recording) -> list[Site]:
-    modules = dict(model.named_modules())
-    ops = [op for op in recording.ops if not _bookkeeping(op, recording)]
-    calls = Counter((op.path, _base(op)) for op in ops)
-    sites: list[Site] = []
-    produced: dict[int, str] = {}  # tensor that an activation made -> the layer before it
-    for at, op in enumerate(ops):
-        if _base(op) not in WEIGHTED or id(op.args[1]) not in recording.tensors:
-            continue
-        module = modules[op.path]
-        if not isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear):
-            continue
-        out, place, norm, at_now = op.outputs[0], op.path, None, at
-        nxt = _only_reader(ops, at, out)
-        if nxt is not None and _base(ops[nxt]) in ("batch_norm", "group_norm", "layer_norm"):
-            norm_module = modules[ops[nxt].path]
-            norm, place, out, at_now = type(norm_module).__name__, ops[nxt].path, ops[nxt].outputs[0], nxt
-            nxt = _only_reader(ops, nxt, out)
-        refusal, activation = None, "nothing"
-        if nxt is None:
-            refusal = "its output is read by more than one operation, or by none"
-        else:
-            activation = _activation(ops[nxt])
-            if activation not in IDEMPOTENT:
-                refusal = f"it feeds {activation}, and an identity layer needs an activation f with f(f(v)) = f(v)"
-            produced[id(ops[nxt].outputs[0])] = op.path
-        if any(calls[(path, _base(o))] > 1 for path, o in ((op.path, op), (place, ops[at_now]))):
-            refusal = "it is called more than once"
-        kernel = tuple(module.kernel_size) if not isinstance(module, nn.Linear) else ()
-        depthwise = not isinstance(module, nn.Linear) and module.groups > 1 and module.groups == module.out_channels
-        channels = module.out_features if isinstance(module, nn.Linear) else module.out_channels
-        follows = produced.get(id(op.args[0]))
-        sites.append(Site(op.path, place, activation, channels, kernel, depthwise, norm, refusal, follows))
-    return sites
+def _following(site: Site, layer: str | None) -> Site:
+    return Site(**{**site.__dict__, "follows": layer})
 
 
-def _bookkeeping(op: Op, recording: Recording) -> bool:
-    """Counters of batch norm: operations on buffers without axes."""
-    return (
-        bool(op.args)
-        and isinstance(op.args[0], Tensor)
-        and op.args[0].ndim == 0
-        and id(op.args[0]) in recording.tensors
-    )
+def _shown(activation: Activation) -> str:
+    name, *numbers = activation
+    return f"{name}({', '.join(map(str, numbers))})" if numbers else str(name)
 
 
-def _only_reader(ops: list[Op], at: int, tensor: Tensor) -> int | None:
-    """The one operation that reads ``tensor``; after an in-place activation later readers see its result."""
-    readers = [i for i in range(at + 1, len(ops)) if any(t is tensor for t in _tensors(ops[i]))]
-    if not readers:
-        return None
-    inplace = ops[readers[0]].outputs and ops[readers[0]].outputs[0] is tensor
-    return readers[0] if len(readers) == 1 or inplace else None
+def _depthwise(op: Op, channels: int) -> bool:
+    """A convolution of ``channels`` channels, each by filters of its own."""
+    if not _base(op).startswith("conv") or "transpose" in _base(op):
+        return False
+    return bool(op.args[1].shape[1] == 1 and arg(op, 6, "groups", 1) == channels)
 
 
-def _tensors(op: Op) -> list[Tensor]:
-    found: list[Tensor] = []
-    for value in op.args:
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, list | tuple):
-            found.extend(v for v in value if isinstance(v, Tensor))
-    return found
+def choose(found: Sequence[Site]) -> list[Site]:
+    """The default sites: behind vertical-horizontal pairs; without any, behind every layer that allows it.
 
-
-def _activation(op: Op) -> str:
-    name = _base(op)
-    if name == "hardtanh":
-        return "relu6" if tuple(op.args[1:3]) == (0, 6) else f"hardtanh{tuple(op.args[1:3])}"
-    if name in ("clamp_min", "threshold") and not all(float(a) == 0 for a in op.args[1:]):
-        return name + str(tuple(op.args[1:]))
-    return "clamp_min" if name == "threshold" else name
-
-
-def make_identity(site: Site, kernel: tuple[int, ...], norm: nn.Module | None) -> nn.Sequential:
-    """activation, identity layer, and a norm like the one at the site (to be calibrated)."""
-    layers: list[nn.Module] = [IDEMPOTENT[site.activation]()]
-    if kernel:
-        kind = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[len(kernel)]
-        padding = tuple(k // 2 for k in kernel)
-        groups = site.channels if site.depthwise else 1
-        layers.append(
-            kind(site.channels, site.channels, kernel, padding=padding, groups=groups, bias=norm is None)  # type: ignore[arg-type]
-        )
-    else:
-        layers.append(nn.Linear(site.channels, site.channels, bias=norm is None))
-    if norm is not None:
-        layers.append(norm)
-    return nn.Sequential(*layers)
-
-
-@torch.no_grad()
-def set_identity(layer: nn.Module) -> None:
-    """Weights of the identity: one at the kernel's centre from channel c to channel c, bias zero.
-
-    Raises:
-        ValueError: the layer cannot be an identity (its shape, stride or padding forbids it).
+    Behind expansions only where nothing else is left: the depthwise layer that reads one has a place of its own.
     """
-    weight = layer.weight
-    assert isinstance(weight, Tensor)
-    if isinstance(layer, nn.Linear):
-        if layer.in_features != layer.out_features:
-            raise ValueError(f"it maps {layer.in_features} to {layer.out_features} features")
-        weight.copy_(torch.eye(layer.in_features))
-    elif isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        if layer.in_channels != layer.out_channels:
-            raise ValueError(f"it maps {layer.in_channels} to {layer.out_channels} channels")
-        sizes = [(int(k), int(d)) for k, d in zip(layer.kernel_size, layer.dilation, strict=True)]
-        paddings = [0] * len(sizes) if isinstance(layer.padding, str) else [int(p) for p in layer.padding]
-        centred = layer.padding == "same" or all(
-            2 * p == d * (k - 1) and k % 2 for p, (k, d) in zip(paddings, sizes, strict=True)
-        )
-        if any(s != 1 for s in layer.stride) or not centred:
-            raise ValueError("it is strided, or its padding does not keep the size")
-        weight.zero_()
-        inner = layer.in_channels // layer.groups
-        channel = torch.arange(layer.out_channels)
-        flat = weight.view(layer.out_channels, inner, -1)  # every axis is odd, so the middle is the centre
-        flat[channel, channel % inner, flat.shape[2] // 2] = 1.0
-    else:
-        raise ValueError(f"{type(layer).__name__} has no identity weights")
-    if layer.bias is not None:
-        layer.bias.zero_()
+    by_layer = {site.layer: site for site in found}
+    fits = [s for s in found if not s.refusal]
+    pairs = [s for s in fits if s.vertical_horizontal(by_layer.get(s.follows or ""))]
+    return pairs or [s for s in fits if not s.expansion] or fits

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from n2n_cli.growth import narrow
 from n2n_cli.growth.apply import (
+    AxisMap,
     axis_map,
-    follow,
     grow_state,
     reshape,
-    set_attributes,
     with_state,
 )
-from n2n_cli.growth.axes import Group, resolve
+from n2n_cli.growth.attributes import Attributes, eps, follow, set_attributes
+from n2n_cli.growth.axes import Group, Reason, resolve
 from n2n_cli.growth.errors import GrowthError
 from n2n_cli.growth.infer import Structure, infer
-from n2n_cli.growth.plan import Plan, Remapping, draw, solve, tie_classes
-from n2n_cli.growth.prove import Gap, function_gap, in_double, outputs, prepared, prove, relative, small
+from n2n_cli.growth.plan import Plan, Remapping, Sizes, check_names, draw, rounded, solve, tie_classes
+from n2n_cli.growth.prove import Gap, function_gap, in_double, prepared, prove, small
 from n2n_cli.growth.record import copied, named_buffers
 
 
@@ -41,6 +42,9 @@ class Growth:
     """What an operator returns: the student, the proof, and how to repeat it.
 
     ``recipe`` is plain data (for a lineage; ``rebuild`` replays it); ``notes`` name what stayed fixed and why.
+    ``maps[name]`` tells for every axis of a parameter or buffer which teacher positions its positions copy (None: the
+    axis did not grow); ``consumed`` the (name, axis) whose entries were divided by the number of copies; ``renamed``
+    the teacher's tensors that have another name in the student; ``exact_optimizer`` whether every unit is a plain copy.
     """
 
     student: nn.Module
@@ -48,6 +52,10 @@ class Growth:
     recipe: dict[str, Any]
     notes: list[str] = field(default_factory=list)
     groups: list[GroupInfo] = field(default_factory=list)
+    maps: dict[str, list[AxisMap | None]] = field(default_factory=dict)
+    consumed: set[tuple[str, int]] = field(default_factory=set)
+    renamed: dict[str, str] = field(default_factory=dict)
+    exact_optimizer: bool = True
 
 
 def widen(model: nn.Module, example_input: Any, plan: Plan, *, seed: int = 0, noise: float = 0.0) -> Growth:
@@ -76,19 +84,25 @@ def widen(model: nn.Module, example_input: Any, plan: Plan, *, seed: int = 0, no
     """
     if not 0 <= noise < float("inf"):
         raise GrowthError(f"noise is {noise!r}: expected a finite number of at least 0")
-    structure, mappings = _planned(model, example_input, plan, seed)
-    like = plan if isinstance(plan, nn.Module) else None
-
-    def grown(teacher: nn.Module, amount: float) -> nn.Module:
-        state = grow_state(teacher, structure, mappings, noise=amount, seed=seed)
-        return _student(teacher, structure, mappings, state, like)
-
-    student = grown(model, noise)
-    gap = _proof(model, lambda teacher: grown(teacher, 0.0), example_input)
+    planned = plan_growth(model, example_input, plan, seed)
+    student = _student(model, planned, noise, seed)
+    gap = planned.gap
     if noise:
         gap = _gap(model, student, example_input, f"with noise; proved without: {gap.worst:.1e}")
-    recipe = _recipe("wider", model, student, structure, mappings, plan, seed) | {"noise": noise}
-    return Growth(student, gap, recipe, notes(structure), report(structure, mappings))
+    recipe = _recipe("wider", model, student, planned, plan, seed) | {"noise": noise}
+    structure, mappings = planned.structure, planned.mappings
+    maps = {name: [axis_map(axis, mappings) for axis in axes] for name, axes in structure.axes.items()}
+    plain = all(m.kind == "copy" and m.idle is None for m in mappings.values()) and not structure.widths
+    return Growth(
+        student,
+        gap,
+        recipe,
+        notes(structure),
+        report(structure, mappings),
+        maps,
+        structure.consumed,
+        exact_optimizer=plain,
+    )
 
 
 def random_pad(model: nn.Module, example_input: Any, plan: Plan, *, seed: int = 0) -> Growth:
@@ -97,8 +111,9 @@ def random_pad(model: nn.Module, example_input: Any, plan: Plan, *, seed: int = 
     The padding is what random initialization with the same seed gives at these places. The plan and the
     shapes are those of ``widen``; the function is not preserved, and the gap says by how much.
     """
-    structure, mappings = _planned(model, example_input, plan, seed)
-    student = _fresh(model, structure, mappings, plan, seed)
+    planned = plan_growth(model, example_input, plan, seed)
+    structure, mappings = planned.structure, planned.mappings
+    student = _fresh(model, planned, plan, seed)
     state = {name: tensor.detach() for name, tensor in [*student.named_parameters(), *named_buffers(student)]}
     with torch.no_grad():
         for name, tensor in [*model.named_parameters(), *named_buffers(model)]:
@@ -113,7 +128,7 @@ def random_pad(model: nn.Module, example_input: Any, plan: Plan, *, seed: int = 
                 state[name][torch.meshgrid(*place, indexing="ij")] = tensor.to(state[name])
             else:
                 state[name].copy_(tensor)
-    recipe = _recipe("random_pad", model, student, structure, mappings, plan, seed)
+    recipe = _recipe("random_pad", model, student, planned, plan, seed)
     return Growth(student, _gap(model, student, example_input), recipe, notes(structure), report(structure, mappings))
 
 
@@ -132,10 +147,10 @@ def random_init(
         if reset:
             _reset(student, seed)
     else:
-        structure, mappings = _planned(model, example_input, plan, seed)
-        student = _fresh(model, structure, mappings, plan, seed)
-        recipe = _recipe("random_init", model, student, structure, mappings, plan, seed)
-        infos = report(structure, mappings)
+        planned = plan_growth(model, example_input, plan, seed)
+        student = _fresh(model, planned, plan, seed)
+        recipe = _recipe("random_init", model, student, planned, plan, seed)
+        infos = report(planned.structure, planned.mappings)
     return Growth(student, _gap(model, student, example_input), recipe, [], infos)
 
 
@@ -144,39 +159,116 @@ def rebuild(model: nn.Module, recipe: Mapping[str, Any]) -> nn.Module:
     return reshape(model, recipe["shapes"], recipe["attributes"])
 
 
-def _planned(model: nn.Module, example_input: Any, plan: Plan, seed: int) -> tuple[Structure, dict[Group, Remapping]]:
-    structure = infer(model, prepared(model, example_input, pair=False))
-    return structure, draw(structure, solve(structure, plan), seed)
+@dataclass
+class Planned:
+    """What grows and how, proved: the noiseless student of this plan computes the teacher's function."""
+
+    structure: Structure
+    mappings: dict[Group, Remapping]
+    attributes: Attributes
+    like: nn.Module | None
+    gap: Gap
 
 
-def _student(
-    teacher: nn.Module,
-    structure: Structure,
-    mappings: Mapping[Group, Remapping],
-    state: Mapping[str, Tensor],
-    like: nn.Module | None,
-) -> nn.Module:
-    if like is None:
+def plan_growth(model: nn.Module, example_input: Any, plan: Plan, seed: int) -> Planned:
+    """Infer the groups, solve their sizes, and prove the student in fp64; what makes it fail is held back, by name.
+
+    Raises:
+        GrowthError: the plan cannot be met, or a student that was asked for by name or layer is not exact.
+    """
+    like = plan if isinstance(plan, nn.Module) else None
+    structure, sizes = _solved(model, prepared(model, example_input, pair=False), plan)
+    teacher, batches = in_double(model), [small(example) for example in structure.examples()]
+    again: Attributes | None = None
+    while True:
+        mappings = draw(structure, sizes, seed)
+        attributes = eps(structure, mappings) if like is not None else again or follow(model, structure, mappings)
+        planned = Planned(structure, mappings, attributes, like, Gap(0.0, 0.0))
+        student = _student(teacher, planned, 0.0)
+        try:
+            planned.gap = prove(teacher, student, *batches)
+            return planned
+        except GrowthError as error:
+            if not mappings:
+                raise
+            again, fault = _mended(model, planned, teacher, student)
+            if fault is None and again != attributes:
+                continue
+            if fault is None or not fault.groups or not isinstance(plan, float | int):
+                place = f"; first at {fault.op}: {fault.text}" if fault else ""
+                raise GrowthError(f"{error}{place}") from error
+            narrow.hold(structure, fault.groups, Reason.at(f"{fault.op}: {fault.text}"))
+            sizes, again = solve(structure, plan), None
+            if all(size == group.n for group, size in sizes.items()):
+                raise GrowthError(f"nothing of {type(model).__name__} can grow: {fault.op}: {fault.text}") from error
+
+
+def _mended(
+    model: nn.Module, planned: Planned, teacher: nn.Module, student: nn.Module
+) -> tuple[Attributes, narrow.Fault | None]:
+    """Other readings of the modules' numbers as far as they help, and the fault that remains."""
+    attributes = planned.attributes
+    fault: narrow.Fault | None = None
+    for reference in (None, teacher):  # shapes first, then values
+        fault = narrow.find(planned.structure, planned.mappings, student, reference)
+        while fault is not None and planned.like is None:
+            better = narrow.reread(model, planned.structure, planned.mappings, student, attributes, fault, reference)
+            if better is None:
+                return attributes, fault
+            attributes, fault = better
+        if fault is not None or attributes != planned.attributes:
+            break
+    return attributes, fault
+
+
+def _solved(model: nn.Module, example: Any, plan: Plan) -> tuple[Structure, Sizes]:
+    """Whole-number ties first; where the plan asks for less than whole numbers, norms are relaxed if they allow it."""
+    like = plan if isinstance(plan, nn.Module) else None
+    if like is not None:
+        check_names(model, like)
+    structure = infer(model, example, like=like)
+    refusal: GrowthError | None = None
+    try:
+        sizes = solve(structure, plan)
+        if not isinstance(plan, float | int) or not rounded(structure, sizes, plan):
+            return structure, sizes
+    except GrowthError as error:
+        refusal = error
+    if structure.ties:
+        relaxed = infer(model, example, like=like, uneven=True)
+        if relaxed.norms:
+            return relaxed, solve(relaxed, plan)
+    if refusal:
+        raise refusal
+    return structure, sizes
+
+
+def _student(teacher: nn.Module, planned: Planned, noise: float, seed: int = 0) -> nn.Module:
+    """The student with the teacher's weights, of its class (or the constructor's student)."""
+    structure = planned.structure
+    state = grow_state(teacher, structure, planned.mappings, noise=noise, seed=seed)
+    if planned.like is None:
         student = with_state(teacher, state, structure.aliases)
-        set_attributes(student, follow(teacher, structure, mappings))
+        set_attributes(student, planned.attributes)
         return student
-    student = copied(like)
+    student = copied(planned.like)
     reference = next((t for t in state.values() if t.is_floating_point()), None)
     if reference is not None:
         student.to(reference.device, reference.dtype)
-    student.load_state_dict({name: state[structure.aliases[name]] for name in student.state_dict()})
+    with torch.no_grad():
+        for name, tensor in [*student.named_parameters(), *named_buffers(student)]:
+            tensor.copy_(state[structure.aliases[name]])
+    set_attributes(student, planned.attributes)
     for parameter, other in zip(student.parameters(), teacher.parameters(), strict=False):
         parameter.requires_grad_(other.requires_grad)
     return student.train(teacher.training)
 
 
-def _fresh(
-    model: nn.Module, structure: Structure, mappings: Mapping[Group, Remapping], plan: Plan, seed: int
-) -> nn.Module:
+def _fresh(model: nn.Module, planned: Planned, plan: Plan, seed: int) -> nn.Module:
     """The student with random weights."""
     if isinstance(plan, nn.Module):
         return copied(plan).train(model.training)
-    student = _student(model, structure, mappings, grow_state(model, structure, mappings), None)
+    student = _student(model, planned, 0.0)
     _reset(student, seed)
     return student
 
@@ -202,53 +294,6 @@ def _reset_bare(module: nn.Module) -> None:
             parameter.copy_(torch.randn(parameter.shape) * parameter.std().item())
 
 
-def _proof(model: nn.Module, build: Callable[[nn.Module], nn.Module], example_input: Any) -> Gap:
-    """Prove in fp64; a failed proof names the first module that differs."""
-    teacher = in_double(model)
-    batch = small(example_input)
-    student = build(teacher)
-    try:
-        return prove(teacher, student, batch)
-    except GrowthError as error:
-        place = first_difference(teacher, student, batch)
-        raise GrowthError(f"{error}{f'; first at {place}' if place else ''}") from error
-
-
-def _watch(seen: list[tuple[str, Tensor]], name: str) -> Callable[..., None]:
-    def hook(module: nn.Module, args: Any, output: Any) -> None:
-        if isinstance(output, Tensor):
-            seen.append((name, output.clone()))
-
-    return hook
-
-
-def first_difference(teacher: nn.Module, student: nn.Module, batch: Any) -> str | None:
-    """The first module whose output should be the teacher's and is not; None if there is none.
-
-    Only modules whose output did not grow tell: the units of a grown axis are compared where they are summed again.
-    """
-    results: list[list[tuple[str, Tensor]]] = []
-    for model in (teacher, student):
-        seen: list[tuple[str, Tensor]] = []
-        hooks = [module.register_forward_hook(_watch(seen, name)) for name, module in model.named_modules()]
-        try:
-            outputs(model, prepared(teacher, batch), training=False)
-        except GrowthError:
-            pass
-        finally:
-            for hook in hooks:
-                hook.remove()
-        results.append(seen)
-    for (name, theirs), (_, ours) in zip(*results, strict=False):
-        if theirs.ndim != ours.ndim:
-            return name
-        if not theirs.is_floating_point() or theirs.shape != ours.shape:
-            continue
-        if relative([ours], [theirs]) > 1e-6:
-            return name
-    return None
-
-
 def _gap(model: nn.Module, student: nn.Module, example_input: Any, kind: str = "measured") -> Gap:
     batch = small(example_input)
     return Gap(
@@ -262,8 +307,7 @@ def _recipe(
     op: str,
     model: nn.Module,
     student: nn.Module,
-    structure: Structure,
-    mappings: Mapping[Group, Remapping],
+    planned: Planned,
     plan: Plan,
     seed: int,
 ) -> dict[str, Any]:
@@ -274,7 +318,7 @@ def _recipe(
         "plan": "student" if isinstance(plan, nn.Module) else dict(plan) if isinstance(plan, Mapping) else float(plan),
         "seed": seed,
         "shapes": {name: shape for name, shape in after.items() if before.get(name) != shape},
-        "attributes": {} if isinstance(plan, nn.Module) else follow(model, structure, mappings),
+        "attributes": planned.attributes,
     }
 
 

@@ -1,5 +1,6 @@
 """Networks by name: our two Inception families, and every classification model of torchvision.
 
+Functions of the user's are apart, in `n2n_cli.models.custom`: nothing here imports by name.
 Importing this package does not import torch; calling `build` or `names` does.
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -40,7 +41,7 @@ def macs(model: nn.Module, image_size: int) -> int:
     copied to the meta device, so nothing is computed and ``model`` keeps its mode, buffers and hooks.
     Raises `N2NError` where the model does not take images of that size.
     """
-    return _run(_on_meta(model), image_size) // 2
+    return _measured(model, lambda copied: _run(copied, image_size) // 2)
 
 
 def layers(model: nn.Module, image_size: int) -> list[Layer]:
@@ -49,7 +50,10 @@ def layers(model: nn.Module, image_size: int) -> list[Layer]:
     A layer called several times has the sum of its MACs and its first output; a parameter shared by two
     layers counts for the first. MACs are a layer's own: what a layer inside it does is that layer's.
     """
-    meta = _on_meta(model)
+    return _measured(model, lambda copied: _layers(copied, image_size))
+
+
+def _layers(meta: nn.Module, image_size: int) -> list[Layer]:
     named = [(name, module) for name, module in meta.named_modules() if any(True for _ in module.parameters(False))]
     counter = FlopCounterMode(display=False)
     flops: dict[nn.Module, int] = dict.fromkeys((module for _, module in named), 0)
@@ -90,6 +94,14 @@ def layers(model: nn.Module, image_size: int) -> list[Layer]:
     return rows
 
 
+def _measured(model: nn.Module, measure: Callable[[nn.Module], Any]) -> Any:
+    """``measure`` of a copy without values; with them where the network looks at values as it runs."""
+    try:
+        return measure(_on_meta(model))
+    except N2NError:
+        return measure(copy.deepcopy(model).eval())
+
+
 def _on_meta(model: nn.Module) -> nn.Module:
     """A copy in eval mode whose tensors have shapes but no values: even a large model costs no memory."""
     memo: dict[int, Any] = {}
@@ -102,12 +114,14 @@ def _on_meta(model: nn.Module) -> nn.Module:
 def _run(model: nn.Module, image_size: int, counter: FlopCounterMode | None = None) -> int:
     counter = counter or FlopCounterMode(display=False)
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
-    image = torch.empty(1, 3, image_size, image_size, device="meta", dtype=dtype)
+    device = next((p.device for p in model.parameters()), "cpu")
+    image = torch.zeros(1, 3, image_size, image_size, device=device, dtype=dtype)
     try:
         with torch.no_grad(), counter:
             model(image)
-    except (RuntimeError, ValueError, AssertionError) as error:
-        reason = " ".join(str(error).split())
+    except Exception as error:  # code of the user's, too
+        told = "" if isinstance(error, RuntimeError | ValueError | AssertionError) else f"{type(error).__name__}: "
+        reason = told + " ".join(str(error).split())
         kind = type(model).__name__
         raise N2NError(f"{kind} does not take images of {image_size} px: {reason}") from error
     return counter.get_total_flops()

@@ -15,11 +15,13 @@ class EMA:
     After update number t (from 1) every floating-point tensor is ``d * average + (1 - d) * model`` with ``d
     = min(decay, (1 + t) / (10 + t))``: TensorFlow's rule, which the public Inception recipe uses. The ramp
     keeps arms comparable: a constant 0.9999 would show a random start's own weights for thousands of steps.
-    Integer tensors are copied. Before the first update the average equals the model.
+    Integer tensors are copied. Before the first update the average equals the model, unless it was loaded: ``age``
+    is then the number of updates behind it, and t goes on from there.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
+        self.age = 0
         self.module = copy.deepcopy(model).requires_grad_(False).eval()
         ours, theirs = _tensors(self.module), _tensors(model)
         floating = [t.is_floating_point() for t in ours]
@@ -29,8 +31,9 @@ class EMA:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the model as it is after optimizer step number ``step`` (1-based)."""
-        weight = 1.0 - min(self.decay, (1 + step) / (10 + step))
+        """Take in the model as it is after optimizer step number ``step`` (1-based) of this run."""
+        t = self.age + step
+        weight = 1.0 - min(self.decay, (1 + t) / (10 + t))
         torch._foreach_lerp_(self._averages, self._sources, weight)
         for average, source in self._copies:
             average.copy_(source)

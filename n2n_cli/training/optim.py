@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from n2n_cli import growth
 from n2n_cli.errors import N2NError, suggest
+from n2n_cli.growth.optimizer import Equivariant, Rates, rates_of
 
 OPTIMIZERS = ("sgd", "rmsprop")
 SCHEDULES = ("constant", "step", "exponential", "cosine")
@@ -118,6 +120,36 @@ def build_optimizer(
         return TFRMSprop(groups, lr, decay=decay, momentum=momentum, eps=eps)
     # foreach: 1.5x faster than the loop form on CPU, where fused=True is slower than either.
     return torch.optim.SGD(groups, lr, momentum=momentum, nesterov=nesterov, foreach=True)
+
+
+def restored(
+    model: nn.Module, state: dict[str, Any], rates: Rates | None = None, **options: Any
+) -> torch.optim.Optimizer:
+    """The optimizer that a checkpoint of ``model`` holds: ``state`` its state dict, ``options`` of `build_optimizer`.
+
+    Raises:
+        N2NError: it is another optimizer's, or another network's.
+    """
+    optimizer = build_optimizer(model, **options)
+    try:
+        optimizer.load_state_dict(state)
+    except (ValueError, KeyError, TypeError) as error:
+        raise N2NError(f"the optimizer's state does not fit: {' '.join(str(error).split())[:200]}") from error
+    if rates:
+        Equivariant(optimizer, model.named_parameters(), rates)
+    return optimizer
+
+
+def travelled(
+    how: str, old: torch.optim.Optimizer, teacher: nn.Module, grown: growth.Growth, **options: Any
+) -> tuple[dict[str, Any], Rates]:
+    """State dict and rates of the student's optimizer (``options`` of `build_optimizer`), its state from ``old``.
+
+    ``how``: carry or equivariant, see `n2n_cli.growth.optimizer`.
+    """
+    new = build_optimizer(grown.student, **options)
+    {"carry": growth.carry, "equivariant": growth.equivariant}[how](old, teacher, new, grown)
+    return new.state_dict(), rates_of(new) or {}
 
 
 def lr_at(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from n2n_cli.errors import N2NError
+from n2n_cli.growth.optimizer import Equivariant, Rates
 from n2n_cli.training import checkpoint
 from n2n_cli.training.ema import EMA
 from n2n_cli.training.evaluate import Loader, Normalize, evaluate, main_output
@@ -67,6 +68,7 @@ class Run:
         scaled = self.autocast_dtype == torch.float16
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=scaled)
         self.ema = EMA(model, options.ema_decay) if options.ema_decay else None
+        self.rates: Rates = {}  # of a student that takes its teacher's steps (op.optimizer=equivariant)
         self.step, self.time_s, self.lr = 0, 0.0, options.lr
         self.start: dict[str, float] = {}
         self.best: dict[str, float] = {}
@@ -193,6 +195,8 @@ class Run:
             state = self._weights() | {
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
+                "rates": self.rates,
+                "ema_age": self.ema.age if self.ema is not None else 0,
                 "start": self.start,
                 "best": self.best,
                 "last": self.last,
@@ -246,11 +250,17 @@ class Run:
             self.model.load_state_dict(state["model"])
             if self.ema is not None:
                 self.ema.load_state_dict(checkpoint.weights(state))
+                self.ema.age = int(state.get("ema_age", 0))
             if "optimizer" in state:
                 self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise checkpoint.CheckpointError(f"{path} holds another network or optimizer: {reason}") from error
+        self.rates = state.get("rates") or {}
+        if self.rates:
+            if self.options.clip_grad_norm:
+                raise N2NError("training.clip_grad_norm: the norm counts copies, so op.optimizer=equivariant has none")
+            Equivariant(self.optimizer, self.model.named_parameters(), self.rates)
         if state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
         self.step = int(state["step"])

@@ -6,13 +6,17 @@ import math
 import pytest
 import torch
 import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from nets import RandomNet, perturb, same_state, state_of, storages
 from torch import nn
+from torch.nn import functional as F
 
 from n2n_cli import growth, lineage, models
 from n2n_cli.growth import GrowthError
 from n2n_cli.growth.deeper import rebuild
-from n2n_cli.growth.sites import find_sites, set_identity
+from n2n_cli.growth.identity import IDEMPOTENT, Maxout, activation_of, plain, set_identity
+from n2n_cli.growth.sites import find_sites
 
 
 def images(size=32, n=4, seed=1):
@@ -157,7 +161,15 @@ def test_shared_and_functional_activations():
 
 @pytest.mark.parametrize(
     ("activation", "word"),
-    [(nn.Sigmoid(), "sigmoid"), (nn.Tanh(), "tanh"), (nn.SiLU(), "silu"), (nn.LeakyReLU(), "leaky_relu")],
+    [
+        (nn.Sigmoid(), "sigmoid"),
+        (nn.Tanh(), "tanh"),
+        (nn.SiLU(), "silu"),
+        (nn.LeakyReLU(), "leaky_relu"),
+        (nn.PReLU(), "prelu"),
+        (nn.GELU(), "gelu"),
+        (nn.Softshrink(), "softshrink"),
+    ],
 )
 def test_activations_that_do_not_allow_it_are_named(activation, word):
     teacher = nn.Sequential(nn.Conv2d(3, 4, 3), activation, nn.Conv2d(4, 2, 1), nn.Flatten())
@@ -255,3 +267,225 @@ def test_recipes_rebuild_the_architecture():
     again.load_state_dict(grown.student.state_dict())
     assert str(again) == str(grown.student)
     assert math.isclose(growth.function_gap(grown.student, again, images()), 0)
+
+
+NUMBERS = {
+    "hardtanh": st.lists(st.floats(-3, 3), min_size=2, max_size=2, unique=True).map(sorted),
+    "clamp": st.tuples(st.none() | st.floats(-3, 3), st.floats(-3, 3)),
+    "threshold": st.tuples(st.floats(-3, 3), st.floats(-3, 3)),
+    "hardshrink": st.tuples(st.floats(0, 3)),
+    "maxout": st.just((3, -1, True)),
+}
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_every_activation_that_is_allowed_is_idempotent(data):
+    name = data.draw(st.sampled_from(sorted(IDEMPOTENT)))
+    numbers = data.draw(NUMBERS.get(name, st.just(())))
+    values = torch.tensor(data.draw(st.lists(st.floats(-5, 5), min_size=3, max_size=3)), dtype=torch.float64)
+    f = IDEMPOTENT[name](*numbers)
+    once = f(values)
+    assert torch.equal(f(once.repeat_interleave(3) if name == "maxout" else once), once)
+    assert activation_of(plain((name, *numbers))) == (name, *numbers)
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [
+        lambda x: F.hardtanh(x, -0.4, 0.7),
+        lambda x: x.clamp(min=-0.3),
+        lambda x: x.clamp(max=0.3),
+        lambda x: torch.clamp(x, -0.1, 0.2),
+        lambda x: x.clamp_(0),
+        lambda x: F.relu6(x),
+        lambda x: F.threshold(x, 0.2, -0.5),
+        lambda x: F.hardshrink(x, 0.3),
+        torch.abs,
+    ],
+)
+def test_activations_are_recognised_with_their_numbers(activation):
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.b(activation(self.a(x)))
+
+    torch.manual_seed(0)
+    teacher, x = Net().double(), torch.randn(9, 6).double()
+    grown = growth.deepen(teacher, x, ["a"], pairs=2)
+    check(teacher, grown.student, x)
+    again = rebuild(Net(), grown.recipe).double()
+    again.load_state_dict(grown.student.state_dict())
+    assert growth.function_gap(grown.student, again, x) == 0
+
+
+def test_an_activation_that_jumps_and_batch_norm_do_not_go_together():
+    net = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Threshold(0.3, 0.0))
+    with pytest.raises(GrowthError, match=r"it feeds threshold\(0.3, 0.0\), which jumps"):
+        growth.deepen(net, torch.randn(8, 4), ["0"])
+
+
+def maxout(kind, form, norm):
+    """(view | unflatten), then (max | amax) over the pieces, which come last or first."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(6, 12) if kind == "linear" else nn.Conv2d(3, 12, 3, padding=1)
+            self.norm = ({"linear": nn.BatchNorm1d, "conv": nn.BatchNorm2d}[kind](12)) if norm else nn.Identity()
+            self.head = nn.Linear(4, 3)
+
+        def forward(self, x):
+            x = self.norm(self.a(x))
+            if form == "view max":
+                x = x.view(x.shape[0], 4, 3, *x.shape[2:]).max(2)[0]
+            elif form == "unflatten amax":
+                x = x.unflatten(1, (4, 3)).amax(2)
+            else:
+                x = x.unflatten(1, (3, 4)).amax(dim=1)
+            return self.head(x if kind == "linear" else x.mean((2, 3)))
+
+    return Net()
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("form", ["view max", "unflatten amax", "pieces first"])
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+def test_maxout_by_replicated_columns(kind, form, norm):
+    torch.manual_seed(0)
+    teacher = perturb(maxout(kind, form, norm)).double()
+    x = torch.randn(8, 6).double() if kind == "linear" else images(8, 5).double()
+    grown = growth.deepen(teacher, x, pairs=2)
+    check(teacher, grown.student, x)
+    check(teacher, grown.student, x.roll(1, -1), train=not norm)
+    assert sum(isinstance(m, Maxout) for m in grown.student.modules()) == 2
+    twice = growth.deepen(grown.student, x).student
+    check(teacher, twice, x)
+    assert sum(isinstance(m, Maxout) for m in twice.modules()) > 2
+    again = rebuild(maxout(kind, form, norm), grown.recipe).double()
+    again.load_state_dict(grown.student.state_dict())
+    assert growth.function_gap(grown.student, again, x) == 0
+    layer = next(m for n, m in grown.student.named_modules() if n.endswith(("a.2", "norm.2")))
+    pieces = layer.weight.flatten(1)[:, : layer.weight[0].numel()]
+    with torch.no_grad():
+        pieces[0] += 1.0  # negative control: one piece of one unit sees something else
+    assert growth.function_gap(teacher, grown.student, x) > 1e-6
+
+
+def test_depthwise_expanded_channels_get_depthwise_identities():
+    torch.manual_seed(0)
+    teacher = perturb(torchvision.models.mobilenet_v2(num_classes=6, width_mult=0.35)).double()
+    x = images(64).double()
+    grown = growth.deepen(teacher, x)
+    check(teacher, grown.student, x)
+    old, new = (sum(p.numel() for p in m.parameters()) for m in (teacher, grown.student))
+    places = {insertion["after"]: insertion for insertion in grown.recipe["insert"]}
+    inner = {name: plan for name, plan in places.items() if not name.startswith(("features.0.", "features.18."))}
+    assert len(inner) == 17 and all(plan["groups"] == plan["channels"] for plan in inner.values())
+    assert new - old < 1280**2 + 60_000  # nearly all in the dense last layer
+    expansion = growth.deepen(teacher, x, ["features.5.conv.0.0"])
+    check(teacher, expansion.student, x)
+    (plan,) = expansion.recipe["insert"]
+    assert plan["groups"] == plan["channels"] and plan["kernels"] == [[3, 3]]
+
+
+def test_grouped_transposed_and_other_dimensions():
+    for n, conv, transposed, norm in (
+        (1, nn.Conv1d, nn.ConvTranspose1d, nn.BatchNorm1d),
+        (2, nn.Conv2d, nn.ConvTranspose2d, nn.InstanceNorm2d),
+        (3, nn.Conv3d, nn.ConvTranspose3d, nn.BatchNorm3d),
+    ):
+        torch.manual_seed(0)
+        teacher = nn.Sequential(
+            conv(2, 8, 3), norm(8), nn.ReLU(), conv(8, 8, 3, groups=2), nn.GroupNorm(2, 8), nn.ReLU()
+        )
+        teacher = perturb(teacher.extend([transposed(8, 4, 4, 2), nn.ReLU(), nn.Flatten()])).double()
+        x = torch.randn(3, 2, *[8] * n).double()
+        grown = growth.deepen(teacher, x)
+        check(teacher, grown.student, x)
+        assert [plan["groups"] for plan in grown.recipe["insert"]] == [1, 2, 1]
+
+
+def test_dropout_in_front_of_the_activation_drops_the_same():
+    torch.manual_seed(0)
+    teacher = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 3)).double()
+    x = torch.randn(9, 6).double()
+    student = growth.deepen(teacher, x).student
+    check(teacher, student, x)
+    torch.manual_seed(1)
+    wanted = teacher.train()(x)
+    torch.manual_seed(1)
+    torch.testing.assert_close(student.train()(x), wanted, rtol=1e-12, atol=1e-12)
+    with pytest.raises(GrowthError, match="dropout and then relu6"):
+        growth.deepen(nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.ReLU6()), x, ["0"])
+
+
+class Reused(nn.Module):
+    """``a`` is called twice, ``b`` has two names, ``c`` is an output, ``d`` is read twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Linear(4, 4) for _ in range(4))
+        self.again = self.b
+
+    def forward(self, x):
+        x = torch.relu(self.a(torch.relu(self.a(x))))
+        c = self.c(torch.relu(self.again(x)))
+        d = self.d(torch.relu(c))
+        return c, d * torch.sigmoid(d)
+
+
+@pytest.mark.parametrize(
+    ("site", "words"),
+    [
+        ("a", "behind 'a': it is called more than once"),
+        ("c", "behind 'c': its output is an output of the network"),
+        ("d", "behind 'd': its output is read 2 times, by sigmoid and mul"),
+    ],
+)
+def test_layers_that_are_shared_or_read_elsewhere_are_named(site, words):
+    with pytest.raises(GrowthError, match=words):
+        growth.deepen(Reused(), torch.randn(3, 4), [site])
+
+
+def test_a_layer_with_two_names_is_replaced_under_both():
+    teacher, x = Reused().double(), torch.randn(3, 4).double()
+    grown = growth.deepen(teacher, x)
+    check(teacher, grown.student, x)
+    assert grown.student.b is grown.student.again and isinstance(grown.student.b, nn.Sequential)
+    assert grown.renamed == {f"{n}.{k}": f"{n}.0.{k}" for n in ("b", "again") for k in ("weight", "bias")}
+
+
+def test_renamed_tells_where_every_tensor_went():
+    teacher = perturb(torchvision.models.resnet18(num_classes=6))
+    grown = growth.deepen(teacher, images(), ["layer1.*.conv1", "conv1"])
+    ours = grown.student.state_dict()
+    assert set(grown.renamed) == {
+        n for n in teacher.state_dict() if n.startswith(("bn1.", "layer1.0.bn1", "layer1.1.bn1"))
+    }
+    for name, tensor in teacher.state_dict().items():
+        assert torch.equal(ours[grown.renamed.get(name, name)], tensor)
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.lists(st.sampled_from(["wider", "deeper", "named"]), min_size=2, max_size=4))
+def test_any_order_and_number_through_checkpoints(tmp_path_factory, order):
+    torch.manual_seed(0)
+    x = images(32, 3).double()
+    steps = lineage.start("inception_bn_tiny", 5, width=0.2)
+    teacher = student = perturb(lineage.build(steps)).double()
+    for at, name in enumerate(order):
+        if name == "wider":
+            grown = growth.widen(student, x, 1.2, seed=at)
+        else:
+            grown = growth.deepen(student, x, None if name == "deeper" else ["*conv*"])
+        steps = lineage.grow(steps, grown.recipe)
+        path = tmp_path_factory.mktemp("steps") / "a.pt"
+        torch.save({"lineage": steps, "model": grown.student.state_dict()}, path)
+        saved = torch.load(path, weights_only=True)
+        steps, student = saved["lineage"], lineage.build(saved["lineage"]).double()
+        student.load_state_dict(saved["model"])
+        assert growth.function_gap(teacher, student, x) < 1e-9

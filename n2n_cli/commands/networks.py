@@ -1,0 +1,102 @@
+"""From config to a network with weights, all of it checked before a command writes anything."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from n2n_cli import data, lineage
+from n2n_cli.commands import common
+from n2n_cli.commands.folders import Plan
+from n2n_cli.config import Inspect, Model, RunConfig, Student, functions
+from n2n_cli.errors import N2NError
+from n2n_cli.models import custom, weights
+from n2n_cli.training.evaluate import main_output
+
+
+def fresh(
+    cfg: RunConfig, model: Model, width: float, images: data.Dataset, seed: int
+) -> tuple[nn.Module, dict[str, Any]]:
+    """A network as its constructor makes it from ``seed``, with the weights of ``cfg.weights``; its lineage.
+
+    Raises N2NError.
+    """
+    steps = lineage.start(**common.network(model, width, images))
+    torch.manual_seed(seed)
+    network = lineage.build(steps, functions(cfg))
+    if custom.is_spec(model.name):
+        _check_output(network, model.name, images)
+    if cfg.weights is not None:
+        advice = f"{images.name} has {images.num_classes} classes, and so must the file's classifier"
+        steps = _load(network, steps, cfg.weights, advice)
+    return network, steps
+
+
+def teacher(plan: Plan, cfg: Student, images: data.Dataset) -> tuple[nn.Module, dict[str, Any]]:
+    """What ``plan`` grows and its lineage: a checkpoint, or a constructor's network with ``cfg.weights``.
+
+    Raises N2NError.
+    """
+    if cfg.weights is None:
+        assert plan.teacher is not None
+        key = "teacher_model" if custom.is_spec(cfg.model.name) else "model"  # the student's is typed already
+        network, state = common.load_network(plan.teacher, functions(cfg), key)
+        return network, state["lineage"]
+    model = replace(cfg.model, name=cfg.teacher_model, kwargs={}) if cfg.teacher_model else cfg.model
+    network, steps = fresh(cfg, model, model.teacher_width, images, plan.seed)
+    common.limit_threads(network)
+    return network, steps
+
+
+def shown(cfg: Inspect, arguments: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
+    """The network of ``n2n inspect NAME``, with its weights, and its lineage. Raises N2NError."""
+    if custom.is_spec(cfg.target) and cfg.width == 1.0 and "width" not in cfg.kwargs:
+        del arguments["width"]
+    steps = lineage.start(**arguments)
+    network = lineage.build(steps, functions(cfg))
+    if cfg.weights is not None:
+        steps = _load(network, steps, cfg.weights, "give num_classes=")
+    return network, steps
+
+
+def check_same_weights(plan: Plan, cfg: RunConfig) -> None:
+    """Raises N2NError where the folder's run began from another file of the same name as ``cfg.weights``."""
+    path = plan.folder / "run.json"
+    if cfg.weights is None or not path.is_file():
+        return
+    try:
+        began = json.loads(path.read_text())["lineage"]["steps"][0]["weights"]["sha256"]
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return  # a damaged run says so itself
+    if began != weights.sha256(Path(cfg.weights)):
+        raise N2NError(f"weights: {plan.folder} began from other weights in {cfg.weights}: remove it, or change out=")
+
+
+def _load(network: nn.Module, steps: dict[str, Any], file: str, advice: str) -> dict[str, Any]:
+    built = steps["steps"][0]
+    digest = weights.load(network, Path(file), built["name"], built["num_classes"], advice)
+    return lineage.with_weights(steps, Path(file).name, digest)
+
+
+def _check_output(network: nn.Module, name: str, images: data.Dataset) -> None:
+    """Raises N2NError where a network of the user's does not turn images into one logit a class."""
+    batch = common.example(images, 2)
+    training = [module for module in network.modules() if module.training]
+    try:
+        with torch.inference_mode(), torch.random.fork_rng(devices=[]):
+            logits = main_output(network.eval()(batch))[0]
+    except N2NError:
+        raise
+    except Exception as error:  # code of the user's
+        raise N2NError(f"model {name}: on images {list(batch.shape)}, it raised {custom.told(error)}") from error
+    finally:
+        for module in training:
+            module.training = True
+    wanted = [len(batch), images.num_classes]
+    if list(logits.shape) != wanted:
+        raise N2NError(f"model {name}: its output for {images.name} is {list(logits.shape)}, expected {wanted}")

@@ -1,0 +1,90 @@
+"""What of a teacher's training goes on in its student (``op.optimizer``): optimizer, weights, and their average."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from n2n_cli.commands import common
+from n2n_cli.commands.common import say
+from n2n_cli.commands.folders import Plan
+from n2n_cli.config import Deeper, RunConfig, Student, Wider
+from n2n_cli.errors import N2NError
+from n2n_cli.growth import Growth
+from n2n_cli.training import checkpoint, optim
+
+
+@dataclass
+class Travel:
+    """A teacher in the middle of its training.
+
+    ``model`` has the weights that were trained, ``average`` their average if the teacher and the student keep one, of
+    ``age`` updates.
+    """
+
+    how: str
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: nn.Module | None
+    age: int
+
+    def arrive(
+        self, grown: Growth, grow: Callable[[nn.Module], tuple[Growth, Any]], cfg: RunConfig, lr: float
+    ) -> dict[str, Any]:
+        """What the student's start checkpoint holds beside its weights; ``grown`` is what ``grow`` made of `model`."""
+        state, rates = optim.travelled(self.how, self.optimizer, self.model, grown, **_options(cfg, lr))
+        out: dict[str, Any] = {"optimizer": state, "rates": rates}
+        have = len(state["state"]), sum(len(group["params"]) for group in state["param_groups"])
+        say(f"  optimizer: {self.how}, the state of {have[0]} of {have[1]} parameters")
+        if self.average is not None:
+            average, _ = grow(self.average)
+            say(f"  average: function gap eval {average.gap.eval:.1e}, train {average.gap.train:.1e}")
+            out |= {"ema": average.student.state_dict(), "ema_age": self.age}
+        return out
+
+
+def of_teacher(plan: Plan, cfg: Student, network: nn.Module) -> Travel | None:
+    """What goes on of the teacher of ``plan``, whose averaged weights ``network`` has; None: it starts fresh.
+
+    Raises:
+        N2NError: the teacher has no optimizer state, or another optimizer's.
+    """
+    if not isinstance(plan.op, Wider | Deeper) or plan.op.optimizer == "fresh":
+        return None
+    how = plan.op.optimizer
+    if cfg.weights is not None:
+        raise N2NError(f"op.optimizer={how}: {cfg.weights} holds weights alone; take op.optimizer=fresh")
+    assert plan.teacher is not None
+    path = common.resolve(plan.teacher)
+    state = checkpoint.load(path)
+    if "optimizer" not in state:
+        raise N2NError(
+            f"op.optimizer={how}: {path} holds no optimizer state (start and best checkpoints have none); "
+            "give teacher=RUN_FOLDER, or take op.optimizer=fresh"
+        )
+    try:
+        theirs = str(yaml.safe_load(state["config"])["optim"]["name"])
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise N2NError(f"{path}: its config does not say optim.name") from error
+    if theirs != cfg.optim.name:
+        raise N2NError(
+            f"op.optimizer={how}: the teacher's optimizer is {theirs}, the student's {cfg.optim.name}; "
+            f"take optim={theirs} or op.optimizer=fresh"
+        )
+    model, average = network, None
+    if state.get("ema") is not None:
+        model = copy.deepcopy(network)
+        model.load_state_dict(state["model"])
+        average = network if cfg.training.ema_decay else None
+    optimizer = optim.restored(model, state["optimizer"], state.get("rates"), **_options(cfg, cfg.optim.lr))
+    return Travel(how, model, optimizer, average, int(state.get("ema_age", 0)) + int(state["step"]))
+
+
+def _options(cfg: RunConfig, lr: float) -> dict[str, Any]:
+    return {"lr": lr, **common.fit_options(cfg, lr, None).optimizer}

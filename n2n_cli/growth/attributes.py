@@ -1,0 +1,240 @@
+"""Numbers that modules hold about their own widths, and what they become in the student.
+
+The layers of ``torch.nn`` say what their attributes mean. Any other module is read: an attribute (an integer, a
+tuple or list of them, one level of a dict or config object) that equals a size that the module's own operations
+saw change, follows. What is ambiguous is a list of options; ``narrow`` tries them where the student goes astray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from n2n_cli.growth.axes import Axis, Group, resolve
+from n2n_cli.growth.infer import Structure
+from n2n_cli.growth.plan import Remapping
+
+Attributes = dict[str, dict[str, Any]]  # module path -> attribute ("dim", or "config.dim" one level down) -> value
+Mappings = Mapping[Group, Remapping]
+
+READ = (nn.Unflatten,)  # of torch.nn, and yet read like a user's module
+
+
+def grown(axis: Axis, mappings: Mappings) -> int:
+    """Length of an axis in the student."""
+    return sum((len(mappings[g].index) if g in mappings else g.n) * k for g, k in resolve(axis))
+
+
+@dataclass
+class Option:
+    """An attribute that may have to follow: its values in the order in which they deserve a trial, and its own."""
+
+    path: str
+    attribute: str
+    values: list[Any]
+    own: Any
+
+
+def follow(model: nn.Module, structure: Structure, mappings: Mappings) -> Attributes:
+    """The attributes that change, at first guess."""
+    out: Attributes = {}
+    shape = {name: [grown(axis, mappings) for axis in axes] for name, axes in structure.axes.items()}
+    for path, module in model.named_modules():
+        held = [n for n, _ in module.named_parameters(recurse=False)] + [
+            n for n, _ in module.named_buffers(recurse=False)
+        ]
+        own = {n: structure.aliases[f"{path}.{n}" if path else n] for n in held}
+        new = documented(module, {n: shape[full] for n, full in own.items()}, structure, own)
+        changed = {k: v for k, v in new.items() if getattr(module, k, v) != v}
+        if changed:
+            out[path] = changed
+    for option in options(model, structure, mappings):
+        if option.values[0] != option.own:
+            out.setdefault(option.path, {}).setdefault(option.attribute, option.values[0])
+    for path, values in eps(structure, mappings).items():
+        out.setdefault(path, {}).update(values)
+    return out
+
+
+def eps(structure: Structure, mappings: Mappings) -> Attributes:
+    """The eps of norms over streams that grew unevenly (see `norms`): the one number that no constructor sets."""
+    grow = [(norm, norm.growth(mappings)) for norm in structure.norms]
+    return {norm.path: {"eps": norm.eps / growth} for norm, growth in grow if growth != 1.0}
+
+
+def documented(
+    module: nn.Module, shapes: dict[str, list[int]], structure: Structure, own: dict[str, str]
+) -> dict[str, Any]:
+    """What the layers of torch.nn say about themselves. ``shapes``: new shapes of the tensors that it holds."""
+    weight = shapes.get("weight")
+    if isinstance(module, nn.modules.conv._ConvNd) and weight:
+        groups = module.groups
+        if structure.whole_groups.get(own["weight"]):
+            groups = weight[0] * groups // (module.in_channels if module.transposed else module.out_channels)
+        a, b = weight[0], weight[1] * groups
+        ins, outs = (a, b) if module.transposed else (b, a)
+        return {"in_channels": ins, "out_channels": outs, "groups": groups}
+    if isinstance(module, nn.MultiheadAttention):
+        inner = shapes["in_proj_weight" if "in_proj_weight" in shapes else "q_proj_weight"]
+        rows, width = (inner[0] // 3 if "in_proj_weight" in shapes else inner[0]), inner[1]
+        keys, values = ((shapes[n][1] if n in shapes else width) for n in ("k_proj_weight", "v_proj_weight"))
+        return {
+            "embed_dim": width,
+            "kdim": keys,
+            "vdim": values,
+            "num_heads": max(1, rows // module.head_dim),
+        }
+    if isinstance(module, nn.Linear) and weight:
+        return {"in_features": weight[1], "out_features": weight[0]}
+    if isinstance(module, nn.modules.batchnorm._NormBase):
+        size = weight or shapes.get("running_mean")
+        return {"num_features": size[0]} if size else {}
+    if isinstance(module, nn.LayerNorm | nn.RMSNorm) and weight:
+        return {"normalized_shape": tuple(weight)}
+    if isinstance(module, nn.GroupNorm) and weight:
+        return {"num_channels": weight[0]}
+    if isinstance(module, nn.Embedding) and weight:
+        return {"embedding_dim": weight[1]}
+    if isinstance(module, nn.PReLU) and weight:
+        return {"num_parameters": weight[0]}
+    return {}
+
+
+@dataclass
+class Seen:
+    """Sizes that a module's operations met: old -> new ones, and whole shapes that lists may spell out."""
+
+    sizes: dict[int, set[int]] = field(default_factory=dict)
+    shapes: set[tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=set)
+
+    def add(self, old: tuple[int, ...], new: tuple[int, ...]) -> None:
+        if old and (old, new) not in self.shapes:
+            self.shapes.add((old, new))
+            for was, now in zip(old, new, strict=True):
+                self.sizes.setdefault(was, set()).add(now)
+
+    def values(self, value: Any) -> list[Any]:
+        """What an attribute may become, the likeliest first; the value itself is always among them."""
+        if type(value) is int:
+            became = sorted(self.sizes.get(value, {value}) - {value})
+            first = became if len(became) == 1 and value > 1 else []
+            return list(dict.fromkeys([*first, value, *became]))
+        found: list[Any] = []
+        wide = tuple(value)
+        for old, new in sorted(self.shapes):
+            for at in range(len(old) - len(wide) + 1):
+                if old[at : at + len(wide)] == wide:
+                    found.append(type(value)(new[at : at + len(wide)]))
+        found.sort(key=lambda v: v == value)
+        each = type(value)(self.values(n)[0] for n in wide)
+        return _unique([*found, value, each])
+
+
+def _unique(values: list[Any]) -> list[Any]:
+    out: list[Any] = []
+    for value in values:
+        if value not in out:
+            out.append(value)
+    return out
+
+
+def seen(structure: Structure, mappings: Mappings) -> dict[str, Seen]:
+    """Module path -> the sizes that its own operations saw, in either mode."""
+    found: dict[str, Seen] = {}
+    for recording, labels in zip(structure.recordings, structure.labels, strict=True):
+        for op in recording.ops:
+            here = found.setdefault(op.path, Seen())
+            inputs = [t for t in tree_leaves((op.args, op.kwargs)) if isinstance(t, Tensor)]
+            for tensor in [*op.outputs, *inputs]:
+                axes = labels.get(id(tensor))
+                if axes:
+                    here.add(tuple(tensor.shape), tuple(grown(axis, mappings) for axis in axes))
+            if len(op.outputs) > 1:  # the sizes of a split
+                for dim in range(op.outputs[0].ndim):
+                    olds = tuple(t.shape[dim] for t in op.outputs if t.ndim > dim)
+                    news = tuple(grown(labels[id(t)][dim], mappings) for t in op.outputs if t.ndim > dim)
+                    here.add(olds, news)
+    return found
+
+
+def options(model: nn.Module, structure: Structure, mappings: Mappings, *, below: bool = False) -> list[Option]:
+    """Attributes of users' modules (and attention) that equal a size that changed.
+
+    ``below``: seen by the module's own operations or by those of modules inside it (to which it may have passed them).
+    """
+    sizes = seen(structure, mappings)
+    if below:
+        for path in list(sizes):
+            parent = path
+            while parent:
+                parent = parent.rpartition(".")[0]
+                for old, new in list(sizes[path].shapes):
+                    sizes.setdefault(parent, Seen()).add(old, new)
+    found: list[Option] = []
+    holders: dict[tuple[int, str], Seen] = {}  # a config object that several modules share has seen what they all saw
+    places: dict[tuple[int, str], tuple[str, str]] = {}
+    for path, module in model.named_modules():
+        if type(module).__module__.startswith("torch.nn.modules") and not isinstance(module, READ):
+            continue
+        for holder, name in numbers(module):
+            key = (id(holder), name.rpartition(".")[2])
+            places.setdefault(key, (path, name))
+            merged = holders.setdefault(key, Seen())
+            for old, new in sizes.get(path, Seen()).shapes:
+                merged.add(old, new)
+    for (path, name), merged in zip(places.values(), holders.values(), strict=True):
+        own = _get(model, path, name)
+        values = merged.values(own)
+        if len(values) > 1:
+            found.append(Option(path, name, values, own))
+    return found
+
+
+def numbers(module: nn.Module) -> Iterator[tuple[Any, str]]:
+    """(holder, dotted name) of a module's whole numbers and lists of them, and of those one level down."""
+    for name, value in vars(module).items():
+        if name.startswith("_") or name == "training":
+            continue
+        if _counts(value):
+            yield module, name
+        elif not isinstance(value, nn.Module | Tensor | type):
+            inner = value if isinstance(value, dict) else getattr(value, "__dict__", None)
+            if isinstance(inner, dict) and not callable(value):
+                for key, number in inner.items():
+                    if isinstance(key, str) and not key.startswith("_") and _counts(number):
+                        yield value, f"{name}.{key}"
+
+
+def _counts(value: Any) -> bool:
+    return type(value) is int or (
+        type(value) in (tuple, list) and len(value) > 0 and all(type(n) is int for n in value)
+    )
+
+
+def _get(model: nn.Module, path: str, attribute: str) -> Any:
+    name, _, inner = attribute.partition(".")
+    value = getattr(model.get_submodule(path), name)
+    if not inner:
+        return value
+    return value[inner] if isinstance(value, dict) else getattr(value, inner)
+
+
+def set_attributes(model: nn.Module, attributes: Attributes) -> None:
+    """Write them into ``model`` (they come back from a checkpoint with lists for tuples)."""
+    for path, values in attributes.items():
+        module = model.get_submodule(path)
+        for attribute, value in values.items():
+            name, _, inner = attribute.partition(".")
+            old = _get(model, path, attribute)
+            if isinstance(old, tuple) and isinstance(value, list):
+                value = tuple(value)
+            if not inner:
+                setattr(module, name, value)
+            elif isinstance(getattr(module, name), dict):
+                getattr(module, name)[inner] = value
+            else:
+                object.__setattr__(getattr(module, name), inner, value)

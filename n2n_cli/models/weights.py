@@ -1,0 +1,163 @@
+"""Weights from a file of somebody else's: a ``state_dict`` in .pt or .safetensors, read without running any code.
+
+A .pt file is unpickled with ``weights_only=True``; of a .safetensors file everything that its header claims is checked
+against the bytes that are there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import math
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from n2n_cli.errors import N2NError, suggest
+
+INSIDE = ("state_dict", "model", "model_state_dict")
+"""Keys under which training scripts keep a state_dict (timm's, torchvision's, PyTorch's tutorials')."""
+PREFIXES = ("module.", "_orig_mod.")
+"""What DistributedDataParallel and torch.compile put before every name."""
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+def load(model: nn.Module, path: Path, name: str, num_classes: int, advice: str) -> str:
+    """Puts the weights in ``path`` into ``model``; the file's SHA-256.
+
+    ``name`` and ``num_classes`` are the network's; ``advice`` is told where only the number of classes is another.
+
+    Raises:
+        N2NError: no readable file, no state_dict in it, or another network's: its first tensor that does not fit.
+            The model keeps the weights it has.
+    """
+    data = _bytes(path)
+    state = read(path, data)
+    _check(state, model, path.name, name, num_classes, advice)
+    try:
+        model.load_state_dict(state, strict=False)  # checked above; old files have no num_batches_tracked
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise N2NError(f"weights: {path.name} does not fit {name}: {' '.join(str(error).split())[:200]}") from error
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256(path: Path) -> str:
+    """Raises N2NError where the file cannot be read."""
+    return hashlib.sha256(_bytes(path)).hexdigest()
+
+
+def read(path: Path, data: bytes | None = None) -> dict[str, Tensor]:
+    """The state_dict in ``path``, tensors on the CPU, without the wrappers of training scripts. Raises N2NError."""
+    data = _bytes(path) if data is None else data
+    found: Any = _safetensors(path, data) if path.suffix == ".safetensors" else _torch(path, data)
+    if isinstance(found, Mapping):
+        if "lineage" in found and isinstance(found.get("ema"), Mapping):  # n2n's own: the weights it evaluates
+            found = found["ema"]
+        else:
+            found = next((found[key] for key in INSIDE if isinstance(found.get(key), Mapping)), found)
+    if not isinstance(found, Mapping):
+        raise N2NError(f"weights: {path} holds a {type(found).__name__}, expected a state_dict (names and tensors)")
+    for key, value in found.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise N2NError(
+                f"weights: {path} is not a state_dict: {key!r} is a {type(value).__name__}, expected a tensor"
+            )
+    if not found:
+        raise N2NError(f"weights: {path} is empty: no tensor in it")
+    state = dict(found)
+    for prefix in PREFIXES:
+        if all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise N2NError(f"weights: cannot read {path}: {error.strerror}") from error
+
+
+def _torch(path: Path, data: bytes) -> Any:
+    try:
+        # timm's and torchvision's scripts keep their command line beside the weights: a Namespace only holds values.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"(?:GLOBAL|global:?) ([\w.]+\.[\w.]+)", str(error))
+        what = f"it names code, {named[1]}" if named else "it is no file of torch.save, or holds more than tensors"
+        raise N2NError(f"weights: {path} does not load safely: {what}; expected a saved state_dict") from error
+    except Exception as error:  # a damaged file fails in many ways
+        raise N2NError(f"weights: {path} is damaged, or no file of torch.save ({type(error).__name__})") from error
+
+
+def _safetensors(path: Path, data: bytes) -> dict[str, Tensor]:
+    """Format: the header's length (8 bytes, little-endian), the header (JSON), the tensors' bytes without gaps."""
+    length = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or length > len(data) - 8:
+        raise N2NError(f"weights: {path} is not a safetensors file, or a cut one: its header is longer than the file")
+    body = bytearray(data[8 + length :])
+    tensors: dict[str, Tensor] = {}
+    spans = []
+    try:
+        header = json.loads(data[8 : 8 + length])
+        header.pop("__metadata__", None)
+        for name, entry in header.items():
+            dtype, shape, (begin, end) = DTYPES.get(entry["dtype"]), entry["shape"], entry["data_offsets"]
+            if dtype is None:
+                raise N2NError(f"weights: {path}: '{name}' has the type {entry['dtype']}, not {', '.join(DTYPES)}")
+            if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
+                raise ValueError(f"sizes of '{name}'")
+            if end > len(body) or end - begin != math.prod(shape) * dtype.itemsize:
+                raise ValueError(f"the bytes of '{name}'")
+            spans.append((begin, end))
+            flat = torch.frombuffer(body, dtype=torch.uint8, count=end - begin, offset=begin) if end > begin else None
+            tensors[name] = torch.empty(shape, dtype=dtype) if flat is None else flat.clone().view(dtype).view(shape)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise N2NError(f"weights: {path} is not a safetensors file, or a damaged one ({reason})") from error
+    if [0, *(end for _, end in sorted(spans))] != [*(begin for begin, _ in sorted(spans)), len(body)]:
+        raise N2NError(f"weights: {path} is a damaged safetensors file: tensors overlap, or bytes belong to none")
+    return tensors
+
+
+def _check(state: dict[str, Tensor], model: nn.Module, file: str, name: str, num_classes: int, advice: str) -> None:
+    """Raises N2NError for the first tensor, in the network's order, that is missing or has another shape."""
+    wanted = model.state_dict()
+    for key, tensor in wanted.items():
+        if key.endswith("num_batches_tracked") and key not in state:
+            continue
+        if key not in state:
+            near = suggest(key, state.keys() - wanted.keys())
+            raise N2NError(f"weights: '{key}' of {name} is not in {file}{near}")
+        if not isinstance(tensor, Tensor):
+            continue
+        theirs, ours = list(state[key].shape), list(tensor.shape)
+        if theirs != ours:
+            head = theirs[:1] != ours[:1] == [num_classes] and theirs[1:] == ours[1:]
+            hint = f"; {advice}" if head else ""
+            raise N2NError(f"weights: {key} is {theirs} in {file} and {ours} in {name}{hint}")
+        if state[key].is_floating_point() != tensor.is_floating_point():
+            raise N2NError(f"weights: {key} is {state[key].dtype} in {file} and {tensor.dtype} in {name}")
+    for key in state:
+        if key not in wanted:
+            near = suggest(key, wanted.keys() - state.keys())
+            raise N2NError(f"weights: '{key}' in {file} is not in {name}{near}")

@@ -1,0 +1,190 @@
+"""Weights files of somebody else's: every usual make is read, no code of theirs runs, and one line for the rest."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from n2n_cli.errors import N2NError
+from n2n_cli.models import weights
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def net(classes: int = 4, width: int = 3) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, width, 1), nn.BatchNorm2d(width), nn.Flatten(), nn.Linear(width, classes))
+
+
+def save_safetensors(path: Path, state: dict[str, Tensor], change: Any = None) -> None:
+    """The format as its documentation says it; ``change`` damages the header."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    body = b""
+    for name, tensor in state.items():
+        dtype = next(key for key, value in weights.DTYPES.items() if value == tensor.dtype)
+        data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [len(body), len(body) + len(data)]}
+        body += data
+    if change:
+        change(header)
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + body)
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) and a[key].dtype == b[key].dtype for key in a)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: state,
+        lambda state: {"state_dict": state, "epoch": 3, "args": argparse.Namespace(lr=0.1)},
+        lambda state: {"model": state, "optimizer": {"state": {}}},
+        lambda state: {"model": {f"module.{key}": value for key, value in state.items()}},
+        lambda state: {f"module._orig_mod.{key}": value for key, value in state.items()},
+        lambda state: {"lineage": {}, "model": {}, "ema": state},
+        lambda state: {key: value for key, value in state.items() if "num_batches" not in key},
+    ],
+)
+def test_pt_files_of_training_scripts(wrap: Any, place: Path) -> None:
+    torch.manual_seed(1)
+    theirs, ours = net().state_dict(), net()
+    torch.save(wrap(theirs), "w.pt")
+    assert len(weights.load(ours, place / "w.pt", "mine", 4, "")) == 64
+    assert same(ours.state_dict(), theirs)
+
+
+def test_safetensors_come_back(place: Path) -> None:
+    every = {name: torch.arange(6).reshape(2, 3).to(dtype) for name, dtype in weights.DTYPES.items()}
+    every |= {"scalar": torch.tensor(2.5), "empty": torch.zeros(0, 3)}
+    save_safetensors(place / "w.safetensors", every)
+    assert same(weights.read(place / "w.safetensors"), every)
+    theirs, ours = net().state_dict(), net()
+    save_safetensors(place / "w.safetensors", theirs)
+    weights.load(ours, place / "w.safetensors", "mine", 4, "")
+    assert same(ours.state_dict(), theirs)
+
+
+def test_safetensors_of_the_library(place: Path) -> None:
+    library = pytest.importorskip("safetensors.torch")
+    library.save_file(net().state_dict(), place / "w.safetensors", metadata={"format": "pt"})
+    assert same(weights.read(place / "w.safetensors"), library.load_file(place / "w.safetensors"))
+    save_safetensors(place / "ours.safetensors", net().state_dict())
+    assert same(weights.read(place / "ours.safetensors"), library.load_file(place / "ours.safetensors"))
+
+
+def _without(state: dict[str, Tensor], key: str) -> dict[str, Tensor]:
+    return {name: value for name, value in state.items() if name != key}
+
+
+@pytest.mark.parametrize(
+    ("state", "line"),
+    [
+        (net(width=5).state_dict(), r"0.weight is \[5, 3, 1, 1\] in w.pt and \[3, 3, 1, 1\] in mine$"),
+        (net(classes=7).state_dict(), r"3.weight is \[7, 3\] in w.pt and \[4, 3\] in mine; ask the images$"),
+        (_without(net().state_dict(), "1.running_var"), r"'1.running_var' of mine is not in w.pt$"),
+        (net().state_dict() | {"4.bias": torch.zeros(1)}, r"'4.bias' in w.pt is not in mine$"),
+        (
+            _without(net().state_dict(), "0.weight") | {"0.weights": torch.zeros(1)},
+            r"'0.weight' of mine is not in w.pt \(did you mean '0.weights'\?\)$",
+        ),
+        (net().state_dict() | {"0.bias": torch.zeros(3, dtype=torch.int64)}, "0.bias is torch.int64 in w.pt"),
+        ({"epoch": 3}, r"w.pt is not a state_dict: 'epoch' is a int, expected a tensor$"),
+        ({"state_dict": {"a": "b"}}, r"w.pt is not a state_dict: 'a' is a str"),
+        ({3: torch.zeros(1)}, r"w.pt is not a state_dict: 3 is a Tensor"),
+        ([torch.zeros(1)], r"w.pt holds a list, expected a state_dict"),
+        ({}, "w.pt is empty"),
+        (net(), r"w.pt does not load safely: it names code, torch.nn.modules.container.Sequential"),
+    ],
+)
+def test_one_line_for_wrong_weights(state: Any, line: str, place: Path) -> None:
+    torch.save(state, "w.pt")
+    ours = net()
+    before = {name: value.clone() for name, value in ours.state_dict().items()}
+    with pytest.raises(N2NError, match=rf"^weights: .*{line}") as error:
+        weights.load(ours, place / "w.pt", "mine", 4, "ask the images")
+    assert "\n" not in str(error.value) and same(ours.state_dict(), before)
+
+
+class Runs:
+    """What a pickle can do."""
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.mkdir, ("executed",)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_pickle_runs_no_code(legacy: bool, place: Path) -> None:
+    torch.save({"a": Runs()}, "w.pt", _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(N2NError, match=r"does not load safely: it names code, (posix|nt).mkdir"):
+        weights.read(place / "w.pt")
+    assert not Path("executed").exists()
+
+
+@pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
+def test_every_cut_of_a_file_is_refused(name: str, place: Path) -> None:
+    path = place / name
+    state = {"a": torch.arange(3.0), "b": torch.ones(2, dtype=torch.int64)}
+    save_safetensors(path, state) if path.suffix == ".safetensors" else torch.save(state, path)
+    whole = path.read_bytes()
+    for length in [*range(0, 20), *range(20, len(whole), 7)]:
+        path.write_bytes(whole[:length])
+        with pytest.raises(N2NError, match=r"^weights: "):
+            weights.read(path)
+
+
+def _set(name: str, key: str, value: Any) -> Any:
+    def change(header: dict[str, Any]) -> None:
+        header[name][key] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _set("a", "data_offsets", [0, 1 << 40]),
+        _set("a", "data_offsets", [-12, 0]),
+        _set("a", "data_offsets", [8, 20]),
+        _set("a", "data_offsets", [0, 12, 3]),
+        _set("a", "data_offsets", ["0", "12"]),
+        _set("a", "data_offsets", [False, 12]),
+        _set("a", "data_offsets", None),
+        _set("a", "shape", [4]),
+        _set("a", "shape", [-3]),
+        _set("a", "shape", [-1, -3]),
+        _set("a", "shape", [3.0]),
+        _set("a", "shape", "3"),
+        _set("a", "shape", [1 << 70]),
+        _set("a", "dtype", "F8"),
+        _set("a", "dtype", ["F32"]),
+        lambda header: header.pop("b"),
+        lambda header: header.update(c=3),
+        lambda header: header.update(c={**header["b"]}),
+        lambda header: header.update(a="x" * 10_000),
+    ],
+)
+def test_a_lying_header_is_refused(change: Any, place: Path) -> None:
+    save_safetensors(place / "w.safetensors", {"a": torch.arange(3.0), "b": torch.ones(2, dtype=torch.int64)}, change)
+    with pytest.raises(N2NError, match=r"^weights: ") as error:
+        weights.read(place / "w.safetensors")
+    assert len(str(error.value)) < 400 and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("header", [b"[" * 100_000, b"[]", b"3", b"\xff\xfe", b'{"a": NaN}', b""])
+def test_a_header_that_is_none(header: bytes, place: Path) -> None:
+    (place / "w.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(N2NError, match=r"^weights: "):
+        weights.read(place / "w.safetensors")
