@@ -178,7 +178,8 @@ def options(model: nn.Module, structure: Structure, mappings: Mappings, *, below
     holders: dict[tuple[int, str], Seen] = {}  # a config object that several modules share has seen what they all saw
     places: dict[tuple[int, str], tuple[str, str]] = {}
     for path, module in model.named_modules():
-        if type(module).__module__.startswith("torch.nn.modules") and not isinstance(module, READ):
+        bare = isinstance(module, nn.modules.batchnorm._NormBase) and not any(True for _ in module.parameters())
+        if type(module).__module__.startswith("torch.nn.modules") and not isinstance(module, READ) and not bare:
             continue
         for holder, name in numbers(module):
             key = (id(holder), name.rpartition(".")[2])

@@ -20,6 +20,7 @@ from n2n_cli.growth.errors import GrowthError
 from n2n_cli.growth.record import Op, Recording, named_buffers, record
 from n2n_cli.growth.rules import rule_for, unknown
 
+OUTPUT = "the network's output"
 Origin = tuple[str, int] | None  # a whole axis of a parameter, by name
 Role = Literal["in", "copy"]
 
@@ -125,7 +126,7 @@ class Inference:
             self._apply(op, names)
         for tensor in recording.outputs:
             for dim in range(tensor.ndim):
-                fix(self.use(tensor, dim), Reason("the network's output"))
+                fix(self.use(tensor, dim), Reason(OUTPUT))
         self._unfinished()
 
     def _apply(self, op: Op, names: dict[int, str]) -> None:

@@ -46,6 +46,9 @@ def concat(ctx: Inference, op: Op) -> None:
         for d in range(tensor.ndim):
             if d != dim:
                 unify(axes[d], ctx.use(tensor, d))
+    for tensor in parts if len(parts) > 1 else []:
+        if tensor.shape[dim] == 1:  # a class token, one row of zeros: written as one, it stays one
+            fix(ctx.use(tensor, dim), ctx.reason(op, "a single position beside others"))
     axes[dim] = [run for tensor in parts for run in ctx.use(tensor, dim)]
     ctx.put(op, axes)
 
@@ -267,12 +270,13 @@ def view(ctx: Inference, op: Op) -> None:
 
 def merge_shuffled(ctx: Inference, op: Op, pieces: list[shuffles.Piece | None]) -> Axis | None:
     """The axis that all factors of one earlier view come back to in another order: a channel shuffle."""
-    if any(piece is None for piece in pieces):
+    known = [piece for piece in pieces if piece is not None]
+    if not known or len(known) < len(pieces):
         return None
-    split, order = pieces[0][0], [piece[1] for piece in pieces if piece]  # type: ignore[index]
+    split, order = known[0][0], [at for _, at in known]
+    if any(other is not split for other, _ in known) or len(order) != len(split.sizes):
+        return None
     inner = [i for i in order if split.sizes[i] > 1]
-    if any(piece[0] is not split for piece in pieces if piece) or len(order) != len(split.sizes):
-        return None
     if inner == sorted(inner) or not is_open(split.source):
         return None
     if ctx.choice(split.site) != shuffles.SHUFFLED:

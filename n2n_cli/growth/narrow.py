@@ -202,7 +202,8 @@ class _Comparison:
             if list(out.shape) != shape:
                 wrong = [axis for axis, n, m in zip(axes, shape, out.shape, strict=False) if n != m]
                 groups = self._growing([g for axis in wrong for g, _ in resolve(axis)])
-                return self._fault(theirs, f"gives {list(out.shape)} instead of {shape}", groups)
+                text = f"gives {list(out.shape)} instead of {shape}"
+                return self._fault(theirs, text, groups or self._meeting(theirs) or self._of_size(out, shape))
             sample = self.wanted[self.at][which] if self.wanted else None
             if sample is not None and sample.values is not None:
                 off = (out[sample.ours].double() - sample.values).abs().max().item()
@@ -226,6 +227,16 @@ class _Comparison:
         met = [t for t in tensors(op) if id(t) not in self.weights] if entering else [*tensors(op), *op.outputs]
         axes = [axis for tensor in met for axis in self.labels.get(id(tensor), [])]
         return self._growing([group for axis in axes for group, _ in resolve(axis)])
+
+    def _of_size(self, out: Tensor, shape: list[int]) -> list[Group]:
+        """The groups of the last axis that grew as this one should not have: a size that the code read there."""
+        pairs = {(n, m) for n, m in zip(shape, out.shape, strict=False) if n != m}
+        for op in reversed([op for op in self.steps[: self.at] if op is not None]):
+            for made in op.outputs:
+                for axis, n in zip(self.labels.get(id(made), []), made.shape, strict=False):
+                    if (n, grown(axis, self.mappings)) in pairs:
+                        return self._growing([group for group, _ in resolve(axis)])
+        return []
 
     def _growing(self, groups: list[Group]) -> list[Group]:
         return [group for group in dict.fromkeys(groups) if group in self.mappings]

@@ -286,7 +286,7 @@ def extremum(ctx: Inference, op: Op) -> None:
 
 def reduce(ctx: Inference, op: Op, on: Callable[[Axis], None]) -> None:
     x = op.args[0]
-    over = dims_of(op)
+    over = dims_of(op, 2 if op.name.endswith("norm") else 1)
     for dim in over:
         if is_open(ctx.use(x, dim)):
             on(ctx.axes(x)[dim])

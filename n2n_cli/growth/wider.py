@@ -20,7 +20,7 @@ from n2n_cli.growth.apply import (
 from n2n_cli.growth.attributes import Attributes, eps, follow, set_attributes
 from n2n_cli.growth.axes import Group, Reason, resolve
 from n2n_cli.growth.errors import GrowthError
-from n2n_cli.growth.infer import Structure, infer
+from n2n_cli.growth.infer import OUTPUT, Structure, infer
 from n2n_cli.growth.plan import Plan, Remapping, Sizes, check_names, draw, rounded, solve, tie_classes
 from n2n_cli.growth.prove import Gap, function_gap, in_double, prepared, prove, small
 from n2n_cli.growth.record import copied, named_buffers
@@ -322,14 +322,7 @@ def _recipe(
     }
 
 
-_OBVIOUS = (
-    "a kernel axis",
-    "depthwise",
-    "a spatial axis",
-    "one value for many",
-    "the network's input",
-    "the network's output",
-)
+_OBVIOUS = ("a kernel axis", "depthwise", "one value for many", "the network's input")
 
 
 def report(structure: Structure, mappings: Mapping[Group, Remapping]) -> list[GroupInfo]:
@@ -344,7 +337,7 @@ def report(structure: Structure, mappings: Mapping[Group, Remapping]) -> list[Gr
                 if (name, dim) not in structure.consumed and len(structure.axes[name]) > 1
             )
         )
-        if not layers or (group.fixed and str(group.fixed).endswith(_OBVIOUS)):
+        if not layers or (group.fixed and group.fixed.endswith((*_OBVIOUS, "a spatial axis", OUTPUT))):
             continue
         size = len(mappings[group].index) if group in mappings else group.n
         fixed = str(group.fixed) if group.fixed else None
@@ -353,14 +346,21 @@ def report(structure: Structure, mappings: Mapping[Group, Remapping]) -> list[Gr
 
 
 def notes(structure: Structure) -> list[str]:
-    """What may not grow, and the operation that forbids it; the obvious (inputs, outputs, kernels) left out."""
+    """What may not grow, and the operation that forbids it; inputs, kernels and the classifier itself left out."""
     found: dict[str, list[str]] = {}
     for name, axes in structure.axes.items():
-        for axis in axes:
+        for dim, axis in enumerate(axes):
             for group, _ in resolve(axis):
-                if group.fixed and not str(group.fixed).endswith(_OBVIOUS):
-                    layers = found.setdefault(str(group.fixed), [])
-                    layer = name.rpartition(".")[0] or name
-                    if layer not in layers:
-                        layers.append(layer)
-    return [f"{', '.join(layers[:3])}{' ...' if len(layers) > 3 else ''}: {reason}" for reason, layers in found.items()]
+                if not group.fixed or group.fixed.endswith(_OBVIOUS) or (dim > 1 and "spatial" in group.fixed):
+                    continue
+                layers = found.setdefault(str(group.fixed), [])
+                layer = name.rpartition(".")[0] or name
+                if layer not in layers:
+                    layers.append(layer)
+    if len(found.get(OUTPUT, [])) == 1:
+        del found[OUTPUT]
+    said = [f"{', '.join(layers[:3])}{' ...' if len(layers) > 3 else ''}: {reason}" for reason, layers in found.items()]
+    ways = len(structure.recordings)
+    if any(recording.device == "real" for recording in structure.recordings):
+        said.append(f"which branch the code takes may depend on the data: proved on the {ways} ways that were seen")
+    return said

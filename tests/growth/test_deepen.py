@@ -470,7 +470,7 @@ def test_renamed_tells_where_every_tensor_went():
         assert torch.equal(ours[grown.renamed.get(name, name)], tensor)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(st.lists(st.sampled_from(["wider", "deeper", "named"]), min_size=2, max_size=4))
 def test_any_order_and_number_through_checkpoints(tmp_path_factory, order):
     torch.manual_seed(0)
