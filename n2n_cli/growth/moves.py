@@ -191,16 +191,19 @@ def squeeze(ctx: Inference, op: Op) -> None:
 def expand(ctx: Inference, op: Op) -> None:
     """Repeats of one value: a constant axis, free to grow with what it meets."""
     x, out = op.args[0], op.outputs[0]
-    axes = []
+    axes: list[Axis] = []
+    origins: list[Any] = []
     for at, size in enumerate(out.shape):
         dim = at - out.ndim + x.ndim
         if dim >= 0 and x.shape[dim] == size:
-            axes.append(ctx.use(x, dim))
+            axes.append(ctx.axes(x)[dim])
+            origins.append(ctx.origins(x)[dim])
         else:
             if dim >= 0:
                 fix(ctx.use(x, dim), ctx.reason(op, "one value for many"))
             axes.append(fresh(size))
-    ctx.put(op, axes)
+            origins.append(None)
+    ctx.put(op, axes, origins)
 
 
 def repeat(ctx: Inference, op: Op) -> None:
@@ -252,15 +255,24 @@ def view(ctx: Inference, op: Op) -> None:
             origins.append(ctx.origins(x)[ins[0]])
             pieces.append(before[ins[0]])
             continue
-        origins += [None] * len(outs)
         if len(outs) == 1 and (shuffled := merge_shuffled(ctx, op, [before[d] for d in ins])):
             axes.append(shuffled)
+            origins.append(None)
             pieces.append(None)
             continue
-        whole = merge(ctx, op, [ctx.use(x, d) for d in ins], [x.shape[d] for d in ins])
+        opened = [d for d in ins if x.shape[d] > 1 and is_open(ctx.axes(x)[d])][:1]
+        origin = ctx.origins(x)[opened[0]] if opened else None
+        whole = merge(
+            ctx, op, [ctx.axes(x)[d] if d in opened else ctx.use(x, d) for d in ins], [x.shape[d] for d in ins]
+        )
         sizes = [out.shape[d] for d in outs]
         site = ctx.site(op, part)
-        axes += divide(ctx, op, site, whole, sizes, outs)
+        parts = divide(ctx, op, site, whole, sizes, outs)
+        axes += parts
+        grows = next((i for i, axis in enumerate(parts) if is_open(axis)), None)
+        if grows is None and origin is not None:
+            ctx.role(x, opened[0], "copy")
+        origins += [origin if i == grows else None for i in range(len(outs))]
         split = shuffles.Pending(site, ctx.axes(x)[ins[0]], tuple(sizes)) if len(ins) == 1 else None
         pieces += [(split, i) if split else None for i in range(len(outs))]
     ctx.put(op, axes, origins)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from fractions import Fraction
 from math import floor, isfinite
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from n2n_cli.errors import suggest
 from n2n_cli.growth import norms, shuffles
-from n2n_cli.growth.axes import Axis, Group, length, resolve
+from n2n_cli.growth.axes import Axis, Group, Reason, fix, length, resolve
 from n2n_cli.growth.common import tensors
 from n2n_cli.growth.errors import GrowthError
 from n2n_cli.growth.infer import Structure
@@ -302,18 +303,21 @@ def fit_shuffles(structure: Structure, sizes: Sizes) -> Sizes:
     for part in shuffles.components(structure.shuffles):
         old, wanted = {group.n for group in part}, {sizes.get(group, group.n) for group in part}
         here = replace(structure, shuffles=[s for s in structure.shuffles if s.groups()[0] in part])
-        still = {group: group.n for group in part}
-        if len(old) > 1 or len(wanted) > 1:
-            if shuffles.draw(here, sizes, torch.Generator()) is None:
-                sizes = {**sizes, **still}
-            continue
-        n, target = old.pop(), wanted.pop()
-        for size in sorted(range(n, 2 * target + 2), key=lambda s: (abs(s - target), s)):
-            trial = {**sizes, **dict.fromkeys(part, size)}
-            if size == n or shuffles.draw(here, trial, torch.Generator()) is not None:
-                sizes = trial
-                break
+        n, target = min(old), min(wanted)
+        near = sorted(range(n + 1, 2 * target + 2), key=lambda s: (abs(s - target), s))
+        alike = [{group: group.n * size // n for group in part} for size in near]
+        trials = [sizes, *({**sizes, **widths} for widths in alike if _proportional(widths))]
+        wide = next((t for t in trials if shuffles.draw(here, t, torch.Generator()) is not None), None)
+        sizes = wide or {**sizes, **{group: group.n for group in part}}
+        if wide is None and wanted != old:
+            site = here.shuffles[0].site
+            fix([(group, 1) for group in part], Reason(f"{site[1]} at {site[0]}: a wider channel shuffle loses a unit"))
     return sizes
+
+
+def _proportional(widths: Sizes) -> bool:
+    """Whether no width was rounded."""
+    return len({Fraction(size, group.n) for group, size in widths.items()}) == 1
 
 
 def balance(structure: Structure, sizes: Sizes) -> Sizes:

@@ -95,10 +95,12 @@ class NoRandom(TorchDispatchMode):
             return args[0]
         if name == "native_dropout":
             return args[0].clone(), torch.ones_like(args[0], dtype=torch.bool)
-        if name == "bernoulli_":
-            return args[0].fill_(1)
+        if name == "bernoulli_":  # its mean, which stochastic depth divides by again
+            p = args[1] if len(args) > 1 else kwargs.get("p", 0.5)
+            return args[0].copy_(p) if isinstance(p, Tensor) else args[0].fill_(p)
         if name == "bernoulli":
-            return torch.ones_like(args[0])
+            p = args[1] if len(args) > 1 else kwargs.get("p")
+            return args[0].clone() if p is None else torch.full_like(args[0], p)
         if name == "scaled_dot_product_attention":
             args = (*args[:4], 0.0, *args[5:]) if len(args) > 4 else args
             kwargs = {**kwargs, "dropout_p": 0.0} if "dropout_p" in kwargs else kwargs

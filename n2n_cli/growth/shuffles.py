@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 PASSES = {"view", "reshape", "permute", "transpose", "swapaxes", "swapdims", "clone", "contiguous"}  # inside a shuffle
 SHUFFLED = 1000  # the choice of a view's site: no factor takes the mapping, the movement is run on labels
 
-Label = tuple[Group, int, int]  # group, unit, position inside the unit
-Fate = frozenset[Group]
+Label = tuple[Group, int, int, int]  # group, which of its tensors, unit, position inside the unit
+Fate = frozenset[tuple[int, Group]]
 
 
 @dataclass(eq=False)
@@ -95,10 +95,10 @@ class Fates:
     def __init__(self, structure: Structure, sizes: Mapping[Group, int]) -> None:
         self.used = set(structure.groups())
         self.held: dict[Group, list[Label]] = {}  # a derived group's positions
-        self.of: dict[tuple[Group, int], set[Group]] = {}
+        self.of: dict[tuple[Group, int], set[tuple[int, Group]]] = {}
         self.possible = True
-        for shuffle in live(structure.shuffles):
-            labels = self.labels(resolve(shuffle.source), sizes)
+        for number, shuffle in enumerate(live(structure.shuffles)):
+            labels = self.labels(resolve(shuffle.source), sizes, number)
             moved = shuffle.move(labels)
             wanted = sum(sizes.get(g, g.n) for g, _ in resolve(shuffle.out))
             if moved is None or len(moved) != wanted:
@@ -110,16 +110,19 @@ class Fates:
                 self.held[group] = moved[at : at + size]
                 at += size
                 if group in self.used:
-                    for source, unit, _ in self.held[group]:
-                        self.of.setdefault((source, unit), set()).add(group)
+                    for source, tensor, unit, _ in self.held[group]:
+                        self.of.setdefault((source, unit), set()).add((tensor, group))
 
-    def labels(self, runs: Axis, sizes: Mapping[Group, int]) -> list[Label]:
+    def labels(self, runs: Axis, sizes: Mapping[Group, int], number: int) -> list[Label]:
+        """What the source of shuffle ``number`` holds; a module called twice makes different tensors of one group."""
         out: list[Label] = []
-        for group, k in runs:
+        for at, (group, k) in enumerate(runs):
             if group in self.held:
                 out += self.held[group]
             else:
-                out += [(group, unit, i) for unit in range(sizes.get(group, group.n)) for i in range(k)]
+                tensor = number * len(runs) + at
+                units = range(sizes.get(group, group.n))
+                out += [(group, tensor, unit, i) for unit in units for i in range(k)]
         return out
 
     def fate(self, group: Group, unit: int) -> Fate:
@@ -170,8 +173,8 @@ def draw(
     for group, labels in ours.held.items():
         at = {label: position for position, label in enumerate(theirs.held[group])}
         index, idle = torch.zeros(len(labels), dtype=torch.long), torch.zeros(len(labels), dtype=torch.bool)
-        for position, (source, unit, inner) in enumerate(labels):
-            origin = at.get((source, int(found[source][0][unit]), inner))
+        for position, (source, tensor, unit, inner) in enumerate(labels):
+            origin = at.get((source, tensor, int(found[source][0][unit]), inner))
             index[position] = 0 if origin is None else origin
             idle[position] = origin is None or bool(found[source][1][unit])
         missing = set(range(group.n)) - set(index[~idle].tolist())

@@ -357,7 +357,7 @@ def notes(structure: Structure) -> list[str]:
                 layer = name.rpartition(".")[0] or name
                 if layer not in layers:
                     layers.append(layer)
-    if len(found.get(OUTPUT, [])) == 1:
+    if len(found.get(OUTPUT, [])) == 1 and any(not group.fixed for group in structure.groups()):
         del found[OUTPUT]
     said = [f"{', '.join(layers[:3])}{' ...' if len(layers) > 3 else ''}: {reason}" for reason, layers in found.items()]
     ways = len(structure.recordings)
