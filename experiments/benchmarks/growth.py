@@ -1,26 +1,34 @@
-"""What growth costs, as a fraction of one forward pass of the teacher on 32 images, measured in turn.
+"""What growth costs, beside one forward pass of the teacher on 32 images, measured in turn; and its memory.
 
-    .venv/bin/python experiments/benchmarks/growth.py [--rounds 5] [--threads 1]
+    .venv/bin/python experiments/benchmarks/growth.py [--rounds 5] [--threads 1] [--factor 1.5]
 
-Prints medians over the rounds: inference of the groups, the growth itself (with noise), and the proof in fp64.
+Prints medians over the rounds: inference of the groups, the growth itself (with noise), the proof in fp64, and the peak
+of the process's memory over a whole ``widen`` as a multiple of the student's size (the student itself included, and
+the activations of the proof's few images left out: they are measured by a proof of the teacher against itself).
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torchvision
 from torch import nn
 
-from n2n_cli import models
+from n2n_cli import growth, models
+from n2n_cli.growth.apply import all_maps, weights_in_double
+from n2n_cli.growth.attributes import follow
 from n2n_cli.growth.infer import infer
 from n2n_cli.growth.plan import draw, solve
-from n2n_cli.growth.prove import small
-from n2n_cli.growth.wider import _proof, _student, grow_state
+from n2n_cli.growth.planned import Planned, build
+from n2n_cli.growth.prove import Gap, prove_in_double, small
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "resnet50": lambda: torchvision.models.resnet50(),
@@ -35,44 +43,89 @@ def seconds(function: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def times(name: str, rounds: int, factor: float) -> dict[str, float]:
+    """Medians in seconds."""
+    torch.manual_seed(0)
+    model, batch = NETWORKS[name]().eval(), torch.randn(32, 3, 224, 224)
+    structure = infer(model, batch)
+    mappings = draw(structure, solve(structure, factor), 0)
+    attributes = follow(model, structure, mappings)
+
+    def plan() -> Planned:
+        maps = all_maps(structure, mappings)
+        return Planned(structure, mappings, maps, attributes, None, model, Gap(0.0, 0.0))
+
+    planned = plan()
+    student = build(model, planned)
+    weights = weights_in_double(model, structure, mappings, planned.maps)
+
+    def forward() -> None:
+        with torch.inference_mode():
+            model(batch)
+
+    steps: dict[str, Callable[[], object]] = {
+        "forward": forward,
+        "infer": lambda: infer(model, batch),
+        "grow": lambda: build(model, plan(), 0.01),
+        "proof": lambda: prove_in_double(model, student, weights, small(batch)),
+    }
+    found: dict[str, list[float]] = {step: [] for step in steps}
+    for _ in range(rounds):
+        for step, function in steps.items():
+            found[step].append(seconds(function))
+    return {step: statistics.median(values) for step, values in found.items()}
+
+
+def peak_above(function: Callable[[], object]) -> float:
+    """Bytes by which the process's memory rises at most (Linux)."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # forget the old peak
+    before = _status("VmRSS")
+    result = function()
+    del result
+    return _status("VmHWM") - before
+
+
+def _status(key: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return float(next(line for line in lines if line.startswith(key)).split()[1]) * 1024
+
+
+def memory(name: str, factor: float) -> tuple[float, float]:
+    """Peak extra memory of ``widen`` over the student's size: all, and without the proof's activations."""
+    torch.manual_seed(0)
+    model, batch = NETWORKS[name]().eval(), torch.randn(4, 3, 224, 224)
+    growth.widen(model, batch[:2, :, :64, :64], factor)  # import and allocate whatever is done once
+    activations = peak_above(lambda: prove_in_double(model, model, {}, batch))
+    peak = peak_above(lambda: growth.widen(model, batch, factor, noise=0.01))
+    student = growth.widen(model, batch[:2, :, :64, :64], factor).student
+    size = sum(t.numel() * t.element_size() for t in student.state_dict().values())
+    return peak / size, max(peak - activations, 0) / size
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--factor", type=float, default=1.5)
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print(f"torch {torch.__version__}, {options.threads} thread(s), median of {options.rounds} rounds, factor 1.5")
-    print(f"{'network':26}{'forward':>9}{'infer':>9}{'grow':>9}{'proof':>9}   grow/forward  proof/forward")
-    for name, build in NETWORKS.items():
-        torch.manual_seed(0)
-        model = build().eval()
-        batch = torch.randn(32, 3, 224, 224)
-        structure = infer(model, batch)
-        mappings = draw(structure, solve(structure, 1.5), 0)
-
-        def grow(teacher: nn.Module, noise: float = 0.0) -> nn.Module:
-            state = grow_state(teacher, structure, mappings, noise=noise)  # noqa: B023
-            return _student(teacher, structure, mappings, state, None)  # noqa: B023
-
-        def forward() -> None:
-            with torch.inference_mode():
-                model(batch)  # noqa: B023
-
-        steps = {
-            "forward": forward,
-            "infer": lambda: infer(model, batch),  # noqa: B023
-            "grow": lambda: grow(model, 0.01),  # noqa: B023
-            "proof": lambda: _proof(model, grow, small(batch)),  # noqa: B023
-        }
-        times: dict[str, list[float]] = {step: [] for step in steps}
-        for _ in range(options.rounds):
-            for step, function in steps.items():
-                times[step].append(seconds(function))
-        median = {step: statistics.median(values) for step, values in times.items()}
+    if options.memory_of:
+        print("{:.2f} {:.2f}".format(*memory(options.memory_of, options.factor)))
+        return
+    print(f"torch {torch.__version__}, {options.threads} thread(s), median of {options.rounds} rounds, 224 px")
+    columns = ("forward", "infer", "grow", "proof")
+    print(f"{'network':26}" + "".join(f"{c:>9}" for c in columns) + "   grow/forward  proof/forward  memory/student")
+    for name in NETWORKS:
+        median = times(name, options.rounds, options.factor)
+        command = [sys.executable, __file__, "--memory-of", name, "--factor", str(options.factor)]
+        peak = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
         print(
             f"{name:26}"
-            + "".join(f"{median[step]:8.2f}s" for step in steps)
+            + "".join(f"{median[step]:8.2f}s" for step in columns)
             + f"{median['grow'] / median['forward']:15.3f}{median['proof'] / median['forward']:15.2f}"
+            + f"{peak[0]:>9} ({peak[1]} without activations)"
         )
 
 

@@ -1,6 +1,6 @@
-"""Whether grown students predict what their teachers do, image by image: of every student's run below a folder.
+"""Whether grown students predict what their teachers do, image by image: of every student's run below some folders.
 
-    python experiments/cifar10/same_predictions.py OUT [--json FILE] [--model package.module:function]
+    python experiments/cifar10/same_predictions.py OUT... [--json FILE] [--model package.module:function]
 
 For every student: its checkpoint of step 0 against its teacher's newest (what `n2n grow` grew), both in fp32, on all
 validation images of its config. Prints one row a student: correct images by this script and by the two runs' own
@@ -35,14 +35,17 @@ def logits(path: Path, images: data.Dataset, typed: list[str]) -> torch.Tensor:
         return torch.cat([main_output(network(normalize(batch)))[0].float() for batch, _ in loader.batches(0)])
 
 
-def compare(folder: Path, run: dict[str, Any], typed: list[str]) -> dict[str, Any]:
-    """The row of the student in ``folder``, whose run.json is ``run``."""
+def compare(folder: Path, run: dict[str, Any], typed: list[str], known: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """The row of the student in ``folder``, whose run.json is ``run``; ``known``: logits of teachers so far."""
     stored = config.run_config(yaml.safe_load((folder / "config.yaml").read_text()))
     images = common.dataset(stored.data)
     labels = torch.cat([y for _, y in data.eval_loader(images.val, batch_size=500).batches(0)])
     teacher = Path(run["teacher"])
     [start] = (folder / "checkpoints").glob("step_00000000-*.pt")
-    theirs, ours = logits(teacher, images, typed), logits(start, images, typed)
+    key = f"{teacher} on {stored.data}"
+    if key not in known:
+        known[key] = logits(teacher, images, typed)
+    theirs, ours = known[key], logits(start, images, typed)
     rows, before = read_rows(folder / "metrics.jsonl"), json.loads((teacher / "done.json").read_text())
     done = json.loads((folder / "done.json").read_text())
     count = len(labels)
@@ -69,8 +72,7 @@ def compare(folder: Path, run: dict[str, Any], typed: list[str]) -> dict[str, An
         "recount_start": int((ours.argmax(1) == labels).sum()),
         "different_predictions": int((theirs.argmax(1) != ours.argmax(1)).sum()),
         "logit_gap": ((theirs - ours).abs().max() / theirs.abs().max()).item(),
-        "smallest_margin": (theirs.topk(2).values @ torch.tensor([1.0, -1.0])).min().item()
-        / theirs.abs().max().item(),
+        "smallest_margin": (theirs.topk(2).values @ torch.tensor([1.0, -1.0])).min().item() / theirs.abs().max().item(),
         "time_s": done["time_s"],
         "epochs": done["epochs"],
     }
@@ -78,16 +80,17 @@ def compare(folder: Path, run: dict[str, Any], typed: list[str]) -> dict[str, An
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("out", type=Path)
+    parser.add_argument("out", type=Path, nargs="+", help="folders with runs somewhere below")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--model", action="append", default=[], help="a function that built networks, to allow it")
     options = parser.parse_args()
     found, wrong = [], 0
-    for path in sorted(options.out.glob("*/*/run.json")):
+    known: dict[str, torch.Tensor] = {}
+    for path in sorted(path for out in options.out for path in out.rglob("run.json")):
         run = json.loads(path.read_text())
         if run["teacher"] is None or not (path.parent / "done.json").is_file():
             continue
-        row = compare(path.parent, run, options.model)
+        row = compare(path.parent, run, options.model, known)
         found.append(row)
         counts = {row[k] for k in ("teacher_final_correct", "start_correct", "recount_teacher", "recount_start")}
         same = len(counts) == 1 and row["different_predictions"] == 0

@@ -24,7 +24,6 @@ import subprocess
 import sys
 import time
 import traceback
-import warnings
 from collections import Counter
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -43,10 +42,8 @@ import n2n_cli
 from n2n_cli import growth
 
 torch.set_num_threads(1)
-HERE = Path(__file__).resolve().parent
-SECONDS, GIB = 120, 14  # for the widening, and again for its measurement; address space
+SECONDS, GIB, QUARTER = 120, 14, 1.25  # for the widening, and again for its measurement; address space; enough
 SIZES = (64, 96, 128, 224, 256, None)  # None: the model's own
-QUARTER = 1.25
 Row = dict[str, Any]
 
 
@@ -89,10 +86,10 @@ def build(names: list[str]) -> tuple[str, nn.Module, Tensor]:
 
 def silence(model: nn.Module) -> nn.Module:
     """Every probability of dropping something to 0: students draw other numbers."""
-    for module in model.modules():
-        for name in ("p", "drop_prob", "prob", "drop_rate", "attn_drop", "attn_drop_p", "dropout_p", "drop"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
+    names = ("p", "drop_prob", "prob", "drop_rate", "attn_drop", "attn_drop_p", "dropout_p", "drop")
+    for module, name in itertools.product(model.modules(), names):
+        if isinstance(getattr(module, name, None), float):
+            setattr(module, name, 0.0)
     return model
 
 
@@ -106,37 +103,35 @@ def run(model: nn.Module, x: Tensor, *, training: bool) -> list[Tensor]:
 
 def relative(ours: list[Tensor], theirs: list[Tensor]) -> float:
     assert [t.shape for t in ours] == [t.shape for t in theirs], "other shapes"
-    gaps = [((a - b).abs().max() / b.abs().max().clamp(min=1e-300)).item() for a, b in zip(ours, theirs, strict=True)]
+    gaps = [((a - b).abs().max() / b.abs().max()).item() for a, b in zip(ours, theirs, strict=True)]
     return max(gaps) if all(gap == gap for gap in gaps) else float("inf")
 
 
 def measure(model: nn.Module, x: Tensor, factor: float) -> Row:
     """The gap of an fp64 student against its fp64 teacher, in eval and train mode, and the teacher's rounding."""
     teacher, x = copy.deepcopy(model).double(), x.double()
-    student = growth.widen(teacher, x, factor).student
-    row: Row = {"parameters_fp64": zoo.count(student)}
-    for training in (False, True):
+    student, nudged = growth.widen(teacher, x, factor).student, torch.nextafter(x, torch.full_like(x, float("inf")))
+    row: Row = {}
+    for mode, training in (("eval", False), ("train", True)):
         theirs = run(teacher, x, training=training)
-        nudged = torch.nextafter(x, torch.full_like(x, float("inf")))
-        mode = "train" if training else "eval"
         row[f"gap_{mode}"] = relative(run(student, x, training=training), theirs)
         row[f"floor_{mode}"] = relative(run(teacher, nudged, training=training), theirs)
+    row["varies"] = relative([t[:1] for t in theirs], [t[1:] for t in theirs])  # between the two images
     floor = max(row["floor_eval"], row["floor_train"])
     return row | {"exact": max(row["gap_eval"], row["gap_train"]) <= max(1e-9, 1000 * floor)}
 
 
-def held(model: nn.Module, grown: growth.Growth) -> dict[str, list[int]]:
-    """Why units stay as they are: the layers that make them, and the parameters of these layers."""
-    out: dict[str, list[int]] = {}
+def held(model: nn.Module, grown: growth.Growth) -> dict[str, int]:
+    """Why units stay as they are, and the parameters of the layers that make them."""
+    out, modules = Counter[str](), dict(model.named_modules())
     for group in grown.groups:
         if group.grown > group.units:
-            continue
+            continue  # it grew
         head, colon, why = str(group.fixed or group.tied or "free, but kept").partition(": ")
-        entry = out.setdefault(f"{'' if group.fixed else 'tied: '}{head.partition(' at ')[0]}{colon}{why}", [0, 0])
+        why = f"{'' if group.fixed else 'tied: '}{head.partition(' at ')[0]}{colon}{why}"
         for name in group.layers:
-            module = model.get_submodule(name) if name in dict(model.named_modules()) else None
-            entry[0] += 1
-            entry[1] += sum(p.numel() for p in module.parameters(recurse=False)) if module else 0
+            own = modules[name].parameters(recurse=False) if name in modules else ()
+            out[why] += sum(p.numel() for p in own)
     return out
 
 
@@ -149,12 +144,11 @@ def last_line(error: BaseException) -> str:
 
 def widened(model: nn.Module, x: Tensor, factor: float) -> Row:
     """One call of widen, and what became of it."""
-    start, before = time.perf_counter(), zoo.count(model)
-    row: Row = {"factor": factor}
+    start, row = time.perf_counter(), Row(factor=factor)
     try:
         grown = growth.widen(model, x, factor)
-        row["parameter_factor"] = zoo.count(grown.student) / before
-        row |= {"outcome": "grown" if row["parameter_factor"] > QUARTER else "little"}
+        share = zoo.count(grown.student) / zoo.count(model)
+        row |= {"outcome": "grown" if share > QUARTER else "little", "parameter_factor": share}
         row |= {"held": held(model, grown), "notes": grown.notes}
     except growth.GrowthError as error:
         row |= {"outcome": "refused", "reason": str(error).strip().splitlines()[0]}
@@ -186,26 +180,22 @@ def one(family: str, names: list[str]) -> None:
         row["late"] = f"x{factor:g}: no result in {SECONDS} s"
     signal.alarm(SECONDS)
     try:
-        if row["outcome"] in ("grown", "little"):
-            row |= measure(model, x, row["factor"])
-            row["outcome"] = row["outcome"] if row["exact"] else "WRONG"
+        if row["outcome"] in ("grown", "little") and not (row := row | measure(model, x, row["factor"]))["exact"]:
+            row["outcome"] = "WRONG"
     except (Late, Exception) as error:
         row["unmeasured"] = last_line(error)
-    signal.alarm(0)
     print(json.dumps(row | {"peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}))
 
 
 def in_process(family: str, names: list[str]) -> Row:
-    command, start = [sys.executable, "-W", "ignore", __file__, "--one", family, *names], time.perf_counter()
+    command, start = ["timeout", str(4 * SECONDS), sys.executable, "-W", "ignore", __file__], time.perf_counter()
+    done = subprocess.run([*command, "--one", family, *names], capture_output=True, text=True)
+    lines, last = done.stdout.splitlines(), (done.stderr.strip().splitlines() or [""])[-1]
     row: Row = {"family": family, "model": names[0], "engine": engine(), "outcome": "crash"}
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=3 * SECONDS + 60)
-        lines, last = done.stdout.splitlines(), (done.stderr.strip().splitlines() or [""])[-1]
+    row = json.loads(lines[-1]) if lines else row
+    if done.returncode:
         row["reason"] = f"the process ended with {done.returncode}: {last}"
-    except subprocess.TimeoutExpired as error:
-        lines = (error.stdout or b"").decode().splitlines()
-        row |= {"outcome": "timeout", "reason": "no result, even long after the alarm"}
-    return (json.loads(lines[-1]) if lines else row) | {"seconds_in_all": time.perf_counter() - start}
+    return row | {"seconds_in_all": time.perf_counter() - start}
 
 
 def engine() -> str:
@@ -218,11 +208,14 @@ def write(out: Path, data: Row) -> None:
     (out / "README.md").write_text(readme(data))
 
 
+def remark(row: Row) -> str:
+    return "; ".join(str(row[k]) for k in ("reason", "late", "unmeasured") if k in row).replace("|", "/")
+
+
 def readme(data: Row) -> str:
     rows, families = data["rows"], data["families"]
     outcomes = Counter(row["outcome"] for row in rows)
-    share = outcomes["grown"] / max(1, len(rows))
-    measured = [row for row in rows if "exact" in row]
+    measured, share = [row for row in rows if "exact" in row], outcomes["grown"] / max(1, len(rows))
     said = f"**{outcomes['grown']} of {len(rows)} families ({share:.0%}) grow by more than a quarter, exactly.**"
     out = ["# A library nobody looked at: timm", "", said + f" ({len(rows)} of timm's {families} families measured.)"]
     out += ["", "    " + "\n    ".join((__doc__ or "").split("\n\n")[1].split("\n    ")).strip(), ""]
@@ -230,28 +223,25 @@ def readme(data: Row) -> str:
     out += [f"| {name} | {outcomes[name]} | {meaning} |" for name, meaning in MEANING.items()]
     worst = max((max(r["gap_eval"], r["gap_train"]) for r in measured if r["exact"]), default=0.0)
     out += ["", HOW.format(quarter=QUARTER, seconds=SECONDS, gib=GIB, measured=len(measured), worst=worst)]
-    engines = ", ".join(f"{e} ({n})" for e, n in Counter(row["engine"] for row in rows).most_common())
-    out += ["", f"{data['versions']}; {data['machine']}, one thread. Engine (digest of its code): {engines}.", ""]
-    causes: dict[str, list[tuple[str, int]]] = {}
-    for row in rows:
-        for why, (_, parameters) in row.get("held", {}).items():
-            causes.setdefault(why, []).append((row["family"], parameters))
+    engines = Counter(row["engine"] for row in rows).most_common()
+    out += ["", f"{data['versions']}. Engine (digest of its code, families): {engines}.", ""]
+    found = [(why, (row["family"], n)) for row in rows for why, n in row.get("held", {}).items()]
+    causes = {why: [where for reason, where in found if reason == why] for why, _ in found}
     out += ["## What stays fixed, and why", "", "| why | families | parameters of the layers, M |", "|---|---|---|"]
     for why, where in sorted(causes.items(), key=lambda c: (-len(c[1]), c[0])):
         if len(where) > 1:
             shown = ", ".join(f for f, _ in sorted(where, key=lambda w: -w[1])[:4])
-            rest = f" and {len(where) - 4} more" if len(where) > 4 else ""
-            out.append(f"| {why.replace('|', '/')} | {shown}{rest} | {sum(p for _, p in where) / 1e6:.1f} |")
+            said = f"{len(where)}: {shown}{', ...' if len(where) > 4 else ''}"
+            out.append(f"| {why.replace('|', '/')} | {said} | {sum(p for _, p in where) / 1e6:.1f} |")
     head = "| family | smallest member | px | parameters, M | outcome | plan | factor | gap | floor | s | |"
     out += ["", "## Every family", "", head, "|---" * 11 + "|"]
     for row in sorted(rows, key=lambda r: (list(MEANING).index(r["outcome"]), r["family"])):
         gap, floor = (max(row.get(f"{k}_{m}", -1.0) for m in ("eval", "train")) for k in ("gap", "floor"))
         numbers = [f"{gap:.0e}", f"{floor:.0e}"] if gap >= 0 else ["", ""]
-        remark = "; ".join(str(row[k]) for k in ("reason", "late", "unmeasured") if k in row).replace("|", "/")
         cells = [row["family"], row["model"], row.get("image", ""), f"{row.get('parameters', 0) / 1e6:.1f}"]
         cells += [row["outcome"], f"x{row['factor']:g}" if "factor" in row else ""]
         cells += [f"{row['parameter_factor']:.2f}" if "parameter_factor" in row else "", *numbers]
-        out.append("| " + " | ".join(map(str, [*cells, f"{row.get('seconds', 0):.0f}", remark])) + " |")
+        out.append("| " + " | ".join(map(str, [*cells, f"{row.get('seconds', 0):.0f}", remark(row)])) + " |")
     return "\n".join(out) + "\n"
 
 
@@ -280,31 +270,28 @@ def main() -> None:
     parser.add_argument("--families", nargs="+", default=["*"], metavar="PATTERN", help="timm's modules: 'swin*'")
     parser.add_argument("--resume", action="store_true", help="keep the rows that are there")
     parser.add_argument("--redo", nargs="+", default=[], metavar="OUTCOME", help="but not those with such an outcome")
-    parser.add_argument("--out", type=Path, default=HERE)
+    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent)
     parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    warnings.simplefilter("ignore")
     if args.one:
         return one(args.one[0], args.one[1:])
     path: Path = args.out / "timm.json"
     old: Row = json.loads(path.read_text()) if path.exists() else {"rows": [], "smallest": {}}
-    again = {row["family"] for row in old["rows"] if row["outcome"] in args.redo or not args.resume}
-    again = {family for family in again if any(fnmatchcase(family, pattern) for pattern in args.families)}
-    rows = {row["family"]: row for row in old["rows"] if row["family"] not in again}
     families = timm.list_modules()
-    todo = [f for f in families if f not in rows and any(fnmatchcase(f, pattern) for pattern in args.families)]
+    todo = [f for f in families if any(fnmatchcase(f, pattern) for pattern in args.families)]
+    rows = {row["family"]: row for row in old["rows"]}
+    todo = [f for f in todo if not args.resume or f not in rows or rows[f]["outcome"] in args.redo]
     random.Random(0).shuffle(todo)
     versions = f"timm {timm.__version__}, torch {torch.__version__}, Python {platform.python_version()}"
-    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
-    data = {"versions": versions, "machine": machine, "families": len(families), "smallest": old["smallest"]}
+    versions += f"; {platform.system()} {platform.machine()}, {os.cpu_count()} cores, one thread"
+    data = {"versions": versions, "families": len(families), "smallest": old["smallest"]}
     for done, family in enumerate(todo, 1):
         if family not in data["smallest"]:
             data["smallest"][family] = members(family)[:3]
         rows[family] = row = in_process(family, data["smallest"][family])
         write(args.out, data | {"rows": [rows[f] for f in sorted(rows)]})
-        factor, why = row.get("parameter_factor", 0), row.get("reason", "")
-        print(f"{done}/{len(todo)} {family} {row['model']}: {row['outcome']} {factor:.2f}", end=" ")
-        print(f"{row['seconds_in_all']:.0f} s {why} {row.get('late', '')} {row.get('unmeasured', '')}", flush=True)
+        said = f"{row['outcome']} {row.get('parameter_factor', 0):.2f}, {row['seconds_in_all']:.0f} s; {remark(row)}"
+        print(f"{done}/{len(todo)} {family} {row['model']}: {said}", flush=True)
     write(args.out, data | {"rows": [rows[f] for f in sorted(rows)]})
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -69,6 +70,22 @@ def axis_map(axis: Axis, mappings: Mapping[Group, Remapping]) -> AxisMap | None:
     )
 
 
+Maps = dict[str, list[AxisMap | None]]  # tensor name -> the map of each of its axes
+
+
+def all_maps(structure: Structure, mappings: Mapping[Group, Remapping]) -> Maps:
+    """The position mappings of every parameter and buffer; axes that grow alike share one."""
+    known: dict[tuple[tuple[int, int], ...], AxisMap | None] = {}
+
+    def one(axis: Axis) -> AxisMap | None:
+        key = tuple((id(group), k) for group, k in resolve(axis))
+        if key not in known:
+            known[key] = axis_map(axis, mappings)
+        return known[key]
+
+    return {name: [one(axis) for axis in axes] for name, axes in structure.axes.items()}
+
+
 def first_copies(index: Tensor) -> Tensor:
     """True where a unit occurs for the first time."""
     if len(index) == 0:
@@ -106,7 +123,7 @@ def grow_tensor(
 
     ``factors[name]`` multiplies the first axis (norms and head widths, see `factors`).
     """
-    for dim, axis in enumerate(maps):
+    for dim, axis in reversed(list(enumerate(maps))):  # inner axes first, while the tensor is small
         if axis is None:
             continue
         consumed = (name, dim) in structure.consumed
@@ -137,6 +154,21 @@ def factors(structure: Structure, mappings: Mapping[Group, Remapping]) -> dict[s
     return found
 
 
+def weights_in_double(
+    model: nn.Module, structure: Structure, mappings: Mapping[Group, Remapping], maps: Maps
+) -> dict[str, Callable[[], Tensor]]:
+    """The noiseless student's parameters and buffers in fp64, each made when it is asked for and not kept."""
+    special = factors(structure, mappings)
+    source = dict([*model.named_parameters(), *named_buffers(model)])
+
+    def one(first: str) -> Tensor:
+        tensor = source[first].detach()
+        tensor = tensor.double() if tensor.is_floating_point() else tensor
+        return grow_tensor(first, tensor, structure, maps[first], special)
+
+    return {name: partial(one, first) for name, first in structure.aliases.items()}
+
+
 def add_noise(
     name: str,
     tensor: Tensor,
@@ -149,13 +181,18 @@ def add_noise(
     rows = [d for d, axis in enumerate(maps) if axis is not None and (name, d) not in structure.consumed]
     if tensor.ndim < 2 or not tensor.is_floating_point() or not rows:
         return tensor
-    later = torch.zeros(tensor.shape, dtype=torch.bool)
-    for dim in rows:
-        axis = maps[dim]
-        assert axis is not None
-        later |= ~axis.first.view([-1 if d == dim else 1 for d in range(tensor.ndim)])
-    noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float32) * later
-    return tensor + (size * tensor.std() * noise.to(tensor.device)).to(tensor.dtype)
+    spread = size * tensor.std()
+    known = [axis for dim in rows if (axis := maps[dim]) is not None]
+    later = [(~axis.first).nonzero().flatten() for axis in known]
+    if len(rows) == 1:
+        shape = [len(later[0]) if d == rows[0] else n for d, n in enumerate(tensor.shape)]
+        noise = torch.randn(shape, generator=generator, dtype=torch.float32).to(tensor.device) * spread
+        return tensor.index_add_(rows[0], later[0].to(tensor.device), noise.to(tensor.dtype))
+    mask = torch.zeros(tensor.shape, dtype=torch.bool)
+    for dim, places in zip(rows, later, strict=True):
+        mask.index_fill_(dim, places, True)
+    noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float32) * mask
+    return tensor + (spread * noise.to(tensor.device)).to(tensor.dtype)
 
 
 def grow_state(
@@ -165,19 +202,19 @@ def grow_state(
     *,
     noise: float = 0.0,
     seed: int = 0,
+    maps: Maps | None = None,
 ) -> dict[str, Tensor]:
     """Every parameter and buffer of the student, by name; no storage is shared with the teacher."""
     generator = torch.Generator().manual_seed(seed + 0x5EED)
-    special = factors(structure, mappings)
+    special, maps = factors(structure, mappings), maps or all_maps(structure, mappings)
     state: dict[str, Tensor] = {}
     with torch.no_grad():
         for name, tensor in [*model.named_parameters(), *named_buffers(model)]:
             if structure.aliases[name] != name:
                 continue
-            maps = [axis_map(axis, mappings) for axis in structure.axes[name]]
-            grown = grow_tensor(name, tensor.detach(), structure, maps, special)
+            grown = grow_tensor(name, tensor.detach(), structure, maps[name], special)
             if noise:
-                grown = add_noise(name, grown, structure, maps, noise, generator)
+                grown = add_noise(name, grown, structure, maps[name], noise, generator)
             state[name] = grown.clone() if grown.data_ptr() == tensor.data_ptr() else grown
     return state
 

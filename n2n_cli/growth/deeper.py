@@ -64,10 +64,10 @@ def deepen(
         deeper, change = to_student(model, sites, example_input)
         recipe = {"op": "deeper", "new": [*change.layers, *change.zeros]}
     else:
-        insertions = _insertions(model, prepared(model, example_input), sites, pairs)
-        deeper, new = insert(model, insertions)
-        change = Change(new, _sources(deeper, insertions), renamed=_moved(model, insertions))
-        recipe = {"op": "deeper", "insert": insertions}
+        found = insertions(model, prepared(model, example_input), sites, pairs)
+        deeper, new = insert(model, found)
+        change = Change(new, _sources(deeper, found), renamed=_moved(model, found))
+        recipe = {"op": "deeper", "insert": found}
     deeper.train(model.training)
 
     with torch.no_grad():
@@ -109,7 +109,7 @@ def _half(model: nn.Module) -> bool:
 # --- where -------------------------------------------------------------------------------------------------
 
 
-def _insertions(model: nn.Module, example: Any, patterns: Sequence[str] | None, pairs: int) -> list[dict[str, Any]]:
+def insertions(model: nn.Module, example: Any, patterns: Sequence[str] | None, pairs: int) -> list[dict[str, Any]]:
     """What is put where, as plain data: {"after": module, "kernels": [[3, 1], [1, 3]], ...} a site."""
     found = find_sites(model, example)
     by_layer = {site.layer: site for site in found}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -11,7 +14,18 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from n2n_cli.growth.errors import GrowthError
-from n2n_cli.growth.record import NoRandom, at_least_two, call, copied, leaves, mode, module_path, twin
+from n2n_cli.growth.record import (
+    NARROW,
+    InDouble,
+    NoRandom,
+    at_least_two,
+    call,
+    copied,
+    leaves,
+    mode,
+    module_path,
+    twin,
+)
 
 TOLERANCE = 1e-10  # relative, in fp64
 PROOF_IMAGES = 4
@@ -35,16 +49,26 @@ class Gap:
         return max(self.eval, self.train)
 
 
-def outputs(model: nn.Module, batch: Any, *, training: bool) -> list[Tensor]:
+Weights = Mapping[str, Callable[[], Tensor]]
+
+
+def outputs(model: nn.Module, batch: Any, *, training: bool, weights: Weights | None = None) -> list[Tensor]:
     """All output tensors in one mode, dropout and stochastic depth off; the model stays untouched.
+
+    With ``weights`` the arithmetic is fp64: these stand for the tensors of their names, all others are widened.
 
     Raises:
         GrowthError: the model does not run on the batch, or returns no tensor of numbers that could be compared.
     """
     kind = type(model).__name__
-    with torch.inference_mode(), torch.random.fork_rng(devices=[]):
-        model, _ = twin(model, lambda t: t if isinstance(t, nn.Parameter) else t.clone())
+    with torch.inference_mode(), torch.random.fork_rng(devices=[]), ExitStack() as stack:
+        model, state = twin(model, lambda name, tensor: _stand_in(name, tensor, weights))
         torch.manual_seed(0)  # a random operation that NoRandom does not know draws alike twice
+        if weights is not None:
+            stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+            torch.set_default_dtype(torch.float64)
+            parameters = {name: tensor for name, tensor in state.items() if isinstance(tensor, nn.Parameter)}
+            stack.enter_context(InDouble({id(parameters[n]): make for n, make in weights.items() if n in parameters}))
         try:
             with mode(model, training), module_path(model) as where, NoRandom():
                 result = call(model, batch)
@@ -56,6 +80,16 @@ def outputs(model: nn.Module, batch: Any, *, training: bool) -> list[Tensor]:
     if not any(t.is_floating_point() for t in found):
         raise GrowthError(f"{kind} returns no tensor of numbers: there is nothing to compare")
     return found
+
+
+def _stand_in(name: str, tensor: Tensor, weights: Weights | None) -> Tensor:
+    """Parameters as they are; buffers, which a forward pass may change, are cloned (in fp64 with ``weights``)."""
+    if isinstance(tensor, nn.Parameter):
+        return tensor
+    if weights is None:
+        return tensor.clone()
+    found = weights[name]() if name in weights else tensor
+    return found.double() if found.dtype in NARROW else found.clone()
 
 
 def relative(ours: list[Tensor], theirs: list[Tensor]) -> float:
@@ -125,16 +159,37 @@ def prove(teacher: nn.Module, student: nn.Module, *batches: Any) -> Gap:
     Raises:
         GrowthError: the function changed by more than the arithmetic explains.
     """
+    dtype = next((p.dtype for p in teacher.parameters() if p.is_floating_point()), torch.float32)
+    inputs = [prepared(teacher, batch) for batch in batches]
+    return _prove(partial(outputs, teacher), partial(outputs, student), inputs, dtype)
+
+
+def prove_in_double(teacher: nn.Module, student: nn.Module, weights: Weights, *batches: Any) -> Gap:
+    """`prove` in fp64 on networks of any precision, without a second copy of either.
+
+    ``student`` lends its modules; its parameters and buffers are ``weights`` (see `apply.weights_in_double`).
+    """
+
+    def widen(leaf: Any) -> Any:
+        return leaf.double() if isinstance(leaf, Tensor) and leaf.dtype in NARROW else leaf
+
+    inputs = [tree_map(widen, prepared(teacher, batch)) for batch in batches]
+    return _prove(
+        partial(outputs, teacher, weights={}), partial(outputs, student, weights=weights), inputs, torch.float64
+    )
+
+
+def _prove(
+    teacher: Callable[..., list[Tensor]], student: Callable[..., list[Tensor]], inputs: list[Any], dtype: torch.dtype
+) -> Gap:
     gaps: dict[bool, float] = {False: 0.0, True: 0.0}
     floor = 0.0
-    for batch, training in product(batches, (False, True)):
-        inputs = prepared(teacher, batch)
-        theirs = outputs(teacher, inputs, training=training)
+    for batch, training in product(inputs, (False, True)):
+        theirs = teacher(batch, training=training)
         if not all(torch.isfinite(t).all() for t in theirs if t.is_floating_point()):
             raise GrowthError("the teacher's own output is not finite: there is no function to preserve")
-        gaps[training] = max(gaps[training], relative(outputs(student, inputs, training=training), theirs))
-        floor = max(floor, relative(outputs(teacher, tree_map(_ulp, inputs), training=training), theirs))
-    dtype = next((p.dtype for p in teacher.parameters() if p.is_floating_point()), torch.float32)
+        gaps[training] = max(gaps[training], relative(student(batch, training=training), theirs))
+        floor = max(floor, relative(teacher(tree_map(_ulp, batch), training=training), theirs))
     gap = Gap(gaps[False], gaps[True], floor, str(dtype).removeprefix("torch."))
     base = TOLERANCE if dtype == torch.float64 else 16 * torch.finfo(dtype).eps
     if not gap.worst <= max(base, 1000 * gap.floor):

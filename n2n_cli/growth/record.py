@@ -107,6 +107,36 @@ class NoRandom(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
+class InDouble(TorchDispatchMode):
+    """Arithmetic in fp64 on a model of less precision, whose weights are widened when an operation reads them.
+
+    ``weights`` maps ``id`` of a parameter to what stands for it; it is made anew at each reading, so that no second
+    copy of the network exists.
+    """
+
+    def __init__(self, weights: Mapping[int, Callable[[], Tensor]]) -> None:
+        super().__init__()
+        self.weights = weights
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func._schema.is_mutable and args and isinstance(args[0], nn.Parameter) and func.__name__[-1:] == "_":
+            raise RuntimeError(f"{func} changes a parameter in the forward pass")
+        args, kwargs = tree_map(self._wide, (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+    def _wide(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            if id(value) in self.weights:
+                return self.weights[id(value)]()
+            return value.double() if value.dtype in NARROW else value
+        return torch.float64 if isinstance(value, torch.dtype) and value in NARROW else value
+
+
+NARROW = {torch.float32, torch.float16, torch.bfloat16}
+
+
 @contextmanager
 def module_path(model: nn.Module) -> Iterator[Callable[[], str]]:
     """A function that names the innermost module whose ``forward`` is running."""
@@ -206,7 +236,7 @@ def trace(
         stack.enter_context(torch.inference_mode())
         stack.enter_context(torch.random.fork_rng(devices=[]))
         torch.manual_seed(0)
-        model, state = twin(model, double)
+        model, state = twin(model, lambda _, tensor: double(tensor))
         stack.enter_context(mode(model, training))
         prepare = (lambda t: double(at_least_two(t))) if training else double
         example = tree_map(lambda t: prepare(t) if isinstance(t, Tensor) else t, example_input)
@@ -228,8 +258,8 @@ def trace(
     )
 
 
-def twin(model: nn.Module, double: Callable[[Tensor], Tensor]) -> tuple[nn.Module, dict[str, Tensor]]:
-    """A copy of the modules around ``double(tensor)`` for every parameter and buffer, and these by name.
+def twin(model: nn.Module, double: Callable[[str, Tensor], Tensor]) -> tuple[nn.Module, dict[str, Tensor]]:
+    """A copy of the modules around ``double(name, tensor)`` for every parameter and buffer, and these by name.
 
     What the copy's ``forward`` leaves behind (caches, counters) the model itself never sees.
     """
@@ -237,7 +267,7 @@ def twin(model: nn.Module, double: Callable[[Tensor], Tensor]) -> tuple[nn.Modul
     state: dict[str, Tensor] = {}
     for name, tensor in slots(model):
         if id(tensor) not in memo:
-            other = double(tensor)
+            other = double(name, tensor)
             is_parameter = isinstance(tensor, nn.Parameter)
             memo[id(tensor)] = nn.Parameter(other, requires_grad=False) if is_parameter else other
         state[name] = memo[id(tensor)]

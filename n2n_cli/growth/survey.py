@@ -13,13 +13,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from n2n_cli.growth import deeper, wider
+from n2n_cli.growth import deeper
 from n2n_cli.growth.apply import with_state
 from n2n_cli.growth.attributes import follow, set_attributes
 from n2n_cli.growth.axes import Group, is_open, resolve
 from n2n_cli.growth.infer import Structure, infer
 from n2n_cli.growth.links import Hold, Links, links_of
 from n2n_cli.growth.plan import Plan, draw, tie_classes
+from n2n_cli.growth.planned import solved
 from n2n_cli.growth.prove import prepared
 from n2n_cli.growth.record import copied, named_buffers
 from n2n_cli.growth.sites import Site, find_sites
@@ -102,7 +103,7 @@ def survey(model: nn.Module, example_input: Any, plan: Plan | None = None) -> Su
     (26, 38, ['0'])
     """
     example = prepared(model, example_input, pair=False)
-    structure, sizes = (_freest(model, example), {}) if plan is None else wider._solved(model, example, plan)
+    structure, sizes = (_freest(model, example), {}) if plan is None else solved(model, example, plan)
     links = links_of(structure)
     shapes = {
         name: [sum(sizes.get(g, g.n) * k for g, k in resolve(axis)) for axis in axes]
@@ -139,7 +140,7 @@ def deepened(
     >>> behind, [tuple(p.shape) for p in student.parameters()]
     (['0'], [(4, 3), (4,), (4, 4), (4,), (2, 4), (2,)])
     """
-    insertions = deeper._insertions(model, prepared(model, example_input), sites, pairs)
+    insertions = deeper.insertions(model, prepared(model, example_input), sites, pairs)
     memo: dict[int, Any] = {}
     for tensor in chain(model.parameters(), model.buffers()):
         meta = torch.empty_like(tensor, device="meta")

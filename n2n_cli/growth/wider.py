@@ -9,20 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from n2n_cli.growth import narrow
-from n2n_cli.growth.apply import (
-    AxisMap,
-    axis_map,
-    grow_state,
-    reshape,
-    with_state,
-)
-from n2n_cli.growth.attributes import Attributes, eps, follow, set_attributes
-from n2n_cli.growth.axes import Group, Reason, resolve
+from n2n_cli.growth.apply import AxisMap, reshape
+from n2n_cli.growth.axes import Group, resolve
 from n2n_cli.growth.errors import GrowthError
-from n2n_cli.growth.infer import OUTPUT, Structure, infer
-from n2n_cli.growth.plan import Plan, Remapping, Sizes, check_names, draw, rounded, solve, tie_classes
-from n2n_cli.growth.prove import Gap, function_gap, in_double, prepared, prove, small
+from n2n_cli.growth.infer import OUTPUT, Structure
+from n2n_cli.growth.plan import Plan, Remapping, tie_classes
+from n2n_cli.growth.planned import Planned, plan_growth
+from n2n_cli.growth.prove import Gap, function_gap, small
 from n2n_cli.growth.record import copied, named_buffers
 
 
@@ -84,14 +77,12 @@ def widen(model: nn.Module, example_input: Any, plan: Plan, *, seed: int = 0, no
     """
     if not 0 <= noise < float("inf"):
         raise GrowthError(f"noise is {noise!r}: expected a finite number of at least 0")
-    planned = plan_growth(model, example_input, plan, seed)
-    student = _student(model, planned, noise, seed)
-    gap = planned.gap
+    planned = plan_growth(model, example_input, plan, seed=seed, noise=noise)
+    student, gap = planned.student, planned.gap
     if noise:
         gap = _gap(model, student, example_input, f"with noise; proved without: {gap.worst:.1e}")
     recipe = _recipe("wider", model, student, planned, plan, seed) | {"noise": noise}
     structure, mappings = planned.structure, planned.mappings
-    maps = {name: [axis_map(axis, mappings) for axis in axes] for name, axes in structure.axes.items()}
     plain = all(m.kind == "copy" and m.idle is None for m in mappings.values()) and not structure.widths
     return Growth(
         student,
@@ -99,7 +90,7 @@ def widen(model: nn.Module, example_input: Any, plan: Plan, *, seed: int = 0, no
         recipe,
         notes(structure),
         report(structure, mappings),
-        maps,
+        planned.maps,
         structure.consumed,
         exact_optimizer=plain,
     )
@@ -111,7 +102,7 @@ def random_pad(model: nn.Module, example_input: Any, plan: Plan, *, seed: int = 
     The padding is what random initialization with the same seed gives at these places. The plan and the
     shapes are those of ``widen``; the function is not preserved, and the gap says by how much.
     """
-    planned = plan_growth(model, example_input, plan, seed)
+    planned = plan_growth(model, example_input, plan, seed=seed)
     structure, mappings = planned.structure, planned.mappings
     student = _fresh(model, planned, plan, seed)
     state = {name: tensor.detach() for name, tensor in [*student.named_parameters(), *named_buffers(student)]}
@@ -119,7 +110,7 @@ def random_pad(model: nn.Module, example_input: Any, plan: Plan, *, seed: int = 
         for name, tensor in [*model.named_parameters(), *named_buffers(model)]:
             if name not in state:
                 continue
-            maps = [axis_map(axis, mappings) for axis in structure.axes[name]]
+            maps = planned.maps[name]
             place = tuple(
                 (axis.first if axis is not None else torch.ones(n, dtype=torch.bool)).nonzero().flatten()
                 for axis, n in zip(maps, state[name].shape, strict=True)
@@ -147,7 +138,7 @@ def random_init(
         if reset:
             _reset(student, seed)
     else:
-        planned = plan_growth(model, example_input, plan, seed)
+        planned = plan_growth(model, example_input, plan, seed=seed)
         student = _fresh(model, planned, plan, seed)
         recipe = _recipe("random_init", model, student, planned, plan, seed)
         infos = report(planned.structure, planned.mappings)
@@ -159,116 +150,11 @@ def rebuild(model: nn.Module, recipe: Mapping[str, Any]) -> nn.Module:
     return reshape(model, recipe["shapes"], recipe["attributes"])
 
 
-@dataclass
-class Planned:
-    """What grows and how, proved: the noiseless student of this plan computes the teacher's function."""
-
-    structure: Structure
-    mappings: dict[Group, Remapping]
-    attributes: Attributes
-    like: nn.Module | None
-    gap: Gap
-
-
-def plan_growth(model: nn.Module, example_input: Any, plan: Plan, seed: int) -> Planned:
-    """Infer the groups, solve their sizes, and prove the student in fp64; what makes it fail is held back, by name.
-
-    Raises:
-        GrowthError: the plan cannot be met, or a student that was asked for by name or layer is not exact.
-    """
-    like = plan if isinstance(plan, nn.Module) else None
-    structure, sizes = _solved(model, prepared(model, example_input, pair=False), plan)
-    teacher, batches = in_double(model), [small(example) for example in structure.examples()]
-    again: Attributes | None = None
-    while True:
-        mappings = draw(structure, sizes, seed)
-        attributes = eps(structure, mappings) if like is not None else again or follow(model, structure, mappings)
-        planned = Planned(structure, mappings, attributes, like, Gap(0.0, 0.0))
-        student = _student(teacher, planned, 0.0)
-        try:
-            planned.gap = prove(teacher, student, *batches)
-            return planned
-        except GrowthError as error:
-            if not mappings:
-                raise
-            again, fault = _mended(model, planned, teacher, student)
-            if fault is None and again != attributes:
-                continue
-            if fault is None or not fault.groups or not isinstance(plan, float | int):
-                place = f"; first at {fault.op}: {fault.text}" if fault else ""
-                raise GrowthError(f"{error}{place}") from error
-            narrow.hold(structure, fault.groups, Reason.at(f"{fault.op}: {fault.text}"))
-            sizes, again = solve(structure, plan), None
-            if all(size == group.n for group, size in sizes.items()):
-                raise GrowthError(f"nothing of {type(model).__name__} can grow: {fault.op}: {fault.text}") from error
-
-
-def _mended(
-    model: nn.Module, planned: Planned, teacher: nn.Module, student: nn.Module
-) -> tuple[Attributes, narrow.Fault | None]:
-    """Other readings of the modules' numbers as far as they help, and the fault that remains."""
-    attributes = planned.attributes
-    fault: narrow.Fault | None = None
-    for reference in (None, teacher):  # shapes first, then values
-        fault = narrow.find(planned.structure, planned.mappings, student, reference)
-        while fault is not None and planned.like is None:
-            better = narrow.reread(model, planned.structure, planned.mappings, student, attributes, fault, reference)
-            if better is None:
-                return attributes, fault
-            attributes, fault = better
-        if fault is not None or attributes != planned.attributes:
-            break
-    return attributes, fault
-
-
-def _solved(model: nn.Module, example: Any, plan: Plan) -> tuple[Structure, Sizes]:
-    """Whole-number ties first; where the plan asks for less than whole numbers, norms are relaxed if they allow it."""
-    like = plan if isinstance(plan, nn.Module) else None
-    if like is not None:
-        check_names(model, like)
-    structure = infer(model, example, like=like)
-    refusal: GrowthError | None = None
-    try:
-        sizes = solve(structure, plan)
-        if not isinstance(plan, float | int) or not rounded(structure, sizes, plan):
-            return structure, sizes
-    except GrowthError as error:
-        refusal = error
-    if structure.ties:
-        relaxed = infer(model, example, like=like, uneven=True)
-        if relaxed.norms:
-            return relaxed, solve(relaxed, plan)
-    if refusal:
-        raise refusal
-    return structure, sizes
-
-
-def _student(teacher: nn.Module, planned: Planned, noise: float, seed: int = 0) -> nn.Module:
-    """The student with the teacher's weights, of its class (or the constructor's student)."""
-    structure = planned.structure
-    state = grow_state(teacher, structure, planned.mappings, noise=noise, seed=seed)
-    if planned.like is None:
-        student = with_state(teacher, state, structure.aliases)
-        set_attributes(student, planned.attributes)
-        return student
-    student = copied(planned.like)
-    reference = next((t for t in state.values() if t.is_floating_point()), None)
-    if reference is not None:
-        student.to(reference.device, reference.dtype)
-    with torch.no_grad():
-        for name, tensor in [*student.named_parameters(), *named_buffers(student)]:
-            tensor.copy_(state[structure.aliases[name]])
-    set_attributes(student, planned.attributes)
-    for parameter, other in zip(student.parameters(), teacher.parameters(), strict=False):
-        parameter.requires_grad_(other.requires_grad)
-    return student.train(teacher.training)
-
-
 def _fresh(model: nn.Module, planned: Planned, plan: Plan, seed: int) -> nn.Module:
     """The student with random weights."""
     if isinstance(plan, nn.Module):
         return copied(plan).train(model.training)
-    student = _student(model, planned, 0.0)
+    student = planned.student
     _reset(student, seed)
     return student
 

@@ -112,9 +112,11 @@ def test_a_failed_proof_refuses_and_names_the_place(monkeypatch):
         state["layer2.0.conv2.weight"] *= 1.1
         return state
 
-    monkeypatch.setattr("n2n_cli.growth.wider.grow_state", forgetful)
-    with pytest.raises(GrowthError, match=r"function differs .* in eval and .* in train mode"):
+    monkeypatch.setattr("n2n_cli.growth.planned.grow_state", forgetful)
+    with pytest.raises(GrowthError, match=r"function differs .* in eval mode"):
         growth.widen(perturb(ZOO["resnet18"]()), images(), 1.5)
+    with pytest.raises(GrowthError, match=r"function differs .* in eval and .* in train mode"):
+        growth.widen(perturb(ZOO["resnet18"]()).double(), images().double(), 1.5)
 
 
 def test_fp32_gap_is_rounding():
