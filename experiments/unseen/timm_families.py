@@ -74,6 +74,8 @@ def build(names: list[str]) -> tuple[str, nn.Module, Tensor]:
         try:
             options = {"img_size": size} if resized and size else {}
             model = timm.create_model(name, pretrained=False, num_classes=10, **options)
+            if zoo.count(model) > 2e8:  # more than fits
+                model, name = timm.create_model(name, num_classes=10, depth=2, **options), f"{name}, 2 layers"
             side = size or timm.data.resolve_data_config({}, model=model)["input_size"][-1]
             x = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(1))
             for training in (False, True):
@@ -123,15 +125,13 @@ def measure(model: nn.Module, x: Tensor, factor: float) -> Row:
 
 def held(model: nn.Module, grown: growth.Growth) -> dict[str, int]:
     """Why units stay as they are, and the parameters of the layers that make them."""
-    out, modules = Counter[str](), dict(model.named_modules())
+    out, found, modules = Counter[str](), set(), dict(model.named_modules())
     for group in grown.groups:
-        if group.grown > group.units:
-            continue  # it grew
         head, colon, why = str(group.fixed or group.tied or "free, but kept").partition(": ")
         why = f"{'' if group.fixed else 'tied: '}{head.partition(' at ')[0]}{colon}{why}"
-        for name in group.layers:
-            own = modules[name].parameters(recurse=False) if name in modules else ()
-            out[why] += sum(p.numel() for p in own)
+        found |= {(why, name) for name in group.layers if group.grown <= group.units and name in modules}
+    for why, name in sorted(found):
+        out[why] += sum(p.numel() for p in modules[name].parameters(recurse=False))
     return out
 
 

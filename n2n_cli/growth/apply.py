@@ -34,6 +34,7 @@ class AxisMap:
     value: Tensor | None
     share: Tensor | None
     means: list[tuple[int, int, int, int, int]]
+    own: int = 0  # so many positions in front are the teacher's first, in order
 
 
 def axis_map(axis: Axis, mappings: Mapping[Group, Remapping]) -> AxisMap | None:
@@ -60,13 +61,15 @@ def axis_map(axis: Axis, mappings: Mapping[Group, Remapping]) -> AxisMap | None:
         offset += group.n * k
         at += len(mapping.index) * k
     plain = all(g not in mappings or (mappings[g].kind == "copy" and mappings[g].idle is None) for g, _ in runs)
+    positions = torch.cat(index)
     return AxisMap(
-        torch.cat(index),
+        positions,
         torch.cat(copies),
         torch.cat(first),
         None if plain else torch.cat(value),
         None if plain else torch.cat(share),
         means,
+        int((positions == torch.arange(len(positions))).cumprod(0).sum()),
     )
 
 
@@ -112,6 +115,13 @@ def held_and_read(mapping: Remapping, units: int) -> tuple[Tensor, Tensor]:
     return one, read if mapping.idle is None else read * ~mapping.idle
 
 
+def _select(tensor: Tensor, dim: int, axis: AxisMap) -> Tensor:
+    """``index_select``; the teacher's own positions in front, where they stand in order, are copied as one block."""
+    own = axis.own if dim else 0
+    later = tensor.index_select(dim, axis.index[own:].to(tensor.device))
+    return torch.cat([tensor.narrow(dim, 0, own), later], dim) if own else later
+
+
 def grow_tensor(
     name: str,
     tensor: Tensor,
@@ -127,7 +137,7 @@ def grow_tensor(
         if axis is None:
             continue
         consumed = (name, dim) in structure.consumed
-        grown = tensor.index_select(dim, axis.index.to(tensor.device))
+        grown = _select(tensor, dim, axis)
         for start, stop, begin, units, k in [] if consumed else axis.means:
             mean = tensor.narrow(dim, begin, units * k).unflatten(dim, (units, k)).mean(dim)
             grown.narrow(dim, start, stop - start).unflatten(dim, (-1, k)).copy_(mean.unsqueeze(dim))

@@ -91,8 +91,11 @@ def deepen(
         )
     notes = []
     if change.layers:
-        drift = function_gap(model, deeper, batch, training=True)
-        notes.append(f"in train mode, with the statistics of {len(batches)} calibration batches: gap {drift:.1e}")
+        drift = function_gap(model, deeper, batches[0], training=True)
+        notes.append(
+            f"new batch norms undo the mean statistics of {len(batches)} calibration batches: exact in eval mode; one "
+            f"such batch alone is {drift:.1e} off in train mode"
+        )
     if change.zeros:
         named = f"{', '.join(change.zeros[:2])}{' ...' if len(change.zeros) > 2 else ''}"
         notes.append(f"{len(change.blocks)} new blocks add nothing at first; zero are {named}")
@@ -120,8 +123,10 @@ def insertions(model: nn.Module, example: Any, patterns: Sequence[str] | None, p
     if patterns is None:
         chosen = choose(found)
         if not chosen:
-            why = "; ".join(dict.fromkeys(f"{s.layer}: {s.refusal}" for s in found[:3])) or "it has no layer of weights"
-            raise GrowthError(f"{type(model).__name__} has no place for an identity layer ({why})")
+            why = f"{found[0].layer}: {found[0].refusal}" if found else "it has no layer of weights"
+            raise GrowthError(
+                f"{type(model).__name__} has no place for an identity layer ({why}); a deeper constructor may serve"
+            )
     else:
         chosen = []
         for pattern in [patterns] if isinstance(patterns, str) else patterns:

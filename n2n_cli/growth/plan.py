@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from fractions import Fraction
@@ -38,7 +38,7 @@ def solve(structure: Structure, plan: Plan) -> Sizes:
         return _by_pattern(structure, classes, plan)
     _check_factor(plan, "the factor")
     groups = [group for group in structure.groups() if not group.fixed]
-    sizes = _whole(classes, {group: _scaled(group, plan) for group in groups}, strict=False)
+    sizes = _whole(structure, classes, {group: _scaled(group, plan) for group in groups}, strict=False)
     return fit_shuffles(structure, couple(structure, balance(structure, sizes)))
 
 
@@ -77,7 +77,13 @@ def tie_classes(structure: Structure) -> list[TieClass]:
     return classes
 
 
-def _whole(classes: list[TieClass], sizes: Sizes, strict: bool) -> Sizes:
+def layers_of(structure: Structure, groups: Iterable[Group]) -> list[str]:
+    """The layers that hold any of the groups, in the order of the model."""
+    places = structure.groups()
+    return list(dict.fromkeys(n.rpartition(".")[0] or n for g in groups for n, _ in places.get(g, [])))
+
+
+def _whole(structure: Structure, classes: list[TieClass], sizes: Sizes, strict: bool) -> Sizes:
     """Round tied groups to a common whole number; ``strict`` refuses instead of rounding."""
     for tie in classes:
         wanted = {group: sizes.get(group, group.n) for group in tie.groups}
@@ -85,9 +91,12 @@ def _whole(classes: list[TieClass], sizes: Sizes, strict: bool) -> Sizes:
         factor = 1 if tie.fixed else floor(max(ratios) + 0.5)
         if strict and any(ratio != factor for ratio in ratios):
             why = f"{tie.reason}" + (f"; tied to a part that cannot grow ({tie.fixed})" if tie.fixed else "")
+            asked = f"{min(ratios):g}" + (f" to {max(ratios):g}" if min(ratios) != max(ratios) else "")
+            names = layers_of(structure, tie.groups)
+            named = ", ".join(names[:3]) + (" ..." if names[3:] else "")
             raise GrowthError(
-                f"the plan asks for {min(ratios):g} to {max(ratios):g} times the units, but {why}: every unit must "
-                "be copied the same whole number of times"
+                f"the plan asks for {asked} times the units of {named}, but {why}: every unit must be copied the same "
+                "whole number of times"
             )
         sizes.update({group: group.n * factor for group in tie.groups})
     return sizes
@@ -143,7 +152,7 @@ def _by_pattern(structure: Structure, classes: list[TieClass], plan: Mapping[str
                             f"(tied) but are asked for {sizes[group]} and {size}"
                         )
                     asked[group] = layer
-    return fit_shuffles(structure, _whole(classes, balance(structure, sizes), strict=True))
+    return fit_shuffles(structure, _whole(structure, classes, balance(structure, sizes), strict=True))
 
 
 def _axis_sizes(layer: str, axis: Axis, amount: float) -> Sizes:
@@ -192,42 +201,44 @@ def _to_student(structure: Structure, classes: list[TieClass], student: nn.Modul
             each = sum(k for g, k in runs if g in unknown)
             for group in unknown:
                 if rest < group.n * each or rest % each:
-                    _unreachable(structure, name, dim, target, runs)
+                    _unreachable(structure, name, state[name].shape, runs)
                 sizes[group] = rest // each
             if not unknown and rest:
-                _unreachable(structure, name, dim, target, runs)
+                _unreachable(structure, name, state[name].shape, runs)
         if len(later) == len(pending):  # nothing left that decides: spread one axis in proportion
             name, runs, target, dim = later[0]
             unknown_runs = [(g, k) for g, k in runs if not g.fixed and g not in sizes]
             fixed = sum(sizes.get(g, g.n) * k for g, k in runs if g.fixed or g in sizes)
             factor = (target - fixed) / sum(g.n * k for g, k in unknown_runs)
             if factor < 1:
-                _unreachable(structure, name, dim, target, runs)
+                _unreachable(structure, name, state[name].shape, runs)
             sizes[unknown_runs[0][0]] = _scaled(unknown_runs[0][0], factor)
         pending = later
-    return _whole(classes, balance(structure, sizes), strict=True)
+    return _whole(structure, classes, balance(structure, sizes), strict=True)
 
 
 def check_names(model: nn.Module, student: nn.Module) -> None:
-    """Raises GrowthError if teacher and student do not hold tensors of the same names and numbers of axes."""
+    """Raises GrowthError at the first tensor of the student that no widening of the teacher's can give."""
     ours, theirs = student.state_dict(keep_vars=True), model.state_dict(keep_vars=True)
-    for one, other, who in ((ours, theirs, "student"), (theirs, ours, "teacher")):
-        for name, tensor in one.items():
-            if name not in other:
-                raise GrowthError(f"the student cannot be reached: '{name}' is in the {who} alone")
-            if tensor.ndim != other[name].ndim:
-                raise GrowthError(
-                    f"the student cannot be reached: '{name}' is {list(theirs[name].shape)} in the teacher and "
-                    f"{list(ours[name].shape)} in the student"
-                )
+    for name, tensor in ours.items():
+        if name not in theirs:
+            raise GrowthError(f"the student cannot be reached: '{name}' is in the student alone, {list(tensor.shape)}")
+        have, want = list(theirs[name].shape), list(tensor.shape)
+        if len(have) != len(want) or have[2:] != want[2:]:
+            raise GrowthError(
+                f"the student cannot be reached: '{name}' is {have} in the teacher and {want} in the student"
+            )
+    for name, tensor in theirs.items():
+        if name not in ours:
+            raise GrowthError(f"the student cannot be reached: '{name}' is in the teacher alone, {list(tensor.shape)}")
 
 
-def _unreachable(structure: Structure, name: str, dim: int, target: int, runs: list[tuple[Group, int]]) -> None:
-    have = sum(group.n * k for group, k in runs)
+def _unreachable(structure: Structure, name: str, want: tuple[int, ...], runs: list[tuple[Group, int]]) -> None:
+    have = [length(axis) for axis in structure.axes[name]]
     reason = next((str(group.fixed) for group, _ in runs if group.fixed), None)
-    why = f" ({reason})" if reason else " (smaller, or at odds with a layer that shares its units)"
+    why = reason or "smaller, or at odds with a layer that shares its units"
     raise GrowthError(
-        f"the student cannot be reached: axis {dim} of '{name}' is {have} and should become {target}{why}"
+        f"the student cannot be reached: '{name}' is {have} in the teacher and {list(want)} in the student ({why})"
     )
 
 

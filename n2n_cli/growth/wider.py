@@ -208,7 +208,14 @@ def _recipe(
     }
 
 
-_OBVIOUS = ("a kernel axis", "depthwise", "one value for many", "the network's input")
+_OBVIOUS = (
+    "a kernel axis",
+    "depthwise",
+    "one value for many",
+    "the network's input",
+    "a single position beside others",
+    "positions are weighed against each other",
+)
 
 
 def report(structure: Structure, mappings: Mapping[Group, Remapping]) -> list[GroupInfo]:

@@ -181,7 +181,10 @@ def test_inspect(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
     ("words", "line"),
     [
         ("grow --teacher RUN data=fake data.image_size=32", "teacher: RUN has 16 classes, fake has 1000"),
-        ("grow --teacher RUN model=resnet18", "the student cannot be reached: 'conv1.weight' is in the student alone"),
+        (
+            "grow --teacher RUN model=resnet18",
+            "the student cannot be reached: 'conv1.weight' is in the student alone, [64, 3, 7, 7]",
+        ),
         ("grow --teacher RUN ++op.layers={nothing:2}", "'nothing'"),
         ("grow --teacher RUN --op deeper --sites nothing", "'nothing'"),
         ("grow --teacher damaged.pt", "damaged.pt"),
