@@ -256,17 +256,18 @@ def reread(
 ) -> tuple[Attributes, Fault | None] | None:
     """Attributes in another reading with which the student comes further, and its next fault; None: none helps.
 
-    Only the attributes of the operation's module and of the modules around it are tried.
+    The attributes of the operation's module are tried, of the modules around it, and of those directly inside.
     """
     around = {fault.op.path, ""}
     parts = fault.op.path.split(".")
     around |= {".".join(parts[:n]) for n in range(1, len(parts))}
     best: tuple[Attributes, Fault | None] | None = None
-    for below in (False, True):
+    inside = {path for path, _ in model.named_modules() if path and path.rpartition(".")[0] == fault.op.path}
+    for places, below in ((around, False), (inside, False), (around, True)):
         found = options(model, structure, mappings, below=below)
         for option in found:
             now = attributes.get(option.path, {}).get(option.attribute, option.own)
-            for value in [v for v in option.values if v != now] if option.path in around else []:
+            for value in [v for v in option.values if v != now] if option.path in places else []:
                 trial = {path: dict(values) for path, values in attributes.items()}
                 for other in _alike(option, found, model):
                     trial.setdefault(other.path, {})[option.attribute] = value

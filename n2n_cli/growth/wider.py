@@ -15,7 +15,7 @@ from n2n_cli.growth.errors import GrowthError
 from n2n_cli.growth.infer import OUTPUT, Structure
 from n2n_cli.growth.plan import Plan, Remapping, tie_classes
 from n2n_cli.growth.planned import Planned, plan_growth
-from n2n_cli.growth.prove import Gap, function_gap, small
+from n2n_cli.growth.prove import WEAK, Gap, function_gap, small
 from n2n_cli.growth.record import copied, named_buffers
 
 
@@ -83,12 +83,18 @@ def widen(model: nn.Module, example_input: Any, plan: Plan, *, seed: int = 0, no
         gap = _gap(model, student, example_input, f"with noise; proved without: {gap.worst:.1e}")
     recipe = _recipe("wider", model, student, planned, plan, seed) | {"noise": noise}
     structure, mappings = planned.structure, planned.mappings
+    said = notes(structure)
+    if planned.gap.floor > WEAK:
+        said.append(
+            f"a weak proof: on this batch the teacher itself moves by {planned.gap.floor:.0e} if an input changes by "
+            "rounding (batch norm over few values?); more or larger images make it sharp"
+        )
     plain = all(m.kind == "copy" and m.idle is None for m in mappings.values()) and not structure.widths
     return Growth(
         student,
         gap,
         recipe,
-        notes(structure),
+        said,
         report(structure, mappings),
         planned.maps,
         structure.consumed,
