@@ -13,13 +13,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from n2n_cli.growth import deeper
+from n2n_cli.growth import deeper, narrow
 from n2n_cli.growth.apply import with_state
 from n2n_cli.growth.attributes import follow, set_attributes
-from n2n_cli.growth.axes import Group, is_open, resolve
+from n2n_cli.growth.axes import Group, Reason, is_open, resolve
 from n2n_cli.growth.infer import Structure, infer
 from n2n_cli.growth.links import Hold, Links, links_of
-from n2n_cli.growth.plan import Plan, draw, tie_classes
+from n2n_cli.growth.plan import Plan, Sizes, draw, solve, tie_classes
 from n2n_cli.growth.planned import solved
 from n2n_cli.growth.prove import prepared
 from n2n_cli.growth.record import copied, named_buffers
@@ -104,19 +104,16 @@ def survey(model: nn.Module, example_input: Any, plan: Plan | None = None) -> Su
     """
     example = prepared(model, example_input, pair=False)
     structure, sizes = (_freest(model, example), {}) if plan is None else solved(model, example, plan)
-    links = links_of(structure)
-    shapes = {
-        name: [sum(sizes.get(g, g.n) * k for g, k in resolve(axis)) for axis in axes]
-        for name, axes in structure.axes.items()
-    }
-    parameters = {name: tensor.shape for name, tensor in model.named_parameters()}
-    order = _in_order(structure, parameters)
-    numbers, rows = _groups(structure, order, sizes, links)
     student: nn.Module | None = None
     if isinstance(plan, nn.Module):
         student = plan
     elif plan is not None:
-        student = _student(model, structure, sizes, shapes)
+        student, sizes = _student(model, structure, sizes, plan)
+    links = links_of(structure)
+    shapes = _shapes(structure, sizes)
+    parameters = {name: tensor.shape for name, tensor in model.named_parameters()}
+    order = _in_order(structure, parameters)
+    numbers, rows = _groups(structure, order, sizes, links)
     return Survey(
         groups=rows,
         layers=_layers(structure, order, numbers, sizes, links),
@@ -150,17 +147,33 @@ def deepened(
     return student, [insertion["after"] for insertion in insertions]
 
 
-def _student(
-    model: nn.Module, structure: Structure, sizes: dict[Group, int], shapes: dict[str, list[int]]
-) -> nn.Module:
-    """The wider network on the meta device."""
-    state: dict[str, Tensor] = {}
-    for name, tensor in [*model.named_parameters(remove_duplicate=False), *named_buffers(model)]:
-        first = structure.aliases[name]
-        state.setdefault(first, torch.empty(shapes[first], dtype=tensor.dtype, device="meta"))
-    student = with_state(model, state, structure.aliases)
-    set_attributes(student, follow(model, structure, draw(structure, sizes, 0)))
-    return student
+def _shapes(structure: Structure, sizes: Sizes) -> dict[str, list[int]]:
+    return {
+        name: [sum(sizes.get(g, g.n) * k for g, k in resolve(axis)) for axis in axes]
+        for name, axes in structure.axes.items()
+    }
+
+
+def _student(model: nn.Module, structure: Structure, sizes: Sizes, plan: Plan) -> tuple[nn.Module, Sizes]:
+    """The wider network on the meta device, mended or narrowed where its shapes go astray, as growing will do."""
+    while True:
+        shapes, state = _shapes(structure, sizes), dict[str, Tensor]()
+        for name, tensor in [*model.named_parameters(remove_duplicate=False), *named_buffers(model)]:
+            first = structure.aliases[name]
+            state.setdefault(first, torch.empty(shapes[first], dtype=tensor.dtype, device="meta"))
+        student = with_state(model, state, structure.aliases)
+        mappings = draw(structure, sizes, 0)
+        attributes = follow(model, structure, mappings)
+        set_attributes(student, attributes)
+        if any(recording.device != "meta" for recording in structure.recordings):
+            return student, sizes
+        fault = narrow.find(structure, mappings, student)
+        while fault and (better := narrow.reread(model, structure, mappings, student, attributes, fault)):
+            attributes, fault = better
+        if fault is None or not fault.groups or not isinstance(plan, float | int):
+            return student, sizes
+        narrow.hold(structure, fault.groups, Reason.at(f"{fault.op}: {fault.text}"))
+        sizes = solve(structure, plan)
 
 
 def _is_weight(name: str) -> bool:
