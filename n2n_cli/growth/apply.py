@@ -35,6 +35,7 @@ class AxisMap:
     share: Tensor | None
     means: list[tuple[int, int, int, int, int]]
     own: int = 0  # so many positions in front are the teacher's first, in order
+    idle: Tensor | None = None  # positions that hold something of their own, which nobody reads (see `shuffles`)
 
 
 def axis_map(axis: Axis, mappings: Mapping[Group, Remapping]) -> AxisMap | None:
@@ -45,7 +46,7 @@ def axis_map(axis: Axis, mappings: Mapping[Group, Remapping]) -> AxisMap | None:
     runs = resolve(axis)
     if not any(group in mappings for group, _ in runs):
         return None
-    index, copies, first, value, share = [], [], [], [], []
+    index, copies, first, value, share, idle = [], [], [], [], [], []
     means: list[tuple[int, int, int, int, int]] = []
     offset = at = 0
     for group, k in runs:
@@ -58,6 +59,8 @@ def axis_map(axis: Axis, mappings: Mapping[Group, Remapping]) -> AxisMap | None:
         first.append(first_copies(mapping.index).repeat_interleave(k))
         value.append(held.repeat_interleave(k))
         share.append(read.repeat_interleave(k))
+        none = torch.zeros(len(mapping.index), dtype=torch.bool)
+        idle.append((none if mapping.idle is None else mapping.idle).repeat_interleave(k))
         offset += group.n * k
         at += len(mapping.index) * k
     plain = all(g not in mappings or (mappings[g].kind == "copy" and mappings[g].idle is None) for g, _ in runs)
@@ -70,6 +73,7 @@ def axis_map(axis: Axis, mappings: Mapping[Group, Remapping]) -> AxisMap | None:
         None if plain else torch.cat(share),
         means,
         int((positions == torch.arange(len(positions))).cumprod(0).sum()),
+        None if plain else torch.cat(idle),
     )
 
 
@@ -223,7 +227,7 @@ def grow_state(
             if structure.aliases[name] != name:
                 continue
             grown = grow_tensor(name, tensor.detach(), structure, maps[name], special)
-            if noise:
+            if noise and isinstance(tensor, nn.Parameter):
                 grown = add_noise(name, grown, structure, maps[name], noise, generator)
             state[name] = grown.clone() if grown.data_ptr() == tensor.data_ptr() else grown
     return state

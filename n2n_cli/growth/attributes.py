@@ -161,12 +161,19 @@ def seen(structure: Structure, mappings: Mappings) -> dict[str, Seen]:
     return found
 
 
-def options(model: nn.Module, structure: Structure, mappings: Mappings, *, below: bool = False) -> list[Option]:
+def options(
+    model: nn.Module, structure: Structure, mappings: Mappings, *, below: bool = False, above: bool = False
+) -> list[Option]:
     """Attributes of users' modules (and attention) that equal a size that changed.
 
-    ``below``: seen by the module's own operations or by those of modules inside it (to which it may have passed them).
+    ``below``: seen by the module's own operations or by those of modules inside it (to which it may have passed them);
+    ``above``: or by those of the module that holds it (which may have called its methods).
     """
     sizes = seen(structure, mappings)
+    if above:
+        for path, _ in reversed(list(model.named_modules())):
+            for old, new in list(sizes.get(path.rpartition(".")[0], Seen()).shapes) if path else []:
+                sizes.setdefault(path, Seen()).add(old, new)
     if below:
         for path in list(sizes):
             parent = path

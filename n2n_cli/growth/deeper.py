@@ -65,7 +65,8 @@ def deepen(
         recipe = {"op": "deeper", "new": [*change.layers, *change.zeros]}
     else:
         found = insertions(model, prepared(model, example_input), sites, pairs)
-        deeper, new = insert(model, found)
+        with torch.random.fork_rng(devices=[]):  # the identity's first, random weights are nobody's
+            deeper, new = insert(model, found)
         change = Change(new, _sources(deeper, found), renamed=_moved(model, found))
         recipe = {"op": "deeper", "insert": found}
     deeper.train(model.training)

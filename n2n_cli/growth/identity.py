@@ -179,7 +179,7 @@ def identify(student: nn.Module, layers: Sequence[str], sources: Mapping[str, Te
     ]
     try:
         for batch in batches:
-            outputs(student, prepared(student, batch), training=True)
+            outputs(student, prepared(student, batch), training=True, clones=True)
     finally:
         for hook in hooks:
             hook.remove()

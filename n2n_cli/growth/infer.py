@@ -89,6 +89,7 @@ class Inference:
         self.choices = choices
         self.uneven = uneven
         self.like = like
+        self.met: list[Axis] = []  # axes of results that are no parameter's own axis any more
         self.bent: list[Axis] = []  # axes whose units met something that is not linear
         self.equal: list[tuple[Axis, Axis]] = []
         self.norms: list[norms.Norm] = []
@@ -144,6 +145,7 @@ class Inference:
             if id(out) not in self.labels:  # a second result that the rule did not speak of
                 self.put_one(out, [constant(n, self.reason(op, "a side result")) for n in out.shape])
             self.made.setdefault(id(out), (op, which))
+            self.met += [axis for axis, origin in zip(self.axes(out), self.origins(out), strict=True) if not origin]
         if norms.bends(op.name, len(inputs)):
             relaxed = self.norms and self.norms[-1].site == self.site(op)
             for tensor in [] if relaxed else [*inputs, *op.outputs]:
@@ -349,7 +351,8 @@ def alongside(recordings: list[Recording], student: nn.Module) -> Like | None:
 
 
 def _settle_roles(ctx: Inference) -> None:
-    """Fix parameter axes that nothing reads, or that are consumed here and copied there (tied weights)."""
+    """Fix parameter axes that nothing reads, in whole or in part, and those both consumed and copied (tied weights)."""
+    met = {group for axis in ctx.met for group, _ in resolve(axis)}
     for name, axes in ctx.parameters.items():
         for dim, axis in enumerate(axes):
             roles = ctx.roles.get((name, dim))
@@ -357,6 +360,9 @@ def _settle_roles(ctx: Inference) -> None:
                 fix(axis, Reason(f"{name} is not used in the forward pass"))
             elif len(roles) > 1:
                 fix(axis, Reason(f"{name} is both consumed and produced along axis {dim} (tied weights)"))
+            for group, k in resolve(axis):
+                if group not in met:
+                    fix([(group, k)], Reason(f"a part of {name} that the example does not reach"))
 
 
 def _next_choices(ctx: Inference) -> set[Site]:

@@ -263,8 +263,8 @@ def reread(
     around |= {".".join(parts[:n]) for n in range(1, len(parts))}
     best: tuple[Attributes, Fault | None] | None = None
     inside = {path for path, _ in model.named_modules() if path and path.rpartition(".")[0] == fault.op.path}
-    for places, below in ((around, False), (inside, False), (around, True)):
-        found = options(model, structure, mappings, below=below)
+    for places, below, above in ((around, False, False), (inside, False, True), (around, True, False)):
+        found = options(model, structure, mappings, below=below, above=above)
         for option in found:
             now = attributes.get(option.path, {}).get(option.attribute, option.own)
             for value in [v for v in option.values if v != now] if option.path in places else []:

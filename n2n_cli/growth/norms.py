@@ -83,6 +83,7 @@ def refused(ctx: Inference) -> set[Site]:
         if "copy" in roles:
             for group, _ in resolve(ctx.parameters[name][dim]):
                 written.setdefault(group, set()).add(name)
+    results = {group for norm in ctx.norms for group, _ in resolve(norm.out)}
     streams: dict[Group, set[Group]] = {}
     no: set[Site] = set()
     for norm in ctx.norms:
@@ -90,7 +91,7 @@ def refused(ctx: Inference) -> set[Site]:
         (s, _), (o, _) = stream[0], out[0]
         streams.setdefault(o, set()).add(s)
         single = len(stream) == len(out) == 1 and stream[0][1] == out[0][1] == 1
-        free = not s.fixed and not o.fixed and s is not o and not {s, o} & tied and s not in bent
+        free = not s.fixed and not o.fixed and s is not o and not {s, o} & tied and s not in bent and s not in results
         if norm.kind == "layer":  # its new results are 0, and must stay so until something linear reads them
             free = free and o not in bent and written.get(o, set()) <= affine
         if not single or not free or len(streams[o]) > 1:

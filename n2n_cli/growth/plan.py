@@ -128,6 +128,8 @@ def _by_pattern(structure: Structure, classes: list[TieClass], plan: Mapping[str
     sizes: Sizes = {}
     asked: dict[Group, str] = {}
     for pattern, amount in plan.items():
+        if not isinstance(pattern, str):
+            raise GrowthError(f"{pattern!r} is no layer pattern: expected text, for example 'layer1.*'")
         matched = [layer for layer in layers if fnmatchcase(layer, pattern)]
         if not matched:
             raise GrowthError(f"no layer matches '{pattern}'{suggest(pattern, layers)}")

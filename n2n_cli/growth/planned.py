@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,8 @@ from n2n_cli.growth.axes import Group, Reason
 from n2n_cli.growth.errors import GrowthError
 from n2n_cli.growth.infer import Structure, infer
 from n2n_cli.growth.plan import Plan, Remapping, Sizes, check_names, draw, rounded, solve
-from n2n_cli.growth.prove import Gap, function_gap, in_double, prepared, prove, prove_in_double, small
+from n2n_cli.growth.prove import NOT_FINITE, Gap, function_gap, in_double, prepared, prove, prove_in_double, small
+from n2n_cli.growth.record import named_buffers
 
 ROUGH = {torch.float32: 1e-3}  # relative gap that a precision explains, beside the proof in fp64
 
@@ -41,8 +43,9 @@ def plan_growth(model: nn.Module, example_input: Any, plan: Plan, *, seed: int, 
     Raises:
         GrowthError: the plan cannot be met, or a student that was asked for by name or layer is not exact.
     """
+    _check(model, seed)
     like = plan if isinstance(plan, nn.Module) else None
-    structure, sizes = solved(model, prepared(model, example_input, pair=False), plan)
+    structure, sizes = solved(model, prepared(model, small(example_input), pair=False), plan)
     batches = [small(example) for example in structure.examples()]
     again: Attributes | None = None
     while True:
@@ -55,7 +58,7 @@ def plan_growth(model: nn.Module, example_input: Any, plan: Plan, *, seed: int, 
             planned.gap = _proved(model, planned, batches, as_built=noise == 0)
             return planned
         except GrowthError as error:
-            if not mappings:
+            if not mappings or NOT_FINITE in str(error):
                 raise
             again, fault = _mended(model, planned)
             if fault is None and again != attributes:
@@ -69,6 +72,17 @@ def plan_growth(model: nn.Module, example_input: Any, plan: Plan, *, seed: int, 
                 raise GrowthError(f"nothing of {type(model).__name__} can grow: {fault.op}: {fault.text}") from error
 
 
+def _check(model: Any, seed: Any) -> None:
+    """What a library's user may get wrong before anything runs."""
+    if not isinstance(model, nn.Module):
+        raise GrowthError(f"the teacher is of type {type(model).__name__}: expected a torch.nn.Module")
+    empty = next((name for name, t in [*model.named_parameters(), *named_buffers(model)] if t.is_meta), None)
+    if empty is not None:
+        raise GrowthError(f"'{empty}' is on the meta device: a teacher has values")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise GrowthError(f"seed is {seed!r}: expected a whole number from 0 to 2**63 - 1")
+
+
 def _proved(model: nn.Module, planned: Planned, batches: list[Any], *, as_built: bool) -> Gap:
     """The proof in fp64, without copies of the networks unless their code minds in which precision it runs.
 
@@ -76,11 +90,14 @@ def _proved(model: nn.Module, planned: Planned, batches: list[Any], *, as_built:
     """
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     if dtype == torch.float64 and as_built:
-        return prove(model, planned.student, *batches)
+        with suppress(GrowthError):  # code that rounds to fp32 somewhere is compared in fp64 throughout
+            return prove(model, planned.student, *batches)
     weights = weights_in_double(model, planned.structure, planned.mappings, planned.maps)
     try:
         gap = prove_in_double(model, planned.student, weights, *batches)
-    except GrowthError:
+    except GrowthError as error:
+        if NOT_FINITE in str(error):
+            raise
         teacher = in_double(model)
         gap = prove(teacher, build(teacher, planned), *batches)
     if as_built:

@@ -18,15 +18,18 @@ from n2n_cli.growth.record import (
     NARROW,
     InDouble,
     NoRandom,
+    WritesWeights,
     at_least_two,
     call,
     copied,
     leaves,
     mode,
     module_path,
+    storages,
     twin,
 )
 
+NOT_FINITE = "the teacher's own output is not finite"
 TOLERANCE = 1e-10  # relative, in fp64
 FLOORS = 100  # times its own rounding floor a correct student may differ (5 is the most that was seen)
 WEAK = 1e-6  # a floor above this makes the comparison weak
@@ -54,40 +57,56 @@ class Gap:
 Weights = Mapping[str, Callable[[], Tensor]]
 
 
-def outputs(model: nn.Module, batch: Any, *, training: bool, weights: Weights | None = None) -> list[Tensor]:
+def outputs(
+    model: nn.Module, batch: Any, *, training: bool, weights: Weights | None = None, clones: bool = False
+) -> list[Tensor]:
     """All output tensors in one mode, dropout and stochastic depth off; the model stays untouched.
 
     With ``weights`` the arithmetic is fp64: these stand for the tensors of their names, all others are widened.
+    ``clones``: the pass, or a hook, may write into parameters.
 
     Raises:
         GrowthError: the model does not run on the batch, or returns no tensor of numbers that could be compared.
     """
+    try:
+        return _outputs(model, batch, training, weights, clones)
+    except WritesWeights:  # masked weights, for example: on clones then
+        if weights is not None:
+            raise GrowthError(f"{type(model).__name__} changes its weights in the forward pass") from None
+        return _outputs(model, batch, training, weights, True)
+
+
+def _outputs(model: nn.Module, batch: Any, training: bool, weights: Weights | None, clones: bool) -> list[Tensor]:
     kind = type(model).__name__
     with torch.inference_mode(), torch.random.fork_rng(devices=[]), ExitStack() as stack:
-        model, state = twin(model, lambda name, tensor: _stand_in(name, tensor, weights))
+        model, state = twin(model, lambda name, tensor: _stand_in(name, tensor, weights, clones))
+        guarded = set() if clones else storages(p for p in state.values() if isinstance(p, nn.Parameter))
         torch.manual_seed(0)  # a random operation that NoRandom does not know draws alike twice
         if weights is not None:
             stack.callback(torch.set_default_dtype, torch.get_default_dtype())
             torch.set_default_dtype(torch.float64)
             parameters = {name: tensor for name, tensor in state.items() if isinstance(tensor, nn.Parameter)}
-            stack.enter_context(InDouble({id(parameters[n]): make for n, make in weights.items() if n in parameters}))
+            made = {id(parameters[n]): make for n, make in weights.items() if n in parameters}
+            stack.enter_context(InDouble(made, storages(parameters.values())))
         try:
-            with mode(model, training), module_path(model) as where, NoRandom():
+            with mode(model, training), module_path(model) as where, NoRandom(guarded):
                 result = call(model, batch)
+        except WritesWeights:
+            raise
         except Exception as error:
             path = where() or "the top module"
             text = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise GrowthError(f"{kind} does not run: in {path}: {text}") from error
         found = [torch.view_as_real(t).clone() if t.is_complex() else t.clone() for t in leaves(result)]
-    if not any(t.is_floating_point() for t in found):
+    if not any(t.is_floating_point() and t.numel() for t in found):
         raise GrowthError(f"{kind} returns no tensor of numbers: there is nothing to compare")
     return found
 
 
-def _stand_in(name: str, tensor: Tensor, weights: Weights | None) -> Tensor:
+def _stand_in(name: str, tensor: Tensor, weights: Weights | None, clones: bool) -> Tensor:
     """Parameters as they are; buffers, which a forward pass may change, are cloned (in fp64 with ``weights``)."""
     if isinstance(tensor, nn.Parameter):
-        return tensor
+        return tensor.detach().clone() if clones else tensor
     if weights is None:
         return tensor.clone()
     found = weights[name]() if name in weights else tensor
@@ -151,8 +170,9 @@ def _ulp(leaf: Any) -> Any:
 
 
 def small(batch: Any, images: int = PROOF_IMAGES) -> Any:
-    """The first few samples of a batch."""
-    return tree_map(lambda t: t[:images] if isinstance(t, Tensor) and t.ndim else t, batch)
+    """The first few samples of a batch; what has another leading size than its first tensor (a mask) stays whole."""
+    count = next((t.shape[0] for t in leaves(batch) if t.ndim), 0)
+    return tree_map(lambda t: t[:images] if isinstance(t, Tensor) and t.ndim and t.shape[0] == count else t, batch)
 
 
 def prove(teacher: nn.Module, student: nn.Module, *batches: Any) -> Gap:
@@ -189,7 +209,7 @@ def _prove(
     for batch, training in product(inputs, (False, True)):
         theirs = teacher(batch, training=training)
         if not all(torch.isfinite(t).all() for t in theirs if t.is_floating_point()):
-            raise GrowthError("the teacher's own output is not finite: there is no function to preserve")
+            raise GrowthError(f"{NOT_FINITE}: there is no function to preserve")
         gaps[training] = max(gaps[training], relative(student(batch, training=training), theirs))
         floor = max(floor, relative(teacher(tree_map(_ulp, batch), training=training), theirs))
     gap = Gap(gaps[False], gaps[True], floor, str(dtype).removeprefix("torch."))

@@ -11,7 +11,7 @@ control flow cannot run on meta tensors; such a model is recorded on its real te
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -81,13 +81,37 @@ class _Recorder(TorchDispatchMode):
         return result
 
 
+class WritesWeights(RuntimeError):
+    """The forward pass changes a parameter in place."""
+
+
+def storages(tensors: Iterable[Tensor]) -> set[int]:
+    return {tensor.untyped_storage().data_ptr() for tensor in tensors if not tensor.is_meta and tensor.numel()}
+
+
+def _guard(func: Any, args: tuple[Any, ...], guarded: set[int]) -> None:
+    if guarded and func._schema.is_mutable:
+        for argument, value in zip(func._schema.arguments, args, strict=False):
+            written = argument.alias_info is not None and argument.alias_info.is_write
+            if written and isinstance(value, Tensor) and storages([value]) & guarded:
+                raise WritesWeights
+
+
 class NoRandom(TorchDispatchMode):
-    """Turns dropout and stochastic depth off, wherever they are written: a proof compares functions."""
+    """Turns dropout and stochastic depth off, wherever they are written: a proof compares functions.
+
+    Raises WritesWeights before a tensor whose storage is ``guarded`` is changed.
+    """
+
+    def __init__(self, guarded: set[int] | None = None) -> None:
+        super().__init__()
+        self.guarded = guarded or set()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
+        _guard(func, args, self.guarded)
         name = func.overloadpacket.__name__
         if name in {"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"}:
             return args[0]
@@ -114,15 +138,14 @@ class InDouble(TorchDispatchMode):
     copy of the network exists.
     """
 
-    def __init__(self, weights: Mapping[int, Callable[[], Tensor]]) -> None:
+    def __init__(self, weights: Mapping[int, Callable[[], Tensor]], guarded: set[int]) -> None:
         super().__init__()
-        self.weights = weights
+        self.weights, self.guarded = weights, guarded
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func._schema.is_mutable and args and isinstance(args[0], nn.Parameter) and func.__name__[-1:] == "_":
-            raise RuntimeError(f"{func} changes a parameter in the forward pass")
+        _guard(func, args, self.guarded)
         args, kwargs = tree_map(self._wide, (args, kwargs or {}))
         return func(*args, **kwargs)
 

@@ -75,7 +75,7 @@ def widen(model: nn.Module, example_input: Any, plan: Plan, *, seed: int = 0, no
       (2): Linear(in_features=6, out_features=2, bias=True)
     )
     """
-    if not 0 <= noise < float("inf"):
+    if isinstance(noise, bool) or not isinstance(noise, int | float) or not 0 <= noise < float("inf"):
         raise GrowthError(f"noise is {noise!r}: expected a finite number of at least 0")
     planned = plan_growth(model, example_input, plan, seed=seed, noise=noise)
     student, gap = planned.student, planned.gap
