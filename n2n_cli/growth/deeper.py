@@ -13,7 +13,7 @@ from n2n_cli.errors import suggest
 from n2n_cli.growth.constructors import Change, explained, same_rates, to_student
 from n2n_cli.growth.errors import GrowthError
 from n2n_cli.growth.identity import BatchNorm, activation_of, columns, identify, make_identity, plain
-from n2n_cli.growth.prove import function_gap, in_double, prepared, prove, small
+from n2n_cli.growth.prove import function_gap, in_double, prepared, prove, runs_as_it_is, small
 from n2n_cli.growth.record import copied
 from n2n_cli.growth.sites import Site, choose, find_sites
 from n2n_cli.growth.wider import GroupInfo, Growth
@@ -83,6 +83,7 @@ def deepen(
         gap = prove(teacher, double, batch)
     except GrowthError as error:
         raise GrowthError(explained(str(error), double, change, batch)) from error
+    runs_as_it_is(deeper, batch)
     dead = identify(deeper, change.layers, change.sources, batches)
     # the statistics of several batches are not this batch's: in eval mode it is exact all the same
     eval_gap = function_gap(model, deeper, batch, training=False)

@@ -54,7 +54,8 @@ def carry(old: Optimizer, teacher: nn.Module, new: Optimizer, growth: Growth) ->
     layers, and tensors whose units are no plain copies, start fresh. Rates and decays stay those of ``new``.
 
     Raises:
-        GrowthError: a state whose size is unknown, or not that of its parameter.
+        GrowthError: a state whose size is unknown, or not that of its parameter; optimizers of two kinds; random
+            weights.
 
     >>> net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     >>> old = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
@@ -65,7 +66,16 @@ def carry(old: Optimizer, teacher: nn.Module, new: Optimizer, growth: Growth) ->
     >>> new.state[grown.student[0].weight]["momentum_buffer"].shape
     torch.Size([8, 3])
     """
+    _check(old, new, growth)
     load_state(new, growth.student, carried(named_state(old, teacher), growth, rates_of(old)))
+
+
+def _check(old: Optimizer, new: Optimizer, growth: Growth) -> None:
+    op = growth.recipe.get("op")
+    if op not in ("wider", "deeper"):
+        raise GrowthError(f"{op}: weights that are random have no teacher's optimizer state")
+    if type(old) is not type(new):
+        raise GrowthError(f"the teacher's optimizer is {type(old).__name__}, the student's {type(new).__name__}")
 
 
 def equivariant(old: Optimizer | None, teacher: nn.Module, new: Optimizer, growth: Growth) -> Equivariant:
@@ -90,6 +100,7 @@ def equivariant(old: Optimizer | None, teacher: nn.Module, new: Optimizer, growt
     >>> growth.function_gap(net, grown.student, torch.ones(2, 3)) < 1e-5
     True
     """
+    _check(old or new, new, growth)
     both = rates(growth, rates_of(old) if old is not None else None)
     if old is not None:
         load_state(new, growth.student, copied(named_state(old, teacher), growth))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from fractions import Fraction
@@ -22,11 +22,12 @@ Plan = float | Mapping[str, float] | nn.Module
 Sizes = dict[Group, int]
 
 
-def solve(structure: Structure, plan: Plan) -> Sizes:
+def solve(structure: Structure, plan: Plan, *, coupled: bool = False) -> Sizes:
     """New sizes of all groups.
 
     ``plan`` is a factor (1.5), a mapping from layer patterns to factors (``{"layer1.*": 1.5}``) or widths
-    (``{"fc1": 512}``, whole numbers), or a student built by its own constructor, whose shapes are reached.
+    (``{"fc1": 512}``, whole numbers), or a student built by its own constructor, whose shapes are reached. ``coupled``:
+    what layer patterns ask for brings along the widths that are equal to it in the same module.
 
     Raises:
         GrowthError: the plan shrinks a layer, names none, contradicts a tie, or cannot be reached.
@@ -35,7 +36,7 @@ def solve(structure: Structure, plan: Plan) -> Sizes:
     if isinstance(plan, nn.Module):
         return _to_student(structure, classes, plan)
     if isinstance(plan, Mapping):
-        return _by_pattern(structure, classes, plan)
+        return _by_pattern(structure, classes, plan, coupled)
     _check_factor(plan, "the factor")
     groups = [group for group in structure.groups() if not group.fixed]
     sizes = _whole(structure, classes, {group: _scaled(group, plan) for group in groups}, strict=False)
@@ -123,7 +124,7 @@ def _has_open(axis: Axis) -> bool:
     return any(not group.fixed for group, _ in resolve(axis))
 
 
-def _by_pattern(structure: Structure, classes: list[TieClass], plan: Mapping[str, float]) -> Sizes:
+def _by_pattern(structure: Structure, classes: list[TieClass], plan: Mapping[str, float], coupled: bool) -> Sizes:
     layers = produced_by(structure)
     sizes: Sizes = {}
     asked: dict[Group, str] = {}
@@ -154,7 +155,10 @@ def _by_pattern(structure: Structure, classes: list[TieClass], plan: Mapping[str
                             f"(tied) but are asked for {sizes[group]} and {size}"
                         )
                     asked[group] = layer
-    return fit_shuffles(structure, _whole(structure, classes, balance(structure, sizes), strict=True))
+    sizes = balance(structure, sizes)
+    if coupled:
+        sizes = couple(structure, sizes, set(asked))
+    return fit_shuffles(structure, _whole(structure, classes, sizes, strict=True))
 
 
 def _axis_sizes(layer: str, axis: Axis, amount: float) -> Sizes:
@@ -169,16 +173,19 @@ def _axis_sizes(layer: str, axis: Axis, amount: float) -> Sizes:
     if amount < total:
         hint = f" (for a factor write {amount}.0)" if amount <= 8 else ""
         raise GrowthError(f"layer '{layer}' has {total} channels and cannot shrink to {amount}{hint}")
-    free = [(group, k) for group, k in runs if not group.fixed]
-    fixed = total - sum(group.n * k for group, k in free)
+    each: dict[Group, int] = {}  # positions that one more unit adds; a grouped layer's units stand there several times
+    for group, k in runs:
+        if not group.fixed:
+            each[group] = each.get(group, 0) + k
+    fixed = total - sum(group.n * k for group, k in each.items())
     factor = (amount - fixed) / (total - fixed)
-    sizes = {group: _scaled(group, factor) for group, _ in free}
-    reached = fixed + sum(sizes[group] * k for group, k in free)
-    if reached != amount:
-        last, k = free[-1]
-        if (amount - reached) % k or sizes[last] + (amount - reached) // k < last.n:
+    sizes = {group: _scaled(group, factor) for group in each}
+    short = int(amount) - fixed - sum(sizes[group] * k for group, k in each.items())
+    if short:
+        last, k = list(each.items())[-1]
+        if short % k or sizes[last] + short // k < last.n:
             raise GrowthError(f"layer '{layer}' cannot have {amount} channels: its units cover {k} channels each")
-        sizes[last] += (amount - reached) // k
+        sizes[last] += short // k
     return sizes
 
 
@@ -350,11 +357,11 @@ def balance(structure: Structure, sizes: Sizes) -> Sizes:
     return sizes
 
 
-def couple(structure: Structure, sizes: Sizes) -> Sizes:
+def couple(structure: Structure, sizes: Sizes, asked: Collection[Group] = ()) -> Sizes:
     """Axes of one length that one module's operations meet (a width, and its heads times their width) stay so.
 
-    Rounding may set them apart: 4.5 heads become 5. What may only grow by whole numbers decides, or else the larger
-    unit.
+    Rounding may set them apart: 4.5 heads become 5. What was ``asked`` for decides, then what may only grow by whole
+    numbers, or else the larger unit.
     """
     sizes = dict(sizes)
     tied = {group for tie in tie_classes(structure) for group in tie.groups}
@@ -373,10 +380,10 @@ def couple(structure: Structure, sizes: Sizes) -> Sizes:
             lengths = {sizes.get(g, g.n) * k for g, k in axes}
             if len(lengths) < 2:
                 continue
-            group, k = max(axes, key=lambda run: (run[0] in tied, run[1], sizes.get(run[0], run[0].n)))
+            group, k = max(axes, key=lambda run: (run[0] in asked, run[0] in tied, run[1], sizes.get(run[0], run[0].n)))
             length = sizes.get(group, group.n) * k
             for other, m in axes:
-                if other not in tied and length % m == 0 and length // m >= other.n:
+                if other not in tied and other not in asked and length % m == 0 and length // m >= other.n:
                     sizes[other] = length // m
         sizes = balance(structure, sizes)
         if sizes == before:

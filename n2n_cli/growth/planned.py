@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -48,6 +49,7 @@ def plan_growth(model: nn.Module, example_input: Any, plan: Plan, *, seed: int, 
     structure, sizes = solved(model, prepared(model, small(example_input), pair=False), plan)
     batches = [small(example) for example in structure.examples()]
     again: Attributes | None = None
+    coupled = False
     while True:
         mappings = draw(structure, sizes, seed)
         maps = all_maps(structure, mappings)
@@ -63,8 +65,14 @@ def plan_growth(model: nn.Module, example_input: Any, plan: Plan, *, seed: int, 
             again, fault = _mended(model, planned)
             if fault is None and again != attributes:
                 continue
+            if isinstance(plan, Mapping) and not coupled:
+                coupled, again = True, None
+                with suppress(GrowthError):
+                    sizes = solve(structure, plan, coupled=True)
+                    continue
             if fault is None or not fault.groups or not isinstance(plan, float | int):
-                place = f"; first at {fault.op}: {fault.text}" if fault else ""
+                place = f"; first at {fault.op}" if fault else ""
+                place += f": {fault.text}" if fault and fault.text not in str(error) else ""
                 raise GrowthError(f"{error}{place}") from error
             narrow.hold(structure, fault.groups, Reason.at(f"{fault.op}: {fault.text}"))
             sizes, again = solve(structure, plan), None

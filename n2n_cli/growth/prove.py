@@ -113,6 +113,26 @@ def _stand_in(name: str, tensor: Tensor, weights: Weights | None, clones: bool) 
     return found.double() if found.dtype in NARROW else found.clone()
 
 
+def runs_as_it_is(model: nn.Module, batch: Any) -> None:
+    """One eval pass as a user would run it, PyTorch's fast paths included.
+
+    Raises:
+        GrowthError: it does not run; names the module.
+    """
+    kind = type(model).__name__
+    with torch.inference_mode(), torch.random.fork_rng(devices=[]):
+        model, _ = twin(model, lambda _, tensor: tensor.clone())
+        with module_path(model) as where:
+            try:
+                call(model.eval(), prepared(model, batch))
+            except Exception as error:
+                text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                place = where() or "the top module"
+                raise GrowthError(
+                    f"the deeper {kind} does not run: in {place}: {text} (does its code read a layer's weights itself?)"
+                ) from error
+
+
 def relative(ours: list[Tensor], theirs: list[Tensor]) -> float:
     """max |ours - theirs| / max |theirs|, the worst over the outputs."""
     if [t.shape for t in ours] != [t.shape for t in theirs]:

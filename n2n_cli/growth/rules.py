@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from n2n_cli.growth import moves, norms
 from n2n_cli.growth.axes import (
@@ -40,7 +40,22 @@ Rule = Callable[["Inference", "Op"], None]
 
 def pointwise(ctx: Inference, op: Op) -> None:
     """Broadcasting: axes of equal size unify; an axis of size one against a longer one is fixed."""
+    if op.name in {"mul", "div"} and scaled_weight(ctx, op):
+        return
     ctx.put(op, broadcast(ctx, op, tensors(op), op.outputs[0].shape))
+
+
+def scaled_weight(ctx: Inference, op: Op) -> bool:
+    """A weight times a number or a mask of its own shape is still that weight, to whoever reads it."""
+    found = tensors(op)
+    weight = next((t for t in found if isinstance(t, nn.Parameter)), None)
+    if weight is None or any(t.shape != weight.shape for t in found) or (op.name == "div" and weight is not found[0]):
+        return False
+    for other in found:
+        for dim in range(weight.ndim) if other is not weight else []:
+            unify(ctx.axes(weight)[dim], ctx.use(other, dim))
+    ctx.put(op, ctx.axes(weight), ctx.origins(weight))
+    return True
 
 
 def same(ctx: Inference, op: Op) -> None:
