@@ -1348,22 +1348,6 @@ class HookedModel(nn.Module):
         return self.fc(pooled(torch.relu(self.tail(self.stem(x)))))
 
 
-@case(image, refused="cannot be copied", factors=(1.5, 2.0))
-class OldWeightNorm(nn.Module):
-    """``torch.nn.utils.weight_norm``: the weight is recomputed by a hook, and is no parameter."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.tail, self.fc = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 10, 1), nn.Linear(10, 5)
-        self.mid = nn.Conv2d(10, 9, 1)
-        self.head = nn.Linear(9, 5)
-        nn.utils.weight_norm(self.stem)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.tail(torch.relu(self.stem(x))))
-        return self.head(pooled(torch.relu(self.mid(x))))
-
-
 @case(image, grows="stem tail", fixed={"mid": "constant"}, factors=(1.5, 2.0))
 class PlainTensorConstant(nn.Module):
     """A tensor that is neither parameter nor buffer: it cannot grow, so what meets it stays."""

@@ -245,6 +245,7 @@ def with_state(model: nn.Module, state: Mapping[str, Tensor], aliases: Mapping[s
                 if isinstance(tensor, nn.Parameter)
                 else state[first]
             )
+            made[first].__dict__.update(vars(tensor))  # what users pin to a parameter, such as _no_weight_decay
         memo[id(tensor)] = made[first]  # deepcopy takes these for the copies, so nothing is copied twice
     return copied(model, memo)
 

@@ -322,7 +322,16 @@ def leaves(value: Any) -> list[Tensor]:
 
 
 def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
-    """A deep copy. Raises GrowthError if the model holds what cannot be copied (a tensor with a history, a lock)."""
+    """A deep copy; activations that modules remember are copied without their history.
+
+    Raises:
+        GrowthError: the model holds what cannot be copied (a lock, an open file).
+    """
+    memo = {} if memo is None else memo
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                memo.setdefault(id(value), value.detach().clone())
     try:
         return copy.deepcopy(model, memo)
     except (RuntimeError, TypeError) as error:

@@ -153,3 +153,29 @@ def test_optimizer_state_goes_to_its_own_kind():
         growth.carry(adam, teacher, sgd, grown)
     with pytest.raises(GrowthError, match="random_pad"):
         growth.carry(adam, teacher, torch.optim.Adam(padded.student.parameters()), padded)
+
+
+class Remembers(nn.Module):
+    """An activation kept for later, a mark on a parameter, and a weight that a hook computes anew."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.mid = nn.Linear(10, 8), nn.Linear(8, 9)
+        self.head = nn.Linear(9, 3)
+        self.mid.weight._no_weight_decay = True
+        nn.utils.weight_norm(self.stem)
+
+    def forward(self, x):
+        self.seen = torch.relu(self.stem(x))
+        return self.head(torch.relu(self.mid(self.seen)))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_what_modules_remember_is_copied():
+    torch.manual_seed(0)
+    model = Remembers().double()
+    model(X)
+    grown = growth.widen(model, X, 1.5)
+    assert grown.student.mid.out_features == 14 and grown.student.mid.weight._no_weight_decay
+    assert grown.student.stem.out_features == 8 and any("weight_norm" in note for note in grown.notes)
+    assert growth.function_gap(model, grown.student, X) < 1e-12
