@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, given, note, seed, settings
+from hypothesis import HealthCheck, Phase, currently_in_test_context, given, note, seed, settings
 from hypothesis import strategies as st
 from nets import allowed, measured, plain_gap, same_state, state_of, storages
 from random_nets import Spec, every_writing, specs
@@ -43,7 +43,8 @@ class Tally:
 
 def check(spec: Spec, factor: float, tally: Tally, key: int = 0) -> None:
     """The property, for one network."""
-    note(f"writings: {spec.writings}")
+    if currently_in_test_context():
+        note(f"writings: {spec.writings}")
     teacher = spec.build()
     example, other = spec.example(0), spec.example(1)
     before = state_of(teacher)
