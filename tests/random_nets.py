@@ -790,7 +790,7 @@ class ChannelOrder(Block):
             "unfold": lambda: x.unfold(1, 2, 1).amax(-1),
             "as_strided": lambda: x.contiguous().as_strided((n, c, h, w), (c * h * w, h * w, 1, w)),
             "unbind": lambda: torch.stack(x.unbind(1)[::-1], 1),
-            "where": lambda: torch.where(x == x.amax(1, keepdim=True), x, x * 0.5),
+            "where": lambda: torch.where(x > 0.7 * x.amax(1, keepdim=True), x, x * 0.5),
             "negative": lambda: x[:, :-1] + x[:, 1:],
             "bucket": lambda: x * torch.bucketize(x.detach(), torch.tensor([-0.5, 0.0, 0.5]).to(x)),
             "searchsorted": lambda: x + torch.searchsorted(x.detach().flatten(2).mT.sort(-1)[0].contiguous(), torch.zeros(n, h * w, 1).to(x)).mT.view(n, 1, h, w),  # noqa: E501
