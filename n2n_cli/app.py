@@ -37,7 +37,7 @@ BY_HAND = ("model", "model.name", "target", "teacher_model")
 
 
 def run(command: str, line: Line) -> None:
-    """Runs ``command`` (a key of `config.SCHEMAS`), in a sweep once a job. Raises N2NError."""
+    """Runs ``command`` (a key of `schema.SCHEMAS`), in a sweep once a job. Raises N2NError."""
     flags = [flag for flag in line.flags if flag in ("--cfg", "--info", "--multirun", "--run")]
     if len(flags) > 1:
         raise N2NError(f"{' and '.join(flags)} do not go together")

@@ -84,7 +84,7 @@ def _main(words: list[str]) -> int:
 
 
 def parse(words: list[str]) -> tuple[str, list[str]]:
-    """Command words off: the command (a key of `config.SCHEMAS`; ``train`` to show its roles), the rest."""
+    """Command words off: the command (a key of `schema.SCHEMAS`; ``train`` to show its roles), the rest."""
     word, rest = words[0], words[1:]
     if word.startswith("-") or "=" in word:
         raise N2NError(f"expected a command before '{word}': one of {', '.join(COMMANDS)}")

@@ -1,6 +1,6 @@
-"""The typed schema of every command, and `check`: a config tree -> its dataclass, or one line of error.
+"""`check`: a config tree -> the dataclass of its command (see `schema`), or one line of error.
 
-The values live in ``conf/``; here stand names, types, ranges and units. Imports neither torch nor Hydra.
+Imports neither torch nor Hydra.
 """
 
 from __future__ import annotations
@@ -8,284 +8,28 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 from n2n_cli.errors import N2NError, suggest
 from n2n_cli.models import custom
-from n2n_cli.typed import Rule, typed
-
-Positive = Annotated[float, Rule("a number above 0", lambda v: v > 0)]
-NotNegative = Annotated[float, Rule("a number, 0 or more", lambda v: v >= 0)]
-Share = Annotated[float, Rule("a number from 0 to below 1", lambda v: 0 <= v < 1)]
-Count = Annotated[int, Rule("a whole number, 1 or more", lambda v: v >= 1)]
-Epochs = Annotated[float, Rule("a number from 0 to a million", lambda v: 0 <= v <= 1e6)]
-Pairs = Annotated[int, Rule("a whole number from 1 to 64", lambda v: 1 <= v <= 64)]
-Whole = Annotated[int, Rule("a whole number, 0 or more", lambda v: v >= 0)]
-Seed = Annotated[int, Rule("a whole number from 0 to 2^31 - 1", lambda v: 0 <= v < 2**31)]
-Pixels = Annotated[int, Rule("a whole number of pixels, 8 or more", lambda v: v >= 8)]
-Difficulty = Annotated[float, Rule("a number from 0 to 4", lambda v: 0 <= v <= 4)]
-Device = Literal["auto", "cpu", "cuda"]
-OptimizerState = Literal["fresh", "carry", "equivariant"]
-
-
-@dataclass
-class Model:
-    """``width`` multiplies the student's channels (the standard network), ``teacher_width`` the teacher's."""
-
-    name: str
-    width: Positive
-    teacher_width: Positive
-    extra_pairs: Literal[0, 2, 4]
-    pairs_at: Literal["branch", "concat"]
-    stem: Literal["auto", "imagenet", "small"]
-    dropout: Share
-    kwargs: dict[str, Any]
-
-
-@dataclass
-class Data:
-    name: Literal["shapes", "imagefolder", "cifar10", "fake"]
-    root: str | None
-    image_size: Pixels | None
-    resize_size: Pixels | None
-    seed: Seed
-    train_images: Count | None
-    val_images: Count | None
-    num_classes: Count | None
-    augment: Literal["auto", "none", "crop", "imagenet"]
-    difficulty: Difficulty | None
-
-
-@dataclass
-class Schedule:
-    name: Literal["constant", "step", "exponential", "cosine"]
-    warmup_epochs: NotNegative
-    step_epochs: Positive
-    factor: Positive
-
-
-@dataclass
-class Optim:
-    """``lr`` is the teacher's initial rate for the global batch; a student's is ``lr * lr_scale``."""
-
-    name: Literal["sgd", "rmsprop"]
-    lr: Positive
-    momentum: Share
-    weight_decay: NotNegative
-    nesterov: bool
-    decay: Share
-    eps: Positive
-    schedule: Schedule
-
-
-@dataclass
-class DefaultEpochs:
-    teacher: Epochs
-    student: Epochs
-
-
-@dataclass
-class Training:
-    """``batch_size`` counts global images a step, ``log_every`` steps; epochs are named as such."""
-
-    default_epochs: DefaultEpochs
-    batch_size: Count
-    label_smoothing: Share
-    clip_grad_norm: Positive | None
-    accumulate: Count
-    ema_decay: Share | None
-    precision: Literal["auto", "fp32", "bf16", "fp16"]
-    channels_last: Literal["auto"] | bool
-    compile: bool
-    sync_bn: bool
-    eval_batch_size: Count
-    evals_first_epoch: Annotated[int, Rule("a whole number from 0 to 10000", lambda v: 0 <= v <= 10_000)]
-    eval_every_epochs: Positive
-    checkpoint_every_epochs: NotNegative
-    log_every: Count
-    aux_weight: NotNegative
-    deterministic: bool
-
-
-@dataclass
-class Op:
-    """How a student comes from its teacher; ``lr_scale`` is its rate over the teacher's."""
-
-    name: str
-    lr_scale: Positive
-
-    @staticmethod
-    def choose(tree: Mapping[str, Any], where: str) -> type[Op]:
-        """The dataclass of the op that ``tree`` names. Raises N2NError."""
-        name = str(tree.get("name"))
-        if name not in OPS:
-            raise N2NError(f"{where}.name: '{name}' is not one of {', '.join(OPS)}{suggest(name, OPS)}")
-        return OPS[name]
-
-
-@dataclass
-class ToWider(Op):
-    factor: Annotated[float, Rule("a number, 1 or more", lambda v: v >= 1)] | None
-    layers: dict[str, Count | Positive]
-
-
-@dataclass
-class Wider(ToWider):
-    noise: NotNegative
-    optimizer: OptimizerState
-
-
-@dataclass
-class ToDeeper(Op):
-    pairs: Pairs
-    sites: list[str] | None
-
-
-@dataclass
-class Deeper(ToDeeper):
-    calibration_batches: Count
-    optimizer: OptimizerState
-
-
-OPS: dict[str, type[Op]] = {
-    "wider": Wider,
-    "deeper": Deeper,
-    "random_pad": ToWider,
-    "random_init": ToWider,
-    "deep_random_init": ToDeeper,
-}
-LABELS = {
-    "teacher": "teacher",
-    "student": "student from random init",
-    "wider": "Net2Wider",
-    "deeper": "Net2Deeper",
-    "random_pad": "random pad",
-    "random_init": "random init",
-    "deep_random_init": "deep random init",
-}
-"""Arms, as people read them."""
-
-
-@dataclass
-class Study:
-    name: str
-    title: str
-    arms: list[str]
-
-
-@dataclass
-class RunConfig:
-    """What every run has. ``out`` and the keys below it say where and how to run, not what it is.
-
-    ``weights``: a state_dict that the network (a student's: its teacher) starts from.
-    """
-
-    seed: Seed
-    epochs: Epochs
-    model: Model
-    data: Data
-    optim: Optim
-    training: Training
-    weights: str | None
-    out: str
-    devices: Count
-    device: Device
-    workers: Literal["auto"] | Whole
-    progress: bool | None
-    max_steps: Count | None
-    prepare_only: bool
-
-
-@dataclass
-class Student(RunConfig):
-    """``teacher_model``: who built the teacher of ``teacher`` or ``weights``, where that is not ``model``."""
-
-    teacher: str | None
-    teacher_model: str | None
-    teacher_epochs: Epochs
-
-
-@dataclass
-class Grow(Student):
-    lr_scale: Positive | None
-    op: Op
-
-
-@dataclass
-class Compare(Student):
-    lr_scale: Positive | list[Positive] | None
-    ops: dict[str, Op]
-    study: Study
-    seeds: Count
-    jobs: Literal["auto"] | Count
-
-
-@dataclass
-class SomeData:
-    """`Data` with null for what the checkpoint says."""
-
-    name: Literal["shapes", "imagefolder", "cifar10", "fake"] | None
-    root: str | None
-    image_size: Pixels | None
-    resize_size: Pixels | None
-    seed: Seed | None
-    train_images: Count | None
-    val_images: Count | None
-    num_classes: Count | None
-    augment: Literal["auto", "none", "crop", "imagenet"] | None
-    difficulty: Difficulty | None
-
-
-@dataclass
-class Evaluate:
-    """``model``: the function of the user's that the checkpoint may be built by; other names say nothing."""
-
-    checkpoint: str
-    model: str | None
-    data: SomeData
-    device: Device
-    workers: Literal["auto"] | Whole
-    batch_size: Count | None
-    json: bool
-
-
-def is_picture(name: Any) -> bool:
-    return str(name).lower().endswith((".svg", ".png"))
-
-
-@dataclass
-class Inspect:
-    """``op`` is a dry run; ``show`` the tables (null: those that go with it), ``rows`` the most lines of each.
-
-    ``model``: as for `Evaluate`, or the network to show; ``weights``: a state_dict for a named network.
-    """
-
-    target: str
-    model: str | None
-    weights: str | None
-    num_classes: Count
-    image_size: Pixels | None
-    width: Positive
-    kwargs: dict[str, Any]
-    op: Op | None
-    show: list[Literal["layers", "groups", "sites"]] | None
-    rows: Count | None
-    picture: Annotated[str, Rule("a file name that ends in .svg or .png", is_picture)] | None
-    json: bool
-
-
-SCHEMAS: dict[str, type[Any]] = {
-    "train_teacher": RunConfig,
-    "train_student": RunConfig,
-    "grow": Grow,
-    "compare": Compare,
-    "evaluate": Evaluate,
-    "inspect": Inspect,
-}
-MACHINE = ("out", "devices", "device", "workers", "progress", "max_steps", "prepare_only", "jobs")
-"""Keys of `RunConfig` that are no part of what a run is."""
+from n2n_cli.schema import (
+    SCHEMAS,
+    Compare,
+    Data,
+    Deeper,
+    Evaluate,
+    Grow,
+    Inspect,
+    Model,
+    Op,
+    RunConfig,
+    Student,
+    ToWider,
+    Training,
+    Wider,
+)
+from n2n_cli.typed import typed
 
 
 def conf_dir() -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from n2n_cli import config
+from n2n_cli import schema
 from n2n_cli.errors import N2NError, suggest
 from n2n_cli.typed import takes
 
@@ -166,7 +166,7 @@ def quote(value: str) -> str:
 
 
 def _stray(command: str, word: str) -> str:
-    if command == "grow" and word in config.OPS:
+    if command == "grow" and word in schema.OPS:
         return f"'{word}' is not KEY=VALUE: type n2n grow --op {word}"
     return f"'{word}' is not KEY=VALUE, nor a flag (see n2n {command.replace('_', ' ')} --help)"
 
@@ -176,16 +176,16 @@ def command_keys(command: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
 
     def walk(hint: Any, where: str) -> None:
-        for cls in config.OPS.values() if hint is config.Op else [hint]:
+        for cls in schema.OPS.values() if hint is schema.Op else [hint]:
             for name, inner in get_type_hints(cls, include_extras=True).items():
                 found.setdefault(where + name, inner)
                 optional = get_args(inner)[0] if isinstance(inner, UnionType) else inner
                 if is_dataclass(optional):
                     walk(optional, f"{where}{name}.")
-                elif get_origin(inner) is dict and get_args(inner)[1] is config.Op:
-                    for arm, op in config.OPS.items():
+                elif get_origin(inner) is dict and get_args(inner)[1] is schema.Op:
+                    for arm, op in schema.OPS.items():
                         found.setdefault(f"{where}{name}.{arm}", op)
                         walk(op, f"{where}{name}.{arm}.")
 
-    walk(config.SCHEMAS[command], "")
+    walk(schema.SCHEMAS[command], "")
     return found

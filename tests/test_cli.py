@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from n2n_cli import cli, config
+from n2n_cli import cli, schema
 from n2n_cli.completion import complete
 from n2n_cli.errors import N2NError
 from n2n_cli.overrides import command_keys, quote, translate
@@ -135,7 +135,7 @@ def test_quoted_paths_come_back(path: str) -> None:
 
 
 def test_every_flag_of_every_command_resolves() -> None:
-    for command in config.SCHEMAS:
+    for command in schema.SCHEMAS:
         keys = command_keys(command)
         for key in keys:
             assert translate(command, [f"--{key.replace('_', '-')}=a:b", "checkpoint=x", "target=x"]).overrides

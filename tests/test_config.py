@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
-from n2n_cli import app, config
+from n2n_cli import app, config, schema
 from n2n_cli.commands import folders
 from n2n_cli.errors import N2NError
 
@@ -38,18 +38,18 @@ def test_every_choice_is_typed(command: str, group: str, tmp_path: Path) -> None
     for choice in GROUPS[group]:
         more = ["model.name=resnet18"] if choice == "torchvision" else []
         more += [f"data.root={tmp_path}"] if choice == "imagefolder" else []
-        assert isinstance(typed(command, f"{group}={choice}", *more), config.RunConfig)
+        assert isinstance(typed(command, f"{group}={choice}", *more), schema.RunConfig)
 
 
 def test_ops_and_studies_are_typed() -> None:
-    assert set(GROUPS["op"]) == set(config.OPS)
+    assert set(GROUPS["op"]) == set(schema.OPS)
     for op in GROUPS["op"]:
         cfg = typed("grow", f"op={op}")
-        assert type(cfg.op) is config.OPS[op] and cfg.op.name == op
+        assert type(cfg.op) is schema.OPS[op] and cfg.op.name == op
         assert cfg.op.lr_scale == (1.0 if "init" in op else 0.1)  # a tenth of the teacher's rate (App. A)
     for study in GROUPS["study"]:
         cfg = typed("compare", f"study={study}")
-        assert cfg.study.name == study and set(cfg.study.arms) <= set(cfg.ops) == set(config.OPS)
+        assert cfg.study.name == study and set(cfg.study.arms) <= set(cfg.ops) == set(schema.OPS)
 
 
 def test_studies_of_the_paper() -> None:
@@ -156,10 +156,10 @@ def test_schema_and_loaders_agree() -> None:
     def choices(cls: type, field: str) -> set[str]:
         return set(get_args(get_type_hints(cls)[field]))
 
-    assert choices(config.Data, "name") == set(data.NAMES)
-    assert choices(config.Data, "augment") == set(data.AUGMENTS)
-    assert choices(config.Optim, "name") == set(OPTIMIZERS)
-    assert choices(config.Schedule, "name") == set(SCHEDULES)
-    assert choices(config.Training, "precision") == set(PRECISIONS)
-    assert choices(config.Model, "pairs_at") == set(PAIRS_AT)
-    assert choices(config.Model, "stem") == {"auto", *STEMS}
+    assert choices(schema.Data, "name") == set(data.NAMES)
+    assert choices(schema.Data, "augment") == set(data.AUGMENTS)
+    assert choices(schema.Optim, "name") == set(OPTIMIZERS)
+    assert choices(schema.Schedule, "name") == set(SCHEDULES)
+    assert choices(schema.Training, "precision") == set(PRECISIONS)
+    assert choices(schema.Model, "pairs_at") == set(PAIRS_AT)
+    assert choices(schema.Model, "stem") == {"auto", *STEMS}

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from n2n_cli.commands import folders
-from n2n_cli.config import RunConfig
 from n2n_cli.errors import N2NError
 from n2n_cli.models import custom
+from n2n_cli.schema import RunConfig
 
 _MODULES = {"train_teacher": "train", "train_student": "train"}
 

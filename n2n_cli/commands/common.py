@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from n2n_cli import data, lineage
 from n2n_cli.commands import folders
 from n2n_cli.commands.folders import Plan
-from n2n_cli.config import Data, Model, RunConfig, functions
+from n2n_cli.config import functions
 from n2n_cli.errors import N2NError
 from n2n_cli.models import OURS, custom, describe
+from n2n_cli.schema import Data, Model, RunConfig
 from n2n_cli.training import checkpoint
 from n2n_cli.training.evaluate import Normalize
 from n2n_cli.training.launch import launch

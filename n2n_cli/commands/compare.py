@@ -10,7 +10,7 @@ from typing import Any
 
 from n2n_cli.commands import folders, parallel
 from n2n_cli.commands.folders import Plan
-from n2n_cli.config import Compare
+from n2n_cli.schema import Compare
 
 REPORT_EVERY_S = 30.0
 

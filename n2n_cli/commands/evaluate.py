@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from hydra.core.hydra_config import HydraConfig
 
-from n2n_cli import config, data
+from n2n_cli import config, data, schema
 from n2n_cli.commands import common
 from n2n_cli.commands.common import say
 from n2n_cli.errors import N2NError
@@ -18,7 +18,7 @@ from n2n_cli.training.evaluate import evaluate
 from n2n_cli.training.ranks import pick_device
 
 
-def run(cfg: config.Evaluate, command: str) -> None:
+def run(cfg: schema.Evaluate, command: str) -> None:
     device = pick_device(cfg.device)
     path = common.resolve(Path(cfg.checkpoint))
     model, state = common.load_network(path, config.functions(cfg))
@@ -44,7 +44,7 @@ def run(cfg: config.Evaluate, command: str) -> None:
     say(f"top-1 {top1:.2f} %, top-5 {top5:.2f} %, loss {result['val/loss']:.4f}")
 
 
-def stored_config(state: dict[str, Any], path: Path) -> config.RunConfig:
+def stored_config(state: dict[str, Any], path: Path) -> schema.RunConfig:
     """The config inside a checkpoint. Raises N2NError."""
     try:
         return config.run_config(yaml.safe_load(state["config"]), check=False)
@@ -52,7 +52,7 @@ def stored_config(state: dict[str, Any], path: Path) -> config.RunConfig:
         raise N2NError(f"{path}: cannot read the config inside: {' '.join(str(error).split())}") from error
 
 
-def data_config(stored: config.Data, wanted: config.SomeData, own_size: bool) -> config.Data:
+def data_config(stored: schema.Data, wanted: schema.SomeData, own_size: bool) -> schema.Data:
     """The checkpoint's data with what the user typed; ``own_size``: at the checkpoint's image size."""
     typed = {key: value for key, value in asdict(wanted).items() if value is not None}
     base = asdict(stored)
@@ -60,6 +60,6 @@ def data_config(stored: config.Data, wanted: config.SomeData, own_size: bool) ->
         base = dict.fromkeys(base) | {"augment": "auto", "seed": 0}
         if own_size:
             typed["image_size"] = stored.image_size
-    merged = config.Data(**(base | typed))
+    merged = schema.Data(**(base | typed))
     config.check_data(merged)
     return merged

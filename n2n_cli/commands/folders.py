@@ -17,8 +17,9 @@ from typing import Any
 
 import yaml
 
-from n2n_cli.config import LABELS, MACHINE, Compare, Grow, Op, RunConfig, conf_dir
+from n2n_cli.config import conf_dir
 from n2n_cli.errors import N2NError
+from n2n_cli.schema import LABELS, MACHINE, Compare, Grow, Op, RunConfig
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ from n2n_cli import data, growth, lineage, models
 from n2n_cli.commands import common, folders, networks, travel
 from n2n_cli.commands.common import say
 from n2n_cli.commands.folders import Plan
-from n2n_cli.config import LABELS, Deeper, Grow, Model, Op, RunConfig, Student, ToDeeper, ToWider, Wider, functions
+from n2n_cli.config import functions
 from n2n_cli.errors import N2NError
 from n2n_cli.models import describe
+from n2n_cli.schema import LABELS, Deeper, Grow, Model, Op, RunConfig, Student, ToDeeper, ToWider, Wider
 from n2n_cli.training.evaluate import Normalize
 
 ROWS = 16  # of the table of what grew

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from n2n_cli import config, lineage, models
+from n2n_cli import config, lineage, models, schema
 from n2n_cli.commands import common, networks, tables
 from n2n_cli.commands.common import say
 from n2n_cli.commands.evaluate import stored_config
@@ -24,7 +24,7 @@ from n2n_cli.growth.survey import Survey, deepened, survey
 from n2n_cli.models import custom, describe
 
 
-def run(cfg: config.Inspect, command: str) -> None:
+def run(cfg: schema.Inspect, command: str) -> None:
     if cfg.picture is not None and not Path(cfg.picture).absolute().parent.is_dir():
         raise N2NError(f"picture: no such folder: {Path(cfg.picture).parent}")
     if Path(cfg.target).exists():
@@ -82,21 +82,21 @@ def run(cfg: config.Inspect, command: str) -> None:
             say(line)
 
 
-def _shown(op: config.Op | None) -> tuple[str, ...]:
+def _shown(op: schema.Op | None) -> tuple[str, ...]:
     """The tables that go with an op: all without one."""
-    return ("layers", "groups", "sites") if op is None else ("groups" if isinstance(op, config.ToWider) else "sites",)
+    return ("layers", "groups", "sites") if op is None else ("groups" if isinstance(op, schema.ToWider) else "sites",)
 
 
-def _words(op: config.Op | None) -> str:
+def _words(op: schema.Op | None) -> str:
     """The op as one types it."""
     if op is None:
         return ""
-    if isinstance(op, config.ToWider):
+    if isinstance(op, schema.ToWider):
         if op.factor is not None:
             return f"{op.name} by {op.factor:g}"
         layers = ", ".join(f"{name}: {amount:g}" for name, amount in op.layers.items())
         return f"{op.name}, {layers}" if layers else f"{op.name}, the standard network"
-    assert isinstance(op, config.ToDeeper)
+    assert isinstance(op, schema.ToDeeper)
     return f"{op.name}{' behind ' + ', '.join(op.sites) if op.sites else ''}"
 
 
@@ -121,9 +121,9 @@ def _build(arguments: dict[str, Any]) -> nn.Module:
         return models.build(**arguments)
 
 
-def _plan(op: config.Op | None, steps: dict[str, Any]) -> Plan | None:
+def _plan(op: schema.Op | None, steps: dict[str, Any]) -> Plan | None:
     """What `survey` takes: the op's factor or layers, else our families' standard network. Raises N2NError."""
-    if not isinstance(op, config.ToWider):
+    if not isinstance(op, schema.ToWider):
         return None
     if op.factor is not None or op.layers:
         return op.factor if op.factor is not None else dict(op.layers)
@@ -136,7 +136,7 @@ def _plan(op: config.Op | None, steps: dict[str, Any]) -> Plan | None:
 def _dry_run(
     model: nn.Module,
     image: Tensor,
-    op: config.Op,
+    op: schema.Op,
     steps: dict[str, Any],
     found: Survey,
     before: dict[str, int],
@@ -144,7 +144,7 @@ def _dry_run(
     """Parameters and MACs before and after; for deeper the modules that identity layers would stand behind."""
     behind: list[str] | None = None
     student = found.student
-    if isinstance(op, config.ToDeeper):
+    if isinstance(op, schema.ToDeeper):
         student, behind = _deeper(model, image, op, steps)
     assert student is not None
     after: dict[str, int | None] = {"parameters": describe.count_parameters(student), "macs": None}
@@ -154,7 +154,7 @@ def _dry_run(
     return {**told, **{key: {"before": before[key], "after": after[key]} for key in after}}
 
 
-def _deeper(model: nn.Module, image: Tensor, op: config.ToDeeper, steps: dict[str, Any]) -> tuple[nn.Module, list[str]]:
+def _deeper(model: nn.Module, image: Tensor, op: schema.ToDeeper, steps: dict[str, Any]) -> tuple[nn.Module, list[str]]:
     """The deeper network that ``n2n grow`` would make, and what its new layers stand behind."""
     to = deeper_constructor(steps, op.pairs) if op.sites is None else None
     if to is None:
@@ -174,7 +174,7 @@ def _deeper(model: nn.Module, image: Tensor, op: config.ToDeeper, steps: dict[st
 
 
 def _plain(
-    cfg: config.Inspect,
+    cfg: schema.Inspect,
     size: int,
     totals: dict[str, int],
     layers: list[describe.Layer],

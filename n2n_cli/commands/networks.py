@@ -13,9 +13,10 @@ from torch import nn
 from n2n_cli import data, lineage
 from n2n_cli.commands import common
 from n2n_cli.commands.folders import Plan
-from n2n_cli.config import Inspect, Model, RunConfig, Student, functions
+from n2n_cli.config import functions
 from n2n_cli.errors import N2NError
 from n2n_cli.models import custom, weights
+from n2n_cli.schema import Inspect, Model, RunConfig, Student
 from n2n_cli.training.evaluate import main_output
 
 

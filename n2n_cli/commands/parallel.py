@@ -16,8 +16,8 @@ from multiprocessing.context import SpawnProcess
 from typing import Any
 
 from n2n_cli.commands.folders import Plan
-from n2n_cli.config import Compare
 from n2n_cli.errors import N2NError
+from n2n_cli.schema import Compare
 
 Finished = Callable[[Plan, dict[str, Any] | None, str], Sequence[Plan]]
 STOPPED = "every run is stopped; the same command goes on from there"

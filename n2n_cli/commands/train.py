@@ -6,7 +6,7 @@ from typing import Any
 
 from n2n_cli.commands import common, folders, networks
 from n2n_cli.commands.folders import Plan
-from n2n_cli.config import RunConfig
+from n2n_cli.schema import RunConfig
 
 
 def run(cfg: RunConfig, command: str) -> None:

@@ -14,9 +14,9 @@ from torch import nn
 from n2n_cli.commands import common
 from n2n_cli.commands.common import say
 from n2n_cli.commands.folders import Plan
-from n2n_cli.config import Deeper, RunConfig, Student, Wider
 from n2n_cli.errors import N2NError
 from n2n_cli.growth import Growth
+from n2n_cli.schema import Deeper, RunConfig, Student, Wider
 from n2n_cli.training import checkpoint, optim
 
 
