@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from n2n_cli.growth import heads, norms
 from n2n_cli.growth.attributes import Attributes, set_attributes
-from n2n_cli.growth.axes import Axis, Group, resolve
+from n2n_cli.growth.axes import Axis, Group, Run, resolve
 from n2n_cli.growth.infer import Structure
 from n2n_cli.growth.plan import Remapping
 from n2n_cli.growth.record import copied, named_buffers
@@ -82,15 +82,21 @@ Maps = dict[str, list[AxisMap | None]]  # tensor name -> the map of each of its 
 
 def all_maps(structure: Structure, mappings: Mapping[Group, Remapping]) -> Maps:
     """The position mappings of every parameter and buffer; axes that grow alike share one."""
-    known: dict[tuple[tuple[int, int], ...], AxisMap | None] = {}
+    one = mapper(mappings)
+    return {name: [one(axis) for axis in axes] for name, axes in structure.axes.items()}
+
+
+def mapper(mappings: Mapping[Group, Remapping]) -> Callable[[Axis], AxisMap | None]:
+    """`axis_map` that remembers: axes of the same runs share one map."""
+    known: dict[tuple[Run, ...], AxisMap | None] = {}
 
     def one(axis: Axis) -> AxisMap | None:
-        key = tuple((id(group), k) for group, k in resolve(axis))
+        key = tuple(resolve(axis))
         if key not in known:
             known[key] = axis_map(axis, mappings)
         return known[key]
 
-    return {name: [one(axis) for axis in axes] for name, axes in structure.axes.items()}
+    return one
 
 
 def first_copies(index: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from n2n_cli.growth import shuffles
-from n2n_cli.growth.apply import AxisMap, axis_map
+from n2n_cli.growth.apply import mapper
 from n2n_cli.growth.attributes import Attributes, Option, grown, options, set_attributes
 from n2n_cli.growth.axes import Axis, Group, Reason, resolve
 from n2n_cli.growth.common import tensors
@@ -113,14 +113,7 @@ class _Sample:
 
 def _samples(steps: list[Op | None], labels: Labels, mappings: Mappings) -> list[list[_Sample]]:
     generator = torch.Generator().manual_seed(0)
-    cache: dict[tuple[tuple[int, int], ...], AxisMap | None] = {}
-
-    def map_of(axis: Axis) -> AxisMap | None:
-        key = tuple((id(g), k) for g, k in resolve(axis))
-        if key not in cache:
-            cache[key] = axis_map(axis, mappings)
-        return cache[key]
-
+    map_of = mapper(mappings)
     found = []
     for op in steps:
         here = []

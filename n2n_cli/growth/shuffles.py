@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 PASSES = {"view", "reshape", "permute", "transpose", "swapaxes", "swapdims", "clone", "contiguous"}  # inside a shuffle
 SHUFFLED = 1000  # the choice of a view's site: no factor takes the mapping, the movement is run on labels
 
-Label = tuple[Group, int, int, int]  # group, which of its tensors, unit, position inside the unit
-Fate = frozenset[tuple[int, Group]]
+Instance = tuple[int, int]  # one tensor of a group: number of the shuffle that it enters, place among its source's runs
+Label = tuple[Group, Instance, int, int]  # group, which of its tensors, unit, position inside the unit
+Fate = frozenset[tuple[Instance, Group]]
 
 
 @dataclass(eq=False)
@@ -95,7 +96,7 @@ class Fates:
     def __init__(self, structure: Structure, sizes: Mapping[Group, int]) -> None:
         self.used = set(structure.groups())
         self.held: dict[Group, list[Label]] = {}  # a derived group's positions
-        self.of: dict[tuple[Group, int], set[tuple[int, Group]]] = {}
+        self.of: dict[tuple[Group, int], set[tuple[Instance, Group]]] = {}
         self.possible = True
         for number, shuffle in enumerate(live(structure.shuffles)):
             labels = self.labels(resolve(shuffle.source), sizes, number)
@@ -120,9 +121,8 @@ class Fates:
             if group in self.held:
                 out += self.held[group]
             else:
-                tensor = number * len(runs) + at
                 units = range(sizes.get(group, group.n))
-                out += [(group, tensor, unit, i) for unit in units for i in range(k)]
+                out += [(group, (number, at), unit, i) for unit in units for i in range(k)]
         return out
 
     def fate(self, group: Group, unit: int) -> Fate:
