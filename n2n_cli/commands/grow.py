@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection
 from functools import partial
 from typing import Any
@@ -58,6 +59,8 @@ def prepare(plan: Plan, cfg: Student) -> None:
         say(row)
     for note in grown.notes:
         say(f"  note: {note}")
+    for warning in grown.warnings:
+        print(f"n2n: warning: {warning}", file=sys.stderr, flush=True)
     proof = grown.gap
     say(f"  function gap: eval {proof.eval:.1e}, train {proof.train:.1e} ({proof.kind}, floor {proof.floor:.1e})")
     going_on: dict[str, Any] = {}

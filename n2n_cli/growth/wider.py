@@ -35,7 +35,7 @@ class Growth:
     """What an operator returns: the student, the proof, and how to repeat it.
 
     ``recipe`` is plain data (for a lineage; ``rebuild`` replays it); ``notes`` name what stayed fixed and why.
-    ``maps[name]`` tells for every axis of a parameter or buffer which teacher positions its positions copy (None: the
+    ``warnings`` say what will disappoint. ``maps[name]`` tells for every axis of a parameter or buffer which teacher positions its positions copy (None: the
     axis did not grow); ``consumed`` the (name, axis) whose entries were divided by the number of copies; ``renamed``
     the teacher's tensors that have another name in the student; ``exact_optimizer`` whether every unit is a plain copy.
     """
@@ -49,6 +49,7 @@ class Growth:
     consumed: set[tuple[str, int]] = field(default_factory=set)
     renamed: dict[str, str] = field(default_factory=dict)
     exact_optimizer: bool = True
+    warnings: list[str] = field(default_factory=list)
 
 
 def widen(model: nn.Module, example_input: Any, plan: Plan, *, seed: int = 0, noise: float = 0.0) -> Growth:
@@ -99,7 +100,30 @@ def widen(model: nn.Module, example_input: Any, plan: Plan, *, seed: int = 0, no
         planned.maps,
         structure.consumed,
         exact_optimizer=plain,
+        warnings=[] if noise else copies_that_never_part(structure, mappings),
     )
+
+
+ELEMENTWISE_DROPOUT = ("dropout", "dropout_", "feature_dropout", "feature_dropout_", "alpha_dropout", "native_dropout")
+
+
+def copies_that_never_part(structure: Structure, mappings: Mapping[Group, Remapping]) -> list[str]:
+    """A warning, if copies without noise get equal gradients for ever: those of groups that no dropout reaches.
+
+    Dropout parts copies, as it drops each of them at other times (paper section 2.3).
+    """
+    parted: set[Group] = set()
+    for recording, labels in zip(structure.recordings, structure.labels, strict=True):
+        for op in recording.ops if recording.training else []:
+            if op.name in ELEMENTWISE_DROPOUT and op.args[1] and op.args[2] is not False:
+                parted |= {group for axis in labels[id(op.args[0])] for group, _ in resolve(axis)}
+    alike = [group for group in structure.groups() if group in mappings and group not in parted]
+    if not alike:
+        return []
+    return [
+        f"copies in {len(alike)} of {len(mappings)} widened groups never part: without noise or dropout on them they get "
+        "equal gradients, and the new width is never used; noise parts them (op.noise=0.3)"
+    ]
 
 
 def random_pad(model: nn.Module, example_input: Any, plan: Plan, *, seed: int = 0) -> Growth:

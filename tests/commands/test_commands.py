@@ -90,15 +90,46 @@ def test_a_run_folder_holds_what_it_should(place: Path) -> None:
 
 
 def test_a_grown_student_starts_at_its_teachers_accuracy(place: Path) -> None:
+    n2n(
+        "grow",
+        "--op",
+        "wider",
+        "--epochs",
+        "0",
+        "op.noise=0",
+        "out=exact",
+        "--teacher",
+        str(setting(place) / "teacher-seed0"),
+    )
     teacher = rows(setting(place) / "teacher-seed0")[-1]
-    for arm in ("wider", "deeper"):
-        start = rows(setting(place) / f"{arm}-seed0")[0]
+    (exact,) = place.glob("exact/*/wider-noise0-*")
+    for run in (exact, setting(place) / "deeper-seed0"):
+        start = rows(run)[0]
         assert start["step"] == 0
         assert (start["val/top1"], start["val/top5"]) == (teacher["val/top1"], teacher["val/top5"])
-        gap = read(setting(place) / f"{arm}-seed0" / "run.json")["function_gap"]
+        gap = read(run / "run.json")["function_gap"]
         assert max(gap.values()) < 1e-10
-    random = read(setting(place) / "random_init-seed0" / "run.json")  # the control
-    assert random["function_gap"]["eval"] > 1e-2
+    for arm in ("random_init", "wider"):  # the control; and noise on the copies by default
+        assert read(setting(place) / f"{arm}-seed0" / "run.json")["function_gap"]["eval"] > 1e-2
+
+
+@pytest.mark.parametrize(("words", "warns"), [("op.noise=0", True), ("", False)])
+def test_copies_that_never_part_are_a_warning(
+    place: Path, words: str, warns: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    n2n(
+        "grow",
+        "--op",
+        "wider",
+        "--epochs",
+        "0",
+        "out=part",
+        "--teacher",
+        str(setting(place) / "teacher-seed0"),
+        *words.split(),
+    )
+    warned = [line for line in capfd.readouterr().err.splitlines() if line.startswith("n2n: warning: ")]
+    assert len(warned) == warns and all("widened groups never part" in line for line in warned)
 
 
 def test_arms_have_the_shapes_of_their_student(place: Path) -> None:
@@ -144,7 +175,7 @@ def test_a_sweep_puts_every_job_in_its_own_named_folder(place: Path) -> None:
 
 def test_a_grown_student_grows_again(place: Path) -> None:
     for op in ("deeper", "wider"):
-        more = ["--factor", "1.5"] if op == "wider" else []
+        more = ["--factor", "1.5", "op.noise=0"] if op == "wider" else []
         n2n("grow", "--op", op, "--epochs", "0", "--teacher", str(setting(place) / "wider-seed0"), *more)
     found = sorted(setting(place).glob("*-from-*/run.json"))
     lineages = [[step["op"] for step in read(path)["lineage"]["steps"]] for path in found]

@@ -94,7 +94,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setattr(sys, "path", list(sys.path))
         patch.setattr(sys, "dont_write_bytecode", True)
         n2n("train", "teacher", MINE)
-        n2n("grow", "--op", "wider", MINE, "--factor", "1.5")
+        n2n("grow", "--op", "wider", MINE, "--factor", "1.5", "op.noise=0")
         yield folder
     forget()
 
@@ -116,7 +116,7 @@ def read(folder: Path) -> Any:
 
 
 def test_train_grow_evaluate_inspect(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    run = run_of("wider-factor1.5")
+    run = run_of("wider-factor1.5-noise0")
     steps = read(run)["lineage"]["steps"]
     assert [step["op"] for step in steps] == ["build", "wider"]
     assert steps[0]["name"] == "my_package.nets:my_net" and steps[0]["kwargs"] == {}
@@ -163,7 +163,7 @@ def test_a_stopped_run_goes_on(place: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["evaluate RUN", "inspect RUN", "grow --teacher RUN --factor 2 out=new"])
-@pytest.mark.parametrize("arm", ["teacher", "wider-factor1.5"])
+@pytest.mark.parametrize("arm", ["teacher", "wider-factor1.5-noise0"])
 def test_a_checkpoint_allows_nothing(command: str, arm: str, capfd: pytest.CaptureFixture[str]) -> None:
     words = command.replace("RUN", str(run_of(arm)))
     line = "this checkpoint was built by my_package.nets:my_net; type {}=my_package.nets:my_net to allow importing it"
@@ -175,7 +175,7 @@ def test_a_checkpoint_allows_nothing(command: str, arm: str, capfd: pytest.Captu
 
 def poisoned(place: Path, spot: str) -> Path:
     """A checkpoint in which everything that can name a network names evil:net, or only its last step does."""
-    state = checkpoint.load(checkpoint.resolve(run_of("wider-factor1.5")))
+    state = checkpoint.load(checkpoint.resolve(run_of("wider-factor1.5-noise0")))
     if spot == "first":
         state["lineage"]["steps"][0]["name"] = "evil:net"
     else:
@@ -324,7 +324,7 @@ def test_a_teacher_starts_from_weights(files: dict[str, torch.Tensor], capfd: py
 
 @pytest.mark.parametrize("file", ["w.pt", "wrapped.pth"])
 def test_weights_are_the_teacher(file: str, files: dict[str, torch.Tensor], capfd: pytest.CaptureFixture[str]) -> None:
-    n2n("grow", MINE, "--factor", "1.5", f"weights={file}", "--epochs", "0", f"out=grown_{file}")
+    n2n("grow", MINE, "--factor", "1.5", f"weights={file}", "--epochs", "0", f"out=grown_{file}", "op.noise=0")
     (run,) = Path(f"grown_{file}").glob("*/wider-*")
     steps = read(run)["lineage"]["steps"]
     assert [step["op"] for step in steps] == ["build", "wider"] and steps[0]["weights"]["file"] == file
@@ -336,7 +336,16 @@ def test_weights_are_the_teacher(file: str, files: dict[str, torch.Tensor], capf
 
 
 def test_weights_of_another_constructor(files: dict[str, torch.Tensor]) -> None:
-    n2n("grow", WIDE, "teacher_model=my_package.nets:my_net", "weights=w.pt", "--epochs", "0", "out=constructor")
+    n2n(
+        "grow",
+        WIDE,
+        "teacher_model=my_package.nets:my_net",
+        "weights=w.pt",
+        "--epochs",
+        "0",
+        "out=constructor",
+        "op.noise=0",
+    )
     (run,) = Path("constructor").glob("my_package.nets.wide-*/wider-*")
     assert max(read(run)["function_gap"].values()) < 1e-10
     assert read(run)["lineage"]["steps"][-1]["to"]["name"] == "my_package.nets:wide"

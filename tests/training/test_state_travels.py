@@ -83,12 +83,12 @@ def images() -> torch.Tensor:
 def test_a_student_goes_on_as_its_teacher_would(place: Path, optim: str) -> None:
     """Grown by 1 and carried, it is the teacher that goes on; grown by 1.5 and exact, it takes the same way."""
     teacher(place, optim)
-    words = ["grow", "--op", "wider", f"optim={optim}", f"out={optim}", "lr_scale=1"]
+    words = ["grow", "--op", "wider", f"optim={optim}", f"out={optim}", "lr_scale=1", "op.noise=0"]
     n2n(*words, "--factor", "1", "op.optimizer=carry")
-    whole = losses(run(place, f"{optim}/*/wider-factor1-carry-lr1-seed0"))
+    whole = losses(run(place, f"{optim}/*/wider-factor1-noise0-carry-lr1-seed0"))
     for how, near in (("equivariant", True), ("carry", False)):
         n2n(*words, "--factor", "1.5", f"op.optimizer={how}")
-        mine = losses(run(place, f"{optim}/*/wider-factor1.5-{how}-lr1-seed0"))
+        mine = losses(run(place, f"{optim}/*/wider-factor1.5-noise0-{how}-lr1-seed0"))
         apart = max(abs(a - b) / b for a, b in zip(mine, whole, strict=True))
         assert apart < 1e-4 if near else apart > 1e-3, (how, apart)
 
@@ -111,7 +111,11 @@ def test_stopped_and_resumed_is_bit_identical(place: Path, optim: str) -> None:
 
 @pytest.mark.parametrize(
     "op",
-    ["wider --factor 1.5", "deeper --sites [stem.conv2*]", pytest.param("deeper --pairs 2", marks=pytest.mark.slow)],
+    [
+        "wider --factor 1.5 --noise 0",
+        "deeper --sites [stem.conv2*]",
+        pytest.param("deeper --pairs 2", marks=pytest.mark.slow),
+    ],
 )
 def test_weights_and_their_average_grow(place: Path, op: str) -> None:
     out = f"out={''.join(filter(str.isalnum, op))}"
@@ -129,7 +133,8 @@ def test_weights_and_their_average_grow(place: Path, op: str) -> None:
 
 
 def test_fresh_is_the_default_and_starts_from_the_average(place: Path) -> None:
-    n2n("grow", "--op", "wider", "--factor", "1.5", "--epochs", "0", "out=fresh", "--teacher", str(teacher(place)))
+    n2n("grow", "--op", "wider", "--factor", "1.5", "--epochs", "0", "op.noise=0", "out=fresh", "--teacher",
+        str(teacher(place)))  # fmt: skip
     theirs, first = (
         checkpoint.load(f) for f in (checkpoint.resolve(teacher(place)), *place.glob("fresh/*/*/*/step_*"))
     )
