@@ -36,7 +36,7 @@ def check_job(command: str, cfg: Any) -> Path:
 def run_job(command: str, cfg: Any) -> None:
     """Runs one checked config (a dataclass of `n2n_cli.config`). Raises N2NError, KeyboardInterrupt."""
     module = importlib.import_module(f"n2n_cli.commands.{_MODULES.get(command, command)}")
-    from n2n_cli.commands.common import enough_memory
+    from n2n_cli.commands.machine import enough_memory
 
     with enough_memory():
         module.run(cfg, command)

@@ -132,9 +132,9 @@ def _serve(pipe: Connection, slot: int, jobs: int, devices: int) -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
     _own_gpus(slot, devices)
     sys.stderr = _Plain(sys.stderr)  # bars of several processes would write over each other
-    from n2n_cli.commands import common
+    from n2n_cli.commands import machine
 
-    common.runs_at_once = jobs
+    machine.runs_at_once = jobs
     while True:
         try:
             plan, cfg = pipe.recv()
@@ -145,7 +145,7 @@ def _serve(pipe: Connection, slot: int, jobs: int, devices: int) -> None:
 
 def _told(plan: Plan, cfg: Compare) -> tuple[dict[str, Any] | None, str] | BaseException:
     """The result of one run and what it said, or why there is none."""
-    from n2n_cli.commands.common import enough_memory
+    from n2n_cli.commands.machine import enough_memory
 
     said = io.StringIO()
     try:
