@@ -27,10 +27,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from n2n_cli import config
 from n2n_cli.commands import check_job, folders, run_job
+from n2n_cli.convert import takes
 from n2n_cli.errors import N2NError, suggest
 from n2n_cli.models import custom
 from n2n_cli.overrides import Line, command_keys, near_key
-from n2n_cli.typed import takes
 
 BY_HAND = ("model", "model.name", "target", "teacher_model")
 """Keys where a person can type whose code is to be imported."""
@@ -47,7 +47,7 @@ def run(command: str, line: Line) -> None:
         created: list[Path] = []
         if line.runs:
             for job in _jobs(command, line):
-                folder = check_job(command, _by_hand(line, typed(command, job)))
+                folder = check_job(command, _by_hand(line, checked(command, job)))
                 created += [path for path in (folder, *folder.parents) if not path.exists()]
 
         here = os.getpid()
@@ -55,7 +55,7 @@ def run(command: str, line: Line) -> None:
 
         def task(cfg: DictConfig) -> None:
             try:
-                run_job(command, _by_hand(line, typed(command, cfg)))
+                run_job(command, _by_hand(line, checked(command, cfg)))
             except (N2NError, OSError) as error:
                 told = error if isinstance(error, N2NError) else _no_file(error)
                 if os.getpid() != here:  # a launcher's own process
@@ -76,7 +76,7 @@ def run(command: str, line: Line) -> None:
             raise
 
 
-def typed(command: str, cfg: Any) -> Any:
+def checked(command: str, cfg: Any) -> Any:
     """The checked dataclass of a composed config; Hydra's own node is left out."""
     # evaluate has these groups only so that data=imagefolder can name its companions in every command.
     left_out = ("hydra", "model", "optim", "training") if command == "evaluate" else ("hydra",)
@@ -104,11 +104,11 @@ def _by_hand(line: Line, cfg: Any) -> Any:
 
 
 def _folder(command: str, *, _root_: DictConfig) -> str:
-    return str(folders.job_folder(command, typed(command, _root_)))
+    return str(folders.job_folder(command, checked(command, _root_)))
 
 
 def _subfolder(command: str, *, _root_: DictConfig) -> str:
-    cfg = typed(command, _root_)
+    cfg = checked(command, _root_)
     return os.path.relpath(folders.job_folder(command, cfg), cfg.out)
 
 
@@ -167,7 +167,7 @@ def _torchvision_choices(line: Line) -> Iterator[None]:
 
     Only names that the user typed are stored, so that help lists the files of ``conf/model`` alone.
     """
-    typed_names = [name for word in line.overrides if word.startswith("model=") for name in _choices(word[6:])]
+    names = [name for word in line.overrides if word.startswith("model=") for name in _choices(word[6:])]
     places = [
         config.conf_dir(),
         *([Path(str(line.flags["--config-dir"]))] if "--config-dir" in line.flags else []),
@@ -175,7 +175,7 @@ def _torchvision_choices(line: Line) -> Iterator[None]:
     files = {path.stem for place in places for path in (place / "model").glob("*.yaml")}
     store = ConfigStore.instance()
     added = []
-    for name in typed_names:
+    for name in names:
         if name in files or not re.fullmatch(r"[\w.:/-]+", name):
             continue
         custom.check_spec(name)

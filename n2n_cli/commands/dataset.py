@@ -29,13 +29,13 @@ def _load(cfg: str) -> data.Dataset:
 
 def example(images: data.Dataset, count: int = PROOF_IMAGES) -> Tensor:
     """The first validation images: float32 ``[count, 3, H, W]``, normalised, on the CPU."""
-    first, _ = next(iter(data.eval_loader(images.val, batch_size=count).batches(0)))
+    first, _ = next(iter(data.EvalLoader(images.val, batch_size=count).batches(0)))
     return _normalize(images)(first)
 
 
 def calibration(images: data.Dataset, batch_size: int, seed: int, count: int) -> list[Tensor]:
     """The first ``count`` training batches of epoch 0, each as `example` and of at most 64 images."""
-    batches = data.train_loader(images.train, batch_size=min(64, batch_size), seed=seed).batches(0)
+    batches = data.TrainLoader(images.train, batch_size=min(64, batch_size), seed=seed).batches(0)
     return [_normalize(images)(batch) for _, (batch, _) in zip(range(count), batches, strict=False)]
 
 

@@ -28,7 +28,7 @@ def run(cfg: schema.Evaluate, command: str) -> None:
     classes = state["lineage"]["steps"][0].get("num_classes")
     if classes is not None and classes != images.num_classes:
         raise N2NError(f"{path} has {classes} classes, the data {images.name} has {images.num_classes}")
-    loader = data.eval_loader(
+    loader = data.EvalLoader(
         images.val,
         batch_size=cfg.batch_size or stored.training.eval_batch_size,
         workers=machine.workers(cfg.workers, 1, images.name != "imagefolder"),
@@ -47,19 +47,19 @@ def run(cfg: schema.Evaluate, command: str) -> None:
 def stored_config(state: dict[str, Any], path: Path) -> schema.RunConfig:
     """The config inside a checkpoint. Raises N2NError."""
     try:
-        return config.run_config(yaml.safe_load(state["config"]), check=False)
+        return config.read_run(yaml.safe_load(state["config"]), check=False)
     except (KeyError, yaml.YAMLError, N2NError) as error:
         raise N2NError(f"{path}: cannot read the config inside: {' '.join(str(error).split())}") from error
 
 
 def data_config(stored: schema.Data, wanted: schema.SomeData, own_size: bool) -> schema.Data:
     """The checkpoint's data with what the user typed; ``own_size``: at the checkpoint's image size."""
-    typed = {key: value for key, value in asdict(wanted).items() if value is not None}
+    given = {key: value for key, value in asdict(wanted).items() if value is not None}
     base = asdict(stored)
-    if typed.get("name", stored.name) != stored.name:
+    if given.get("name", stored.name) != stored.name:
         base = dict.fromkeys(base) | {"augment": "auto", "seed": 0}
         if own_size:
-            typed["image_size"] = stored.image_size
-    merged = schema.Data(**(base | typed))
+            given["image_size"] = stored.image_size
+    merged = schema.Data(**(base | given))
     config.check_data(merged)
     return merged

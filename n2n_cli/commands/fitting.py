@@ -1,27 +1,39 @@
-"""Starts the training of a run whose folder is written: in this process, or as one process a device."""
+"""A planned run, prepared and trained: in this process, or as one process a device."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from n2n_cli.commands import prepare, worker
-from n2n_cli.commands.folders import Plan
+from n2n_cli.commands import folders, networks, prepare, worker
+from n2n_cli.commands.folders import PlannedRun
 from n2n_cli.config import functions
 from n2n_cli.schema import RunConfig
 from n2n_cli.training.launch import launch
 
 
-def fit_run(plan: Plan, cfg: RunConfig) -> dict[str, Any] | None:
-    """Trains a prepared run to its end; what its done.json says.
+def fit_run(planned: PlannedRun, cfg: RunConfig, write: Callable[[], None]) -> dict[str, Any] | None:
+    """Trains a run from whatever is in its folder to its end; what its done.json says.
 
-    None: it was to be prepared only, or stopped by ``max_steps``. Raises N2NError, KeyboardInterrupt.
+    ``write`` writes the folder of a run that is not prepared yet. None: the run was to be prepared only, or was
+    stopped by ``max_steps``.
+
+    Raises:
+        N2NError: the folder holds another run, or a damaged one; or ``write`` or the training failed.
+        KeyboardInterrupt: the training was stopped, and saved.
     """
-    if plan.done:
-        print(f"{plan.folder} is done: {_result(plan.done)}", flush=True)
-        return plan.done
-    prepare.write_config(plan, cfg)  # devices and workers may be others than when it was prepared
+    folders.check_same(planned)
+    networks.check_same_weights(planned, cfg)
+    folder = planned.folder
+    if done := planned.done:
+        print(f"{folder} is done: {_result(done)}", flush=True)
+        return done
+    if prepare.prepared(planned):
+        prepare.write_config(planned)  # devices and workers may be others than when it was prepared
+    else:
+        write()
     typed = functions(cfg)
-    words = [str(plan.folder), *(f"model={name}" for name in typed)]
+    words = [str(folder), *(f"model={name}" for name in typed)]
     if cfg.prepare_only:
         print(f"torchrun --nproc-per-node {cfg.devices} -m {worker.__name__} {' '.join(words)}", flush=True)
         return None
@@ -31,12 +43,12 @@ def fit_run(plan: Plan, cfg: RunConfig) -> dict[str, Any] | None:
         except KeyboardInterrupt:  # the ranks have saved; the agent only knows the signal's number
             raise KeyboardInterrupt("stopped; the same command goes on from there") from None
     else:
-        worker.fit_folder(plan.folder, typed)
-    done = plan.done
+        worker.fit_folder(folder, typed)
+    done = planned.done
     if done is None:
-        print(f"{plan.folder} stopped after max_steps={cfg.max_steps}; the same command goes on from there", flush=True)
+        print(f"{folder} stopped after max_steps={cfg.max_steps}; the same command goes on from there", flush=True)
         return None
-    print(f"{plan.folder}: {_result(done)}, {done['time_s']:.0f} s", flush=True)
+    print(f"{folder}: {_result(done)}, {done['time_s']:.0f} s", flush=True)
     return done
 
 

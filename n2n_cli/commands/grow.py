@@ -12,7 +12,7 @@ from torch import nn
 
 from n2n_cli import data, growth, lineage, models
 from n2n_cli.commands import dataset, fitting, folders, networks, prepare, travel
-from n2n_cli.commands.folders import Plan
+from n2n_cli.commands.folders import PlannedRun
 from n2n_cli.config import functions
 from n2n_cli.errors import N2NError
 from n2n_cli.models import describe
@@ -23,36 +23,32 @@ ROWS = 16  # of the table of what grew
 
 def run(cfg: Grow, command: str) -> None:
     teacher = folders.find_teacher(cfg)
-    from_teacher(folders.grow_plan(cfg, cfg.op, cfg.seed, cfg.lr_scale, teacher), cfg)
+    from_teacher(folders.plan_grown(cfg, cfg.op, cfg.seed, cfg.lr_scale, teacher), cfg)
 
 
-def from_teacher(plan: Plan, cfg: Student) -> dict[str, Any] | None:
-    """Grows ``plan.teacher`` by ``plan.op`` unless that is done, trains the student; see `fitting.fit_run`."""
-    folders.check_same(plan, folders.run_config(cfg, plan))
-    networks.check_same_weights(plan, cfg)
-    if not plan.done and not prepare.prepared(plan):
-        write_grown(plan, cfg)
-    return fitting.fit_run(plan, cfg)
+def from_teacher(planned: PlannedRun, cfg: Student) -> dict[str, Any] | None:
+    """Grows ``planned.teacher`` by ``planned.op`` unless that is done, trains the student; see `fitting.fit_run`."""
+    return fitting.fit_run(planned, cfg, lambda: write_grown(planned, cfg))
 
 
-def write_grown(plan: Plan, cfg: Student) -> None:
+def write_grown(planned: PlannedRun, cfg: Student) -> None:
     """Grows, proves, shows what grew, and only then writes the run folder.
 
     Raises:
         N2NError: the teacher does not fit the data, the plan does not fit the teacher, or the proof failed.
     """
-    assert plan.op is not None and plan.teacher is not None
+    assert planned.op is not None and planned.teacher is not None
     images = dataset.load(cfg.data)
-    teacher, steps = networks.teacher(plan, cfg, images)
+    teacher, steps = networks.teacher(planned, cfg, images)
     batch = dataset.example(images)
     with torch.inference_mode():
         classes = teacher.eval()(batch).shape[1]
     if classes != images.num_classes:
-        raise N2NError(f"teacher: {plan.teacher} has {classes} classes, {cfg.data.name} has {images.num_classes}")
-    moving = travel.of_teacher(plan, cfg, teacher)
+        raise N2NError(f"teacher: {planned.teacher} has {classes} classes, {cfg.data.name} has {images.num_classes}")
+    moving = travel.of_teacher(planned, cfg, teacher)
     teacher = moving.model if moving else teacher
-    grown, to = grow(teacher, steps, plan.op, cfg, images, batch, plan.seed)
-    print(f"{LABELS[plan.op.name]} from {plan.teacher}", flush=True)
+    grown, to = grow(teacher, steps, planned.op, cfg, images, batch, planned.seed)
+    print(f"{LABELS[planned.op.name]} from {planned.teacher}", flush=True)
     for row in table(teacher, grown.student):
         print(row, flush=True)
     for note in grown.notes:
@@ -66,11 +62,11 @@ def write_grown(plan: Plan, cfg: Student) -> None:
     )
     going_on: dict[str, Any] = {}
     if moving:
-        again = partial(grow, steps=steps, op=plan.op, cfg=cfg, images=images, batch=batch, seed=plan.seed)
-        going_on = moving.arrive(grown, again, cfg, cfg.optim.lr * plan.lr_scale)
+        again = partial(grow, steps=steps, op=planned.op, cfg=cfg, images=images, batch=batch, seed=planned.seed)
+        going_on = moving.arrive(grown, again, cfg, cfg.optim.lr * planned.lr_scale)
     gap = {"eval": proof.eval, "train": proof.train, "floor": proof.floor}
-    steps = lineage.grow(steps, {**grown.recipe, "op": plan.op.name, "function_gap": gap}, to)
-    prepare.write_run(plan, cfg, "grow", grown.student, steps, images, gap, going_on)
+    steps = lineage.grow(steps, {**grown.recipe, "op": planned.op.name, "function_gap": gap}, to)
+    prepare.write_run(planned, cfg, "grow", grown.student, steps, images, gap, going_on)
 
 
 def grow(

@@ -13,7 +13,7 @@ from torch import nn
 
 from n2n_cli import data, lineage
 from n2n_cli.commands import dataset, machine
-from n2n_cli.commands.folders import Plan
+from n2n_cli.commands.folders import PlannedRun
 from n2n_cli.config import functions
 from n2n_cli.errors import N2NError
 from n2n_cli.models import OURS, custom, weights
@@ -71,18 +71,18 @@ def fresh(
     return network, steps
 
 
-def teacher(plan: Plan, cfg: Student, images: data.Dataset) -> tuple[nn.Module, dict[str, Any]]:
-    """What ``plan`` grows and its lineage: a checkpoint, or a constructor's network with ``cfg.weights``.
+def teacher(planned: PlannedRun, cfg: Student, images: data.Dataset) -> tuple[nn.Module, dict[str, Any]]:
+    """What ``planned`` grows and its lineage: a checkpoint, or a constructor's network with ``cfg.weights``.
 
     Raises N2NError.
     """
     if cfg.weights is None:
-        assert plan.teacher is not None
+        assert planned.teacher is not None
         key = "teacher_model" if custom.is_spec(cfg.model.name) else "model"  # the student's is typed already
-        network, state = stored(checkpoint.resolve(plan.teacher), functions(cfg), key)
+        network, state = stored(checkpoint.resolve(planned.teacher), functions(cfg), key)
         return network, state["lineage"]
     model = replace(cfg.model, name=cfg.teacher_model, kwargs={}) if cfg.teacher_model else cfg.model
-    network, steps = fresh(cfg, model, model.teacher_width, images, plan.seed)
+    network, steps = fresh(cfg, model, model.teacher_width, images, planned.seed)
     machine.limit_threads(network)
     return network, steps
 
@@ -98,17 +98,17 @@ def shown(cfg: Inspect, built: dict[str, Any]) -> tuple[nn.Module, dict[str, Any
     return network, steps
 
 
-def check_same_weights(plan: Plan, cfg: RunConfig) -> None:
+def check_same_weights(planned: PlannedRun, cfg: RunConfig) -> None:
     """Raises N2NError where the folder's run began from another file of the same name as ``cfg.weights``."""
-    path = plan.folder / "run.json"
-    if cfg.weights is None or not path.is_file():
+    folder = planned.folder
+    if cfg.weights is None or not (folder / "run.json").is_file():
         return
     try:
-        began = json.loads(path.read_text())["lineage"]["steps"][0]["weights"]["sha256"]
+        began = json.loads((folder / "run.json").read_text())["lineage"]["steps"][0]["weights"]["sha256"]
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         return  # a damaged run says so itself
     if began != weights.sha256(Path(cfg.weights)):
-        raise N2NError(f"weights: {plan.folder} began from other weights in {cfg.weights}: remove it, or change out=")
+        raise N2NError(f"weights: {folder} began from other weights in {cfg.weights}: remove it, or change out=")
 
 
 def _load(network: nn.Module, steps: dict[str, Any], file: str, advice: str) -> dict[str, Any]:

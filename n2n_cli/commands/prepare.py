@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,33 +10,35 @@ import yaml
 from torch import nn
 
 from n2n_cli import data
-from n2n_cli.commands import folders, machine
-from n2n_cli.commands.folders import Plan
+from n2n_cli.commands import machine
+from n2n_cli.commands.folders import PlannedRun
 from n2n_cli.errors import N2NError
 from n2n_cli.models import describe
 from n2n_cli.schema import RunConfig
 from n2n_cli.training import checkpoint
 
 
-def prepared(plan: Plan) -> bool:
+def prepared(planned: PlannedRun) -> bool:
     """Whether the folder holds a run that only has to go on. Raises N2NError if it cannot, as it is damaged."""
-    if not (plan.folder / "run.json").is_file():
+    if not (planned.folder / "run.json").is_file():
         return False
-    checkpoints = plan.folder / "checkpoints"
+    checkpoints = planned.folder / "checkpoints"
     if checkpoint.newest(checkpoints)[0] is not None:
         return True
     if any(checkpoints.glob("step_*.pt")):
-        raise N2NError(f"every checkpoint in {plan.folder} is damaged: remove the folder to train it anew")
+        raise N2NError(f"every checkpoint in {planned.folder} is damaged: remove the folder to train it anew")
     return False
 
 
-def write_config(plan: Plan, cfg: RunConfig) -> None:
-    """Writes config.yaml. Raises N2NError."""
-    _write(plan.folder / "config.yaml", yaml.safe_dump(folders.run_config(cfg, plan), sort_keys=False))
+def write_config(planned: PlannedRun) -> str:
+    """Writes config.yaml; its text. Raises N2NError."""
+    text = yaml.safe_dump(planned.config, sort_keys=False)
+    _write(planned.folder / "config.yaml", text)
+    return text
 
 
 def write_run(
-    plan: Plan,
+    planned: PlannedRun,
     cfg: RunConfig,
     command: str,
     model: nn.Module,
@@ -66,32 +67,32 @@ def write_run(
     info = {
         "format": 1,
         "command": command,
-        "arm": plan.arm,
-        "label": plan.label,
-        "seed": plan.seed,
+        "arm": planned.arm,
+        "label": planned.label,
+        "seed": planned.seed,
         "parameters": describe.count_parameters(model),
         "macs": describe.macs(model, images.image_size),
-        "lr": cfg.optim.lr * plan.lr_scale,
-        "lr_scale": plan.lr_scale,
-        "epochs": plan.epochs,
+        "lr": cfg.optim.lr * planned.lr_scale,
+        "lr_scale": planned.lr_scale,
+        "epochs": planned.epochs,
         "lineage": lineage,
         "function_gap": gap,
-        "teacher": os.path.abspath(plan.teacher) if plan.teacher else None,
+        "teacher": planned.config["teacher"],
         "synthetic": images.synthetic,
         "data": images.name,
         "machine": machine.described(cfg),
     }
-    write_config(plan, cfg)
-    _write(plan.folder / "run.json", json.dumps(info, indent=1) + "\n")
+    text = write_config(planned)
+    _write(planned.folder / "run.json", json.dumps(info, indent=1) + "\n")
     state = {
         "format": checkpoint.FORMAT,
         "lineage": lineage,
-        "config": (plan.folder / "config.yaml").read_text(),
+        "config": text,
         "model": model.state_dict(),
         "step": 0,
         **(going_on or {}),
     }
-    checkpoint.save(plan.folder / "checkpoints", state, step=0)
+    checkpoint.save(planned.folder / "checkpoints", state, step=0)
 
 
 def _write(path: Path, text: str) -> None:

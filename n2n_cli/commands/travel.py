@@ -11,7 +11,7 @@ import torch
 import yaml
 from torch import nn
 
-from n2n_cli.commands.folders import Plan
+from n2n_cli.commands.folders import PlannedRun
 from n2n_cli.errors import N2NError
 from n2n_cli.growth import Growth
 from n2n_cli.schema import Deeper, RunConfig, Student, Wider
@@ -47,19 +47,19 @@ class Travel:
         return out
 
 
-def of_teacher(plan: Plan, cfg: Student, network: nn.Module) -> Travel | None:
-    """What goes on of the teacher of ``plan``, whose averaged weights ``network`` has; None: it starts fresh.
+def of_teacher(planned: PlannedRun, cfg: Student, network: nn.Module) -> Travel | None:
+    """What goes on of the teacher of ``planned``, whose averaged weights ``network`` has; None: it starts fresh.
 
     Raises:
         N2NError: the teacher has no optimizer state, or another optimizer's.
     """
-    if not isinstance(plan.op, Wider | Deeper) or plan.op.optimizer == "fresh":
+    if not isinstance(planned.op, Wider | Deeper) or planned.op.optimizer == "fresh":
         return None
-    how = plan.op.optimizer
+    how = planned.op.optimizer
     if cfg.weights is not None:
         raise N2NError(f"op.optimizer={how}: {cfg.weights} holds weights alone; take op.optimizer=fresh")
-    assert plan.teacher is not None
-    path = checkpoint.resolve(plan.teacher)
+    assert planned.teacher is not None
+    path = checkpoint.resolve(planned.teacher)
     state = checkpoint.load(path)
     if "optimizer" not in state:
         raise N2NError(

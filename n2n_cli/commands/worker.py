@@ -19,7 +19,7 @@ import yaml
 
 from n2n_cli import data, lineage
 from n2n_cli.commands import dataset, machine
-from n2n_cli.config import run_config
+from n2n_cli.config import read_run
 from n2n_cli.errors import N2NError
 from n2n_cli.models import custom
 from n2n_cli.schema import RunConfig
@@ -36,7 +36,7 @@ def fit_folder(folder: Path, typed: Collection[str] = ()) -> dict[str, Any]:
     """
     try:
         text = (folder / "config.yaml").read_text()
-        cfg = run_config(yaml.safe_load(text))
+        cfg = read_run(yaml.safe_load(text))
         info = json.loads((folder / "run.json").read_text())
     except OSError as error:
         raise N2NError(f"no run in {folder}: {error.strerror}: {error.filename}") from error
@@ -56,8 +56,8 @@ def fit_folder(folder: Path, typed: Collection[str] = ()) -> dict[str, Any]:
         return fit(
             folder,
             model,
-            data.train_loader(images.train, batch_size=cfg.training.batch_size, seed=cfg.seed, **place),
-            data.eval_loader(images.val, batch_size=cfg.training.eval_batch_size, **place),
+            data.TrainLoader(images.train, batch_size=cfg.training.batch_size, seed=cfg.seed, **place),
+            data.EvalLoader(images.val, batch_size=cfg.training.eval_batch_size, **place),
             _options(cfg, info["lr"], stop_after),
             ranks=mine,
             lineage=info["lineage"],
