@@ -111,7 +111,8 @@ def functions(cfg: Any) -> tuple[str, ...]:
     never be asked: its names are information.
     """
     names = [cfg.model.name if isinstance(cfg, RunConfig) else cfg.model]
-    names += [getattr(cfg, "teacher_model", None)]
+    if isinstance(cfg, Student):
+        names.append(cfg.teacher_model)
     if isinstance(cfg, Inspect) and not Path(cfg.target).exists():  # else a file's name, and no word on its code
         names.append(cfg.target)
     return tuple(name for name in names if custom.is_spec(name))

@@ -15,7 +15,7 @@ from n2n_cli.schema import Compare
 REPORT_EVERY_S = 30.0
 
 
-def run(cfg: Compare, command: str) -> None:
+def run(cfg: Compare) -> None:
     """Runs what is not finished yet; all arms and seeds take the same loop, data and budget."""
     study = folders.setting(cfg)
     given = cfg.teacher or cfg.weights

@@ -18,7 +18,7 @@ from n2n_cli.training.evaluate import evaluate
 from n2n_cli.training.ranks import pick_device
 
 
-def run(cfg: schema.Evaluate, command: str) -> None:
+def run(cfg: schema.Evaluate) -> None:
     device = pick_device(cfg.device)
     path = checkpoint.resolve(Path(cfg.checkpoint))
     model, state = networks.stored(path, config.functions(cfg))

@@ -21,7 +21,7 @@ from n2n_cli.schema import LABELS, Deeper, Grow, Model, Op, RunConfig, Student, 
 ROWS = 16  # of the table of what grew
 
 
-def run(cfg: Grow, command: str) -> None:
+def run(cfg: Grow) -> None:
     teacher = folders.find_teacher(cfg)
     from_teacher(folders.plan_grown(cfg, cfg.op, cfg.seed, cfg.lr_scale, teacher), cfg)
 

@@ -24,7 +24,7 @@ from n2n_cli.models import custom, describe
 from n2n_cli.training import checkpoint
 
 
-def run(cfg: schema.Inspect, command: str) -> None:
+def run(cfg: schema.Inspect) -> None:
     if cfg.picture is not None and not Path(cfg.picture).absolute().parent.is_dir():
         raise N2NError(f"picture: no such folder: {Path(cfg.picture).parent}")
     if Path(cfg.target).exists():

@@ -9,8 +9,12 @@ from n2n_cli.commands.folders import PlannedRun
 from n2n_cli.schema import RunConfig
 
 
-def run(cfg: RunConfig, command: str) -> None:
-    from_scratch(folders.plan_fresh(cfg, command.removeprefix("train_")), cfg)
+def teacher(cfg: RunConfig) -> None:
+    from_scratch(folders.plan_fresh(cfg, "teacher"), cfg)
+
+
+def student(cfg: RunConfig) -> None:
+    from_scratch(folders.plan_fresh(cfg, "student"), cfg)
 
 
 def from_scratch(planned: PlannedRun, cfg: RunConfig) -> dict[str, Any] | None:
