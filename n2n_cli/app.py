@@ -27,10 +27,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from n2n_cli import config
 from n2n_cli.commands import check_job, folders, run_job
+from n2n_cli.convert import takes
 from n2n_cli.errors import N2NError, suggest
 from n2n_cli.models import custom
 from n2n_cli.overrides import Line, command_keys, near_key
-from n2n_cli.typed import takes
 
 BY_HAND = ("model", "model.name", "target", "teacher_model")
 """Keys where a person can type whose code is to be imported."""
@@ -38,6 +38,7 @@ BY_HAND = ("model", "model.name", "target", "teacher_model")
 
 def run(command: str, line: Line) -> None:
     """Runs ``command`` (a key of `schema.SCHEMAS`), in a sweep once a job. Raises N2NError."""
+    _known.clear()  # files may have changed since the last command of this process
     flags = [flag for flag in line.flags if flag in ("--cfg", "--info", "--multirun", "--run")]
     if len(flags) > 1:
         raise N2NError(f"{' and '.join(flags)} do not go together")
@@ -46,16 +47,16 @@ def run(command: str, line: Line) -> None:
     with _environment(line), _one_line_errors(command, line), _torchvision_choices(line):
         created: list[Path] = []
         if line.runs:
-            for job in _jobs(command, line):
-                folder = check_job(command, _by_hand(line, typed(command, job)))
+            for node in _jobs(command, line):
+                folder = check_job(command, _by_hand(line, checked(command, node)))
                 created += [path for path in (folder, *folder.parents) if not path.exists()]
 
         here = os.getpid()
         failed: list[N2NError] = []
 
-        def task(cfg: DictConfig) -> None:
+        def task(node: DictConfig) -> None:
             try:
-                run_job(command, _by_hand(line, typed(command, cfg)))
+                run_job(command, _by_hand(line, checked(command, node)))
             except (N2NError, OSError) as error:
                 told = error if isinstance(error, N2NError) else _no_file(error)
                 if os.getpid() != here:  # a launcher's own process
@@ -76,17 +77,27 @@ def run(command: str, line: Line) -> None:
             raise
 
 
-def typed(command: str, cfg: Any) -> Any:
-    """The checked dataclass of a composed config; Hydra's own node is left out."""
+_known: dict[str, Any] = {}
+"""Configs that `checked` has seen in this command."""
+
+
+def checked(command: str, node: Any) -> Any:
+    """The checked dataclass of a composed config, Hydra's own node left out. Raises N2NError.
+
+    Every job asks three times: before the first job starts, when Hydra names its folder, and when it runs.
+    """
     # evaluate has these groups only so that data=imagefolder can name its companions in every command.
     left_out = ("hydra", "model", "optim", "training") if command == "evaluate" else ("hydra",)
-    shown = OmegaConf.masked_copy(cfg, [key for key in cfg if key not in left_out])
+    shown = OmegaConf.masked_copy(node, [key for key in node if key not in left_out])
     tree: Any = OmegaConf.to_container(shown, resolve=True)
     if command in ("evaluate", "inspect"):  # of the group model only whose network is meant
-        tree["model"] = OmegaConf.select(cfg, "model.name", default=None)
+        tree["model"] = OmegaConf.select(node, "model.name", default=None)
         if command == "inspect" and tree["target"] == "???" and tree["model"] is not None:
             tree["target"] = tree["model"]
-    return config.check(command, tree)
+    key = f"{command} {tree!r}"
+    if key not in _known:
+        _known[key] = config.check(command, tree)
+    return _known[key]
 
 
 def _by_hand(line: Line, cfg: Any) -> Any:
@@ -104,11 +115,11 @@ def _by_hand(line: Line, cfg: Any) -> Any:
 
 
 def _folder(command: str, *, _root_: DictConfig) -> str:
-    return str(folders.job_folder(command, typed(command, _root_)))
+    return str(folders.job_folder(command, checked(command, _root_)))
 
 
 def _subfolder(command: str, *, _root_: DictConfig) -> str:
-    cfg = typed(command, _root_)
+    cfg = checked(command, _root_)
     return os.path.relpath(folders.job_folder(command, cfg), cfg.out)
 
 
@@ -140,8 +151,8 @@ def _jobs(command: str, line: Line) -> Iterator[DictConfig]:
     jobs = BasicSweeper.split_arguments(overrides, None)[0]
     if not jobs:
         raise N2NError("the sweep has no jobs: a range or choice is empty")
-    for job in jobs:
-        yield loader.load_sweep_config(master, list(job))
+    for chosen in jobs:
+        yield loader.load_sweep_config(master, list(chosen))
 
 
 @contextlib.contextmanager
@@ -167,7 +178,7 @@ def _torchvision_choices(line: Line) -> Iterator[None]:
 
     Only names that the user typed are stored, so that help lists the files of ``conf/model`` alone.
     """
-    typed_names = [name for word in line.overrides if word.startswith("model=") for name in _choices(word[6:])]
+    names = [name for word in line.overrides if word.startswith("model=") for name in _choices(word[6:])]
     places = [
         config.conf_dir(),
         *([Path(str(line.flags["--config-dir"]))] if "--config-dir" in line.flags else []),
@@ -175,7 +186,7 @@ def _torchvision_choices(line: Line) -> Iterator[None]:
     files = {path.stem for place in places for path in (place / "model").glob("*.yaml")}
     store = ConfigStore.instance()
     added = []
-    for name in typed_names:
+    for name in names:
         if name in files or not re.fullmatch(r"[\w.:/-]+", name):
             continue
         custom.check_spec(name)

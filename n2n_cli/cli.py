@@ -10,6 +10,7 @@ import sys
 
 from n2n_cli import __version__
 from n2n_cli.errors import N2NError, suggest
+from n2n_cli.words import SHELLS, parse
 
 HELP = """\
 n2n: growth studies after Net2Net. Grow a trained network, keep its function, go on training.
@@ -27,9 +28,6 @@ Everything is KEY=VALUE or --KEY VALUE (seed=1, --lr 0.05, model=resnet18, data=
 -m sweeps over comma separated values. Groups and keys of a command: n2n COMMAND --help
 Runs lie in runs/, found again by their config: the same command resumes or says that it is done.
 """
-ROLES = ("teacher", "student")
-COMMANDS = ("train", "grow", "compare", "evaluate", "inspect", "completion", "help")
-SHELLS = ("bash", "zsh")
 COMPLETION = """\
 _n2n() {
     local IFS=$'\\n'
@@ -81,28 +79,6 @@ def _main(words: list[str]) -> int:
 
     app.run(command, line)
     return 0
-
-
-def parse(words: list[str]) -> tuple[str, list[str]]:
-    """Command words off: the command (a key of `schema.SCHEMAS`; ``train`` to show its roles), the rest."""
-    word, rest = words[0], words[1:]
-    if word.startswith("-") or "=" in word:
-        raise N2NError(f"expected a command before '{word}': one of {', '.join(COMMANDS)}")
-    if word not in COMMANDS:
-        near = suggest(word, [*COMMANDS, *(f"train {role}" for role in ROLES)])
-        if word in ROLES:
-            near = f" (did you mean 'train {word}'?)"
-        raise N2NError(f"unknown command '{word}'{near}; one of {', '.join(COMMANDS)}")
-    if word != "train":
-        return word, rest
-    if rest and rest[0] in ("--help", "-h"):
-        return "train", []
-    role = rest[0] if rest and not rest[0].startswith("-") and "=" not in rest[0] else ""
-    if role not in ROLES:
-        if not role:
-            raise N2NError("train what? Type: n2n train teacher, or n2n train student")
-        raise N2NError(f"train: '{role}' is not teacher or student{suggest(role, ROLES)}")
-    return f"train_{role}", rest[1:]
 
 
 def _completion(words: list[str]) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from n2n_cli.convert import convert
 from n2n_cli.errors import N2NError, suggest
 from n2n_cli.models import custom
 from n2n_cli.schema import (
@@ -29,7 +30,6 @@ from n2n_cli.schema import (
     Training,
     Wider,
 )
-from n2n_cli.typed import typed
 
 
 def conf_dir() -> Path:
@@ -47,7 +47,7 @@ def check(command: str, tree: Mapping[str, Any]) -> Any:
     Raises:
         N2NError: a key is unknown or missing, a value has the wrong type or range, or two do not go together.
     """
-    cfg = typed(SCHEMAS[command], tree, "")
+    cfg = convert(SCHEMAS[command], tree, "")
     if isinstance(cfg, RunConfig):
         check_model(cfg.model)
         check_data(cfg.data)
@@ -111,17 +111,18 @@ def functions(cfg: Any) -> tuple[str, ...]:
     never be asked: its names are information.
     """
     names = [cfg.model.name if isinstance(cfg, RunConfig) else cfg.model]
-    names += [getattr(cfg, "teacher_model", None)]
+    if isinstance(cfg, Student):
+        names.append(cfg.teacher_model)
     if isinstance(cfg, Inspect) and not Path(cfg.target).exists():  # else a file's name, and no word on its code
         names.append(cfg.target)
     return tuple(name for name in names if custom.is_spec(name))
 
 
-def run_config(tree: Mapping[str, Any], check: bool = True) -> RunConfig:
+def read_run(tree: Mapping[str, Any], check: bool = True) -> RunConfig:
     """The config of a run from its config.yaml; ``check``: that its data is there. Raises N2NError."""
     tree = {"weights": None, **tree}  # runs of an older n2n have none
     fields = {field.name: tree[field.name] for field in dataclasses.fields(RunConfig) if field.name in tree}
-    cfg: RunConfig = typed(RunConfig, fields, "")
+    cfg: RunConfig = convert(RunConfig, fields, "")
     if check:
         check_data(cfg.data)
     return cfg

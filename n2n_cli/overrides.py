@@ -10,8 +10,8 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from n2n_cli import schema
+from n2n_cli.convert import takes
 from n2n_cli.errors import N2NError, suggest
-from n2n_cli.typed import takes
 
 PLAIN = {"-m": "--multirun", "-r": "--run", "-h": "--help"} | {
     flag: flag for flag in ("--multirun", "--run", "--help", "--hydra-help", "--resolve")

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+from n2n_cli.convert import Rule
 from n2n_cli.errors import N2NError, suggest
-from n2n_cli.typed import Rule
 
 Positive = Annotated[float, Rule("a number above 0", lambda v: v > 0)]
 NotNegative = Annotated[float, Rule("a number, 0 or more", lambda v: v >= 0)]

@@ -26,34 +26,34 @@ def _conf() -> Iterator[None]:
         yield
 
 
-def typed(command: str, *overrides: str) -> Any:
-    return app.typed(command, compose(command, list(overrides)))
+def checked(command: str, *overrides: str) -> Any:
+    return app.checked(command, compose(command, list(overrides)))
 
 
 @pytest.mark.parametrize("command", RUNS)
 @pytest.mark.parametrize("group", ["model", "data", "optim", "training"])
-def test_every_choice_is_typed(command: str, group: str, tmp_path: Path) -> None:
+def test_every_choice_passes(command: str, group: str, tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     (tmp_path / "val").mkdir()
     for choice in GROUPS[group]:
         more = ["model.name=resnet18"] if choice == "torchvision" else []
         more += [f"data.root={tmp_path}"] if choice == "imagefolder" else []
-        assert isinstance(typed(command, f"{group}={choice}", *more), schema.RunConfig)
+        assert isinstance(checked(command, f"{group}={choice}", *more), schema.RunConfig)
 
 
-def test_ops_and_studies_are_typed() -> None:
+def test_ops_and_studies_pass() -> None:
     assert set(GROUPS["op"]) == set(schema.OPS)
     for op in GROUPS["op"]:
-        cfg = typed("grow", f"op={op}")
+        cfg = checked("grow", f"op={op}")
         assert type(cfg.op) is schema.OPS[op] and cfg.op.name == op
         assert cfg.op.lr_scale == (1.0 if "init" in op else 0.1)  # a tenth of the teacher's rate (App. A)
     for study in GROUPS["study"]:
-        cfg = typed("compare", f"study={study}")
+        cfg = checked("compare", f"study={study}")
         assert cfg.study.name == study and set(cfg.study.arms) <= set(cfg.ops) == set(schema.OPS)
 
 
 def test_studies_of_the_paper() -> None:
-    fig4, fig5, fig6 = (typed("compare", f"study=fig{n}", "model=inception_bn") for n in (4, 5, 6))
+    fig4, fig5, fig6 = (checked("compare", f"study=fig{n}", "model=inception_bn") for n in (4, 5, 6))
     assert fig4.model.teacher_width == pytest.approx(0.3**0.5) and fig4.model.width == 1
     assert fig5.model.teacher_width == 1 and fig5.ops["deeper"].pairs == 2
     assert fig6.model.teacher_width == 1 and fig6.model.width == pytest.approx(2**0.5)
@@ -74,40 +74,40 @@ def test_imagefolder_brings_the_papers_settings_and_the_user_wins() -> None:
 
 
 def test_numbers_keep_their_type() -> None:
-    cfg = typed("grow", "++op.layers={a:96,b:1.5}", "optim.lr=1", "epochs=2")
+    cfg = checked("grow", "++op.layers={a:96,b:1.5}", "optim.lr=1", "epochs=2")
     assert repr(cfg.op.layers) == "{'a': 96, 'b': 1.5}"  # a width and a factor
     assert repr(cfg.optim.lr) == "1.0" and repr(cfg.epochs) == "2.0"
 
 
 def test_one_setting_for_all_commands_of_a_config() -> None:
-    one = {folders.setting(typed(command, "optim.lr=0.05")) for command in RUNS}
+    one = {folders.setting(checked(command, "optim.lr=0.05")) for command in RUNS}
     assert len(one) == 1
-    assert folders.setting(typed("grow")) not in one
+    assert folders.setting(checked("grow")) not in one
 
 
 @pytest.mark.parametrize(
     "override", ["seed=1", "epochs=2", "out=elsewhere", "devices=2", "device=cpu", "workers=3", "max_steps=1"]
 )
 def test_not_part_of_a_setting(override: str) -> None:
-    assert folders.setting(typed("train_teacher", override)).name == folders.setting(typed("train_teacher")).name
+    assert folders.setting(checked("train_teacher", override)).name == folders.setting(checked("train_teacher")).name
 
 
 @pytest.mark.parametrize(
     "override", ["model.width=2", "data.seed=1", "optim.lr=0.2", "optim.schedule.name=step", "training.batch_size=64"]
 )
 def test_part_of_a_setting(override: str) -> None:
-    assert folders.setting(typed("train_teacher", override)) != folders.setting(typed("train_teacher"))
+    assert folders.setting(checked("train_teacher", override)) != folders.setting(checked("train_teacher"))
 
 
 def name(*overrides: str) -> str:
-    cfg = typed("grow", *overrides)
-    teacher = folders.train_plan(cfg, "teacher", epochs=cfg.teacher_epochs).folder
-    return folders.grow_plan(cfg, cfg.op, cfg.seed, cfg.lr_scale, teacher).folder.name
+    cfg = checked("grow", *overrides)
+    teacher = folders.plan_fresh(cfg, "teacher", epochs=cfg.teacher_epochs).folder
+    return folders.plan_grown(cfg, cfg.op, cfg.seed, cfg.lr_scale, teacher).folder.name
 
 
 def test_names_of_runs() -> None:
-    assert folders.job_folder("train_teacher", typed("train_teacher", "seed=3")).name == "teacher-seed3"
-    assert folders.job_folder("train_student", typed("train_student", "epochs=1.5")).name == "student-epochs1.5-seed0"
+    assert folders.job_folder("train_teacher", checked("train_teacher", "seed=3")).name == "teacher-seed3"
+    assert folders.job_folder("train_student", checked("train_student", "epochs=1.5")).name == "student-epochs1.5-seed0"
     assert name() == "wider-seed0"
     assert name("op.noise=0.2", "lr_scale=0.3") == "wider-noise0.2-lr0.3-seed0"
     assert name("op.lr_scale=0.3") == name("lr_scale=0.3") == "wider-lr0.3-seed0"
@@ -118,30 +118,29 @@ def test_names_of_runs() -> None:
 
 
 def test_another_teacher_is_another_student(tmp_path: Path) -> None:
-    cfg = typed("grow")
-    plans = [folders.grow_plan(cfg, cfg.op, 0, None, tmp_path / one) for one in ("a", "b")]
-    assert plans[0].folder != plans[1].folder and "-from-" in plans[0].folder.name
+    cfg = checked("grow")
+    runs = [folders.plan_grown(cfg, cfg.op, 0, None, tmp_path / one) for one in ("a", "b")]
+    assert runs[0].folder != runs[1].folder and "-from-" in runs[0].folder.name
 
 
 def test_a_folder_with_other_settings_is_refused(tmp_path: Path) -> None:
     import yaml
 
-    cfg = typed("train_teacher", f"out={tmp_path}")
-    plan = folders.train_plan(cfg, "teacher")
-    wanted = folders.run_config(cfg, plan)
-    folders.check_same(plan, wanted)
-    plan.folder.mkdir(parents=True)
-    (plan.folder / "config.yaml").write_text(yaml.safe_dump(wanted | {"devices": 4}))
-    folders.check_same(plan, wanted)
-    (plan.folder / "config.yaml").write_text(yaml.safe_dump(wanted | {"lr_scale": 0.5}))
+    cfg = checked("train_teacher", f"out={tmp_path}")
+    planned = folders.plan_fresh(cfg, "teacher")
+    folders.check_same(planned)
+    planned.folder.mkdir(parents=True)
+    (planned.folder / "config.yaml").write_text(yaml.safe_dump(planned.config | {"devices": 4}))
+    folders.check_same(planned)
+    (planned.folder / "config.yaml").write_text(yaml.safe_dump(planned.config | {"lr_scale": 0.5}))
     with pytest.raises(N2NError, match=r"holds a run with lr_scale=0\.5, not 1\.0"):
-        folders.check_same(plan, wanted)
+        folders.check_same(planned)
 
 
 def test_the_config_of_a_run_comes_back(tmp_path: Path) -> None:
-    cfg = typed("train_teacher", "optim=rmsprop", "seed=4")
-    tree = folders.run_config(cfg, folders.train_plan(cfg, "teacher"))
-    assert config.run_config(tree) == cfg
+    cfg = checked("train_teacher", "optim=rmsprop", "seed=4")
+    tree = folders.plan_fresh(cfg, "teacher").config
+    assert config.read_run(tree) == cfg
 
 
 def test_schema_and_loaders_agree() -> None:

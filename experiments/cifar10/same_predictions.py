@@ -20,26 +20,27 @@ import torch
 import yaml
 
 from n2n_cli import config, data
-from n2n_cli.commands import common
+from n2n_cli.commands import dataset, networks
+from n2n_cli.training import checkpoint
 from n2n_cli.training.evaluate import Normalize, main_output
 from n2n_cli.training.runlog import read_rows
 
 
 def logits(path: Path, images: data.Dataset, typed: list[str]) -> torch.Tensor:
     """Of the network in ``path`` (its averaged weights if it has them): ``[N, classes]``, fp32, NHWC as in training."""
-    network, _ = common.load_network(path, typed)
+    network, _ = networks.stored(checkpoint.resolve(path), typed)
     network = network.eval().to(memory_format=torch.channels_last)
     normalize = Normalize(images.mean, images.std, torch.device("cpu"), channels_last=True)
-    loader = data.eval_loader(images.val, batch_size=500)
+    loader = data.EvalLoader(images.val, batch_size=500)
     with torch.inference_mode():
         return torch.cat([main_output(network(normalize(batch)))[0].float() for batch, _ in loader.batches(0)])
 
 
 def compare(folder: Path, run: dict[str, Any], typed: list[str], known: dict[str, torch.Tensor]) -> dict[str, Any]:
     """The row of the student in ``folder``, whose run.json is ``run``; ``known``: logits of teachers so far."""
-    stored = config.run_config(yaml.safe_load((folder / "config.yaml").read_text()))
-    images = common.dataset(stored.data)
-    labels = torch.cat([y for _, y in data.eval_loader(images.val, batch_size=500).batches(0)])
+    stored = config.read_run(yaml.safe_load((folder / "config.yaml").read_text()))
+    images = dataset.load(stored.data)
+    labels = torch.cat([y for _, y in data.EvalLoader(images.val, batch_size=500).batches(0)])
     teacher = Path(run["teacher"])
     [start] = (folder / "checkpoints").glob("step_00000000-*.pt")
     key = f"{teacher} on {stored.data}"

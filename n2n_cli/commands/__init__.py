@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,6 @@ from n2n_cli.commands import folders
 from n2n_cli.errors import N2NError
 from n2n_cli.models import custom
 from n2n_cli.schema import RunConfig
-
-_MODULES = {"train_teacher": "train", "train_student": "train"}
 
 
 def check_job(command: str, cfg: Any) -> Path:
@@ -34,9 +32,16 @@ def check_job(command: str, cfg: Any) -> Path:
 
 
 def run_job(command: str, cfg: Any) -> None:
-    """Runs one checked config (a dataclass of `n2n_cli.config`). Raises N2NError, KeyboardInterrupt."""
-    module = importlib.import_module(f"n2n_cli.commands.{_MODULES.get(command, command)}")
-    from n2n_cli.commands.common import enough_memory
+    """Runs one checked config (a dataclass of `n2n_cli.schema`). Raises N2NError, KeyboardInterrupt."""
+    from n2n_cli.commands import compare, evaluate, grow, inspect, machine, train
 
-    with enough_memory():
-        module.run(cfg, command)
+    runs: dict[str, Callable[[Any], object]] = {
+        "train_teacher": train.teacher,
+        "train_student": train.student,
+        "grow": grow.run,
+        "compare": compare.run,
+        "evaluate": evaluate.run,
+        "inspect": inspect.run,
+    }
+    with machine.enough_memory():
+        runs[command](cfg)

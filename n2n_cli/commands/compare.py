@@ -9,24 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from n2n_cli.commands import folders, parallel
-from n2n_cli.commands.folders import Plan
+from n2n_cli.commands.folders import PlannedRun
 from n2n_cli.schema import Compare
 
 REPORT_EVERY_S = 30.0
 
 
-def run(cfg: Compare, command: str) -> None:
+def run(cfg: Compare) -> None:
     """Runs what is not finished yet; all arms and seeds take the same loop, data and budget."""
     study = folders.setting(cfg)
     given = cfg.teacher or cfg.weights
     total = cfg.seeds * ((given is None) + len(_arms(cfg, cfg.seed, Path())))
     progress = _Progress(cfg, study, total)
-    first: list[Plan] = []
+    first: list[PlannedRun] = []
     for seed in range(cfg.seed, cfg.seed + cfg.seeds):
         if given:
             first += _arms(cfg, seed, Path(given))
         else:
-            first.append(folders.train_plan(cfg, "teacher", seed=seed, epochs=cfg.teacher_epochs))
+            first.append(folders.plan_fresh(cfg, "teacher", seed=seed, epochs=cfg.teacher_epochs))
     ready = progress.open(first)
     jobs = parallel.jobs_at_once(cfg, total - progress.number) if ready else 1
     if jobs > 1:
@@ -34,18 +34,18 @@ def run(cfg: Compare, command: str) -> None:
         parallel.run_all(ready, cfg, jobs, progress.finished)
     else:
         while ready:
-            plan = ready.pop(0)
-            progress.announce(plan)
-            ready = [*progress.finished(plan, parallel.train(plan, cfg), ""), *ready]
+            planned = ready.pop(0)
+            progress.announce(planned)
+            ready = [*progress.finished(planned, parallel.run_one(planned, cfg), ""), *ready]
     if progress.stopped:
         print("not all runs are finished; the same command goes on from there", flush=True)
         return
     _show(cfg, study, progress.fresh, total)
 
 
-def _arms(cfg: Compare, seed: int, teacher: Path) -> list[Plan]:
+def _arms(cfg: Compare, seed: int, teacher: Path) -> list[PlannedRun]:
     scales = cfg.lr_scale if isinstance(cfg.lr_scale, list) else [cfg.lr_scale]
-    return [folders.grow_plan(cfg, cfg.ops[arm], seed, scale, teacher) for arm in cfg.study.arms for scale in scales]
+    return [folders.plan_grown(cfg, cfg.ops[arm], seed, scale, teacher) for arm in cfg.study.arms for scale in scales]
 
 
 class _Progress:
@@ -57,26 +57,26 @@ class _Progress:
         self.stopped = False
         self.written = time.monotonic()
 
-    def open(self, plans: list[Plan]) -> list[Plan]:
-        """Those of the plans, or of the arms of their finished teachers, that are still to be trained."""
-        left: list[Plan] = []
-        for plan in plans:
-            if not plan.done:
-                left.append(plan)
+    def open(self, runs: list[PlannedRun]) -> list[PlannedRun]:
+        """Those of the runs, or of the arms of their finished teachers, that are still to be trained."""
+        left: list[PlannedRun] = []
+        for planned in runs:
+            if not planned.done:
+                left.append(planned)
                 continue
-            folders.check_same(plan, folders.run_config(self.cfg, plan))
+            folders.check_same(planned)
             self.number += 1
-            if plan.teacher is None:
-                left += self.open(_arms(self.cfg, plan.seed, plan.folder))
+            if planned.teacher is None:
+                left += self.open(_arms(self.cfg, planned.seed, planned.folder))
         return left
 
-    def announce(self, plan: Plan) -> None:
-        print(f"[{self.number + 1}/{self.total}] {plan.label}, seed {plan.seed}: {plan.folder}", flush=True)
+    def announce(self, planned: PlannedRun) -> None:
+        print(f"[{self.number + 1}/{self.total}] {planned.label}, seed {planned.seed}: {planned.folder}", flush=True)
 
-    def finished(self, plan: Plan, done: dict[str, Any] | None, said: str) -> list[Plan]:
-        """Takes in a result, tells it, keeps the report fresh; returns the plans that it makes possible."""
+    def finished(self, planned: PlannedRun, done: dict[str, Any] | None, said: str) -> list[PlannedRun]:
+        """Takes in a result, tells it, keeps the report fresh; returns the runs that it makes possible."""
         if said:
-            self.announce(plan)
+            self.announce(planned)
             print(said, end="", flush=True)
         if done is None:
             self.stopped = True
@@ -86,7 +86,7 @@ class _Progress:
         if time.monotonic() - self.written > REPORT_EVERY_S and self.number < self.total:
             _write(self.cfg, self.study)
             self.written = time.monotonic()
-        return self.open(_arms(self.cfg, plan.seed, plan.folder)) if plan.teacher is None else []
+        return self.open(_arms(self.cfg, planned.seed, planned.folder)) if planned.teacher is None else []
 
 
 def _show(cfg: Compare, study: Path, fresh: int, total: int) -> None:

@@ -11,55 +11,55 @@ import yaml
 from hydra.core.hydra_config import HydraConfig
 
 from n2n_cli import config, data, schema
-from n2n_cli.commands import common
-from n2n_cli.commands.common import say
+from n2n_cli.commands import dataset, machine, networks
 from n2n_cli.errors import N2NError
+from n2n_cli.training import checkpoint
 from n2n_cli.training.evaluate import evaluate
 from n2n_cli.training.ranks import pick_device
 
 
-def run(cfg: schema.Evaluate, command: str) -> None:
+def run(cfg: schema.Evaluate) -> None:
     device = pick_device(cfg.device)
-    path = common.resolve(Path(cfg.checkpoint))
-    model, state = common.load_network(path, config.functions(cfg))
+    path = checkpoint.resolve(Path(cfg.checkpoint))
+    model, state = networks.stored(path, config.functions(cfg))
     stored = stored_config(state, path)
     own_size = not any(word.startswith("data.image_size=") for word in HydraConfig.get().overrides.task)
-    images = common.dataset(data_config(stored.data, cfg.data, own_size))
+    images = dataset.load(data_config(stored.data, cfg.data, own_size))
     classes = state["lineage"]["steps"][0].get("num_classes")
     if classes is not None and classes != images.num_classes:
         raise N2NError(f"{path} has {classes} classes, the data {images.name} has {images.num_classes}")
-    loader = data.eval_loader(
+    loader = data.EvalLoader(
         images.val,
         batch_size=cfg.batch_size or stored.training.eval_batch_size,
-        workers=common.workers(cfg.workers, 1, images.name != "imagefolder"),
+        workers=machine.workers(cfg.workers, 1, images.name != "imagefolder"),
     )
     result: dict[str, Any] = evaluate(model.to(device), loader, device=device, mean=images.mean, std=images.std)
     if cfg.json:
-        say(json.dumps({"checkpoint": str(path), "step": state["step"], "data": images.name, **result}))
+        print(json.dumps({"checkpoint": str(path), "step": state["step"], "data": images.name, **result}), flush=True)
         return
     weights = "averaged weights" if state.get("ema") else "weights"
     synthetic = ", synthetic" if images.synthetic else ""
     top1, top5 = 100 * result["val/top1"], 100 * result["val/top5"]
-    say(f"{path} ({weights}, step {state['step']}) on {images.name}{synthetic}")
-    say(f"top-1 {top1:.2f} %, top-5 {top5:.2f} %, loss {result['val/loss']:.4f}")
+    print(f"{path} ({weights}, step {state['step']}) on {images.name}{synthetic}", flush=True)
+    print(f"top-1 {top1:.2f} %, top-5 {top5:.2f} %, loss {result['val/loss']:.4f}", flush=True)
 
 
 def stored_config(state: dict[str, Any], path: Path) -> schema.RunConfig:
     """The config inside a checkpoint. Raises N2NError."""
     try:
-        return config.run_config(yaml.safe_load(state["config"]), check=False)
+        return config.read_run(yaml.safe_load(state["config"]), check=False)
     except (KeyError, yaml.YAMLError, N2NError) as error:
         raise N2NError(f"{path}: cannot read the config inside: {' '.join(str(error).split())}") from error
 
 
 def data_config(stored: schema.Data, wanted: schema.SomeData, own_size: bool) -> schema.Data:
     """The checkpoint's data with what the user typed; ``own_size``: at the checkpoint's image size."""
-    typed = {key: value for key, value in asdict(wanted).items() if value is not None}
+    given = {key: value for key, value in asdict(wanted).items() if value is not None}
     base = asdict(stored)
-    if typed.get("name", stored.name) != stored.name:
+    if given.get("name", stored.name) != stored.name:
         base = dict.fromkeys(base) | {"augment": "auto", "seed": 0}
         if own_size:
-            typed["image_size"] = stored.image_size
-    merged = schema.Data(**(base | typed))
+            given["image_size"] = stored.image_size
+    merged = schema.Data(**(base | given))
     config.check_data(merged)
     return merged

@@ -19,17 +19,22 @@ import yaml
 
 from n2n_cli.config import conf_dir
 from n2n_cli.errors import N2NError
-from n2n_cli.schema import LABELS, MACHINE, Compare, Grow, Op, RunConfig
+from n2n_cli.schema import LABELS, MACHINE, Compare, Grow, Op, RunConfig, Student
 
 
 @dataclass(frozen=True)
-class Plan:
-    """One run: an arm with its variant and seed. ``lr_scale`` is its rate over ``optim.lr``."""
+class PlannedRun:
+    """A run to be made: an arm with its variant and seed.
+
+    ``config``: what its config.yaml says; ``lr_scale``: its rate over ``optim.lr``; ``op`` and ``teacher``: of a run
+    that starts from a grown network.
+    """
 
     arm: str
     folder: Path
     seed: int
     epochs: float
+    config: dict[str, Any]
     lr_scale: float = 1.0
     op: Op | None = None
     teacher: Path | None = None
@@ -67,22 +72,22 @@ def setting(cfg: RunConfig) -> Path:
 def job_folder(command: str, cfg: Any) -> Path:
     """The folder that a job writes to: a run's, a study's, or the current one for commands that only look."""
     if command in ("train_teacher", "train_student"):
-        return train_plan(cfg, command.removeprefix("train_")).folder
+        return plan_fresh(cfg, command.removeprefix("train_")).folder
     if isinstance(cfg, Grow):
-        return grow_plan(cfg, cfg.op, cfg.seed, cfg.lr_scale, find_teacher(cfg)).folder
+        return plan_grown(cfg, cfg.op, cfg.seed, cfg.lr_scale, find_teacher(cfg)).folder
     return setting(cfg) if isinstance(cfg, Compare) else Path()
 
 
-def train_plan(cfg: RunConfig, arm: str, *, seed: int | None = None, epochs: float | None = None) -> Plan:
+def plan_fresh(cfg: RunConfig, arm: str, *, seed: int | None = None, epochs: float | None = None) -> PlannedRun:
     """The run of a network that starts from random initialization: ``arm`` is teacher or student."""
     seed = cfg.seed if seed is None else seed
     epochs = cfg.epochs if epochs is None else epochs
     variants = [f"weights-{_hash(str(Path(cfg.weights).resolve()))}"] if cfg.weights else []
     variants += _epochs(epochs, getattr(cfg.training.default_epochs, arm))
-    return Plan(arm, _folder(cfg, arm, variants, seed), seed, epochs)
+    return _planned(cfg, arm, variants, seed, epochs)
 
 
-def grow_plan(cfg: RunConfig, op: Op, seed: int, lr_scale: float | None, teacher: Path) -> Plan:
+def plan_grown(cfg: Student, op: Op, seed: int, lr_scale: float | None, teacher: Path) -> PlannedRun:
     """The run of a student that ``op`` makes of ``teacher``; ``lr_scale`` None: the op's own."""
     default = _default_op(op.name)
     variants = []
@@ -98,8 +103,7 @@ def grow_plan(cfg: RunConfig, op: Op, seed: int, lr_scale: float | None, teacher
         variants.append(f"lr{scale:g}")
     variants += _epochs(cfg.epochs, cfg.training.default_epochs.student)
     variants += _of_teacher(cfg, seed, teacher)
-    folder = _folder(cfg, op.name, variants, seed)
-    return Plan(op.name, folder, seed, cfg.epochs, scale, op, teacher)
+    return _planned(cfg, op.name, variants, seed, cfg.epochs, scale, op, teacher)
 
 
 def find_teacher(cfg: Grow) -> Path:
@@ -110,71 +114,69 @@ def find_teacher(cfg: Grow) -> Path:
     """
     if given := cfg.teacher or cfg.weights:
         return Path(given)
-    plan = train_plan(cfg, "teacher", epochs=cfg.teacher_epochs)
-    if plan.done:
-        return plan.folder
+    planned = plan_fresh(cfg, "teacher", epochs=cfg.teacher_epochs)
+    if planned.done:
+        return planned.folder
     others = sorted(path.parent for path in setting(cfg).glob(f"teacher*-seed{cfg.seed}/done.json"))
     if len(others) == 1:
         return others[0]
     if others:
         names = ", ".join(path.name for path in others)
         raise N2NError(f"teacher: several in {setting(cfg)}, choose by teacher_epochs= or teacher=PATH: {names}")
-    state = "not finished (train it to its end)" if (plan.folder / "run.json").exists() else "not there"
+    state = "not finished (train it to its end)" if (planned.folder / "run.json").exists() else "not there"
     raise N2NError(
-        f"teacher: {plan.folder} is {state}: type `n2n train teacher` with the same settings first, "
+        f"teacher: {planned.folder} is {state}: type `n2n train teacher` with the same settings first, "
         "or give teacher=PATH"
     )
 
 
-def run_config(cfg: RunConfig, plan: Plan) -> dict[str, Any]:
-    """What config.yaml of a run says: plain data."""
-    every = dataclasses.asdict(cfg)
-    tree = {field.name: every[field.name] for field in dataclasses.fields(RunConfig)}
-    return {
-        "arm": plan.arm,
-        **tree,
-        "seed": plan.seed,
-        "epochs": plan.epochs,
-        "lr_scale": plan.lr_scale,
-        "op": dataclasses.asdict(plan.op) if plan.op else None,
-        "teacher": os.path.abspath(plan.teacher) if plan.teacher else None,
-    }
-
-
-def check_same(plan: Plan, wanted: dict[str, Any]) -> None:
+def check_same(planned: PlannedRun) -> None:
     """Raises N2NError where the folder holds a run with other settings (a name cannot tell everything)."""
-    path = plan.folder / "config.yaml"
+    path = planned.folder / "config.yaml"
     if not path.is_file():
         return
     try:
         there = yaml.safe_load(path.read_text()) or {}
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise N2NError(f"cannot read {path}: {' '.join(str(error).split())}") from error
-    old, new = _flat(there), _flat(wanted)
+    old, new = _flat(there), _flat(planned.config)
     for key in sorted(old.keys() & new.keys()):
         if key.split(".")[0] not in (*MACHINE, "teacher", "weights") and key != "data.root" and old[key] != new[key]:
             raise N2NError(
-                f"{plan.folder} holds a run with {key}={old[key]}, not {new[key]}: remove it, or change out="
+                f"{planned.folder} holds a run with {key}={old[key]}, not {new[key]}: remove it, or change out="
             )
 
 
-def _folder(cfg: RunConfig, arm: str, variants: list[str], seed: int) -> Path:
-    return setting(cfg) / "-".join([arm, *variants, f"seed{seed}"])
+def _planned(
+    cfg: RunConfig,
+    arm: str,
+    variants: list[str],
+    seed: int,
+    epochs: float,
+    lr_scale: float = 1.0,
+    op: Op | None = None,
+    teacher: Path | None = None,
+) -> PlannedRun:
+    every = dataclasses.asdict(cfg)
+    config = {"arm": arm, **{field.name: every[field.name] for field in dataclasses.fields(RunConfig)}}
+    config |= {"seed": seed, "epochs": epochs, "lr_scale": lr_scale, "op": dataclasses.asdict(op) if op else None}
+    config["teacher"] = os.path.abspath(teacher) if teacher else None
+    folder = setting(cfg) / "-".join([arm, *variants, f"seed{seed}"])
+    return PlannedRun(arm, folder, seed, epochs, config, lr_scale, op, teacher)
 
 
 def _epochs(epochs: float, default: float) -> list[str]:
     return [] if epochs == default else [f"epochs{epochs:g}"]
 
 
-def _of_teacher(cfg: RunConfig, seed: int, teacher: Path) -> list[str]:
+def _of_teacher(cfg: Student, seed: int, teacher: Path) -> list[str]:
     """Nothing for this setting's own teacher; its epochs if not the default; else a hash of its path."""
     if teacher.resolve().parent == setting(cfg).resolve():
         own = re.fullmatch(rf"teacher(?:-epochs([\d.e+-]+))?-seed{seed}", teacher.resolve().name)
         if own:
             return [f"teacher{own[1]}"] if own[1] else []
-    if built := cfg.weights and getattr(cfg, "teacher_model", None):
-        return [f"from-{_hash([str(teacher.resolve()), built])}"]
-    return [f"from-{_hash(str(teacher.resolve()))}"]
+    path = str(teacher.resolve())
+    return [f"from-{_hash([path, cfg.teacher_model] if cfg.weights and cfg.teacher_model else path)}"]
 
 
 def _default_op(name: str) -> dict[str, Any]:

@@ -11,65 +11,62 @@ import torch
 from torch import nn
 
 from n2n_cli import data, growth, lineage, models
-from n2n_cli.commands import common, folders, networks, travel
-from n2n_cli.commands.common import say
-from n2n_cli.commands.folders import Plan
+from n2n_cli.commands import dataset, fitting, folders, networks, prepare, travel
+from n2n_cli.commands.folders import PlannedRun
 from n2n_cli.config import functions
 from n2n_cli.errors import N2NError
 from n2n_cli.models import describe
 from n2n_cli.schema import LABELS, Deeper, Grow, Model, Op, RunConfig, Student, ToDeeper, ToWider, Wider
-from n2n_cli.training.evaluate import Normalize
 
 ROWS = 16  # of the table of what grew
 
 
-def run(cfg: Grow, command: str) -> None:
+def run(cfg: Grow) -> None:
     teacher = folders.find_teacher(cfg)
-    from_teacher(folders.grow_plan(cfg, cfg.op, cfg.seed, cfg.lr_scale, teacher), cfg)
+    from_teacher(folders.plan_grown(cfg, cfg.op, cfg.seed, cfg.lr_scale, teacher), cfg)
 
 
-def from_teacher(plan: Plan, cfg: Student) -> dict[str, Any] | None:
-    """Grows ``plan.teacher`` by ``plan.op`` unless that is done, trains the student; see `common.train`."""
-    folders.check_same(plan, folders.run_config(cfg, plan))
-    networks.check_same_weights(plan, cfg)
-    if not plan.done and not common.prepared(plan):
-        prepare(plan, cfg)
-    return common.train(plan, cfg)
+def from_teacher(planned: PlannedRun, cfg: Student) -> dict[str, Any] | None:
+    """Grows ``planned.teacher`` by ``planned.op`` unless that is done, trains the student; see `fitting.fit_run`."""
+    return fitting.fit_run(planned, cfg, lambda: write_grown(planned, cfg))
 
 
-def prepare(plan: Plan, cfg: Student) -> None:
+def write_grown(planned: PlannedRun, cfg: Student) -> None:
     """Grows, proves, shows what grew, and only then writes the run folder.
 
     Raises:
         N2NError: the teacher does not fit the data, the plan does not fit the teacher, or the proof failed.
     """
-    assert plan.op is not None and plan.teacher is not None
-    images = common.dataset(cfg.data)
-    teacher, steps = networks.teacher(plan, cfg, images)
-    batch = common.example(images)
+    assert planned.op is not None and planned.teacher is not None
+    images = dataset.load(cfg.data)
+    teacher, steps = networks.teacher(planned, cfg, images)
+    batch = dataset.example(images)
     with torch.inference_mode():
         classes = teacher.eval()(batch).shape[1]
     if classes != images.num_classes:
-        raise N2NError(f"teacher: {plan.teacher} has {classes} classes, {cfg.data.name} has {images.num_classes}")
-    moving = travel.of_teacher(plan, cfg, teacher)
+        raise N2NError(f"teacher: {planned.teacher} has {classes} classes, {cfg.data.name} has {images.num_classes}")
+    moving = travel.of_teacher(planned, cfg, teacher)
     teacher = moving.model if moving else teacher
-    grown, to = grow(teacher, steps, plan.op, cfg, images, batch, plan.seed)
-    say(f"{LABELS[plan.op.name]} from {plan.teacher}")
+    grown, to = grow(teacher, steps, planned.op, cfg, images, batch, planned.seed)
+    print(f"{LABELS[planned.op.name]} from {planned.teacher}", flush=True)
     for row in table(teacher, grown.student):
-        say(row)
+        print(row, flush=True)
     for note in grown.notes:
-        say(f"  note: {note}")
+        print(f"  note: {note}", flush=True)
     for warning in grown.warnings:
         print(f"n2n: warning: {warning}", file=sys.stderr, flush=True)
     proof = grown.gap
-    say(f"  function gap: eval {proof.eval:.1e}, train {proof.train:.1e} ({proof.kind}, floor {proof.floor:.1e})")
+    print(
+        f"  function gap: eval {proof.eval:.1e}, train {proof.train:.1e} ({proof.kind}, floor {proof.floor:.1e})",
+        flush=True,
+    )
     going_on: dict[str, Any] = {}
     if moving:
-        again = partial(grow, steps=steps, op=plan.op, cfg=cfg, images=images, batch=batch, seed=plan.seed)
-        going_on = moving.arrive(grown, again, cfg, cfg.optim.lr * plan.lr_scale)
+        again = partial(grow, steps=steps, op=planned.op, cfg=cfg, images=images, batch=batch, seed=planned.seed)
+        going_on = moving.arrive(grown, again, cfg, cfg.optim.lr * planned.lr_scale)
     gap = {"eval": proof.eval, "train": proof.train, "floor": proof.floor}
-    steps = lineage.grow(steps, {**grown.recipe, "op": plan.op.name, "function_gap": gap}, to)
-    common.write_run(plan, cfg, "grow", grown.student, steps, images, gap, going_on)
+    steps = lineage.grow(steps, {**grown.recipe, "op": planned.op.name, "function_gap": gap}, to)
+    prepare.write_run(planned, cfg, "grow", grown.student, steps, images, gap, going_on)
 
 
 def grow(
@@ -96,7 +93,7 @@ def grow(
     to = deeper_constructor(steps, op.pairs, cfg.model, images) if op.sites is None else None
     sites = construct(to, seed, functions(cfg)) if to else op.sites
     if isinstance(op, Deeper):
-        calibration = calibration_batches(cfg, images, op.calibration_batches)
+        calibration = dataset.calibration(images, cfg.training.batch_size, cfg.seed, op.calibration_batches)
         return growth.deepen(teacher, batch, sites, pairs=op.pairs, calibration=calibration), to
     if isinstance(sites, nn.Module):
         return growth.random_init(teacher, batch, sites, seed=seed), to
@@ -119,7 +116,7 @@ def construct(arguments: dict[str, Any], seed: int, typed: Collection[str] = ())
 def standard(steps: dict[str, Any], cfg: Model, images: data.Dataset) -> dict[str, Any]:
     """Constructor's arguments of the student: the teacher's own network at ``model.width``, or the config's."""
     theirs = lineage.constructor(steps)
-    wanted = common.network(cfg, cfg.width, images)
+    wanted = networks.arguments(cfg, cfg.width, images)
     if theirs is not None and theirs["name"] == cfg.name:
         if cfg.name in models.OURS:
             wanted = {**wanted, **theirs, "width": cfg.width}
@@ -143,18 +140,10 @@ def deeper_constructor(
         every = (lineage.constructor({"steps": steps["steps"][:n]}) for n in range(len(steps["steps"]), 0, -1))
         last: dict[str, Any] = next((found for found in every if found is not None), {})
         if any(last.get(key) != value for key, value in {**cfg.kwargs, "name": cfg.name}.items()):
-            return common.network(cfg, last.get("width", 1.0), images)
+            return networks.arguments(cfg, last.get("width", 1.0), images)
     if theirs is None or theirs["name"] not in models.OURS:
         return None
     return {**theirs, "extra_pairs": theirs.get("extra_pairs", 0) + pairs}
-
-
-def calibration_batches(cfg: RunConfig, images: data.Dataset, count: int) -> list[torch.Tensor]:
-    """The first ``count`` training batches of epoch 0, normalised, at most 64 images each."""
-    size = min(64, cfg.training.batch_size)
-    loader = data.train_loader(images.train, batch_size=size, seed=cfg.seed)
-    normalize = Normalize(images.mean, images.std, torch.device("cpu"))
-    return [normalize(batch) for _, (batch, _) in zip(range(count), loader.batches(0), strict=False)]
 
 
 def table(teacher: nn.Module, student: nn.Module) -> list[str]:

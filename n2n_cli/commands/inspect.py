@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from n2n_cli import config, lineage, models, schema
-from n2n_cli.commands import common, networks, tables
-from n2n_cli.commands.common import say
+from n2n_cli.commands import networks, tables
 from n2n_cli.commands.evaluate import stored_config
 from n2n_cli.commands.grow import deeper_constructor
 from n2n_cli.errors import N2NError
@@ -22,14 +21,15 @@ from n2n_cli.growth.errors import GrowthError
 from n2n_cli.growth.plan import Plan
 from n2n_cli.growth.survey import Survey, deepened, survey
 from n2n_cli.models import custom, describe
+from n2n_cli.training import checkpoint
 
 
-def run(cfg: schema.Inspect, command: str) -> None:
+def run(cfg: schema.Inspect) -> None:
     if cfg.picture is not None and not Path(cfg.picture).absolute().parent.is_dir():
         raise N2NError(f"picture: no such folder: {Path(cfg.picture).parent}")
     if Path(cfg.target).exists():
-        path = common.resolve(Path(cfg.target))
-        model, state = common.load_network(path, config.functions(cfg))
+        path = checkpoint.resolve(Path(cfg.target))
+        model, state = networks.stored(path, config.functions(cfg))
         steps = state["lineage"]
         title = f"{path} (step {state['step']})"
         size = cfg.image_size or stored_config(state, path).data.image_size or 224
@@ -60,11 +60,11 @@ def run(cfg: schema.Inspect, command: str) -> None:
         after = f", {_words(cfg.op)}" if found.student is not None else ""
         picture.save(picture.draw(found, f"{title}{after}"), Path(cfg.picture))
     if cfg.json:
-        say(json.dumps(_plain(cfg, size, totals, layers, steps, found, dry)))
+        print(json.dumps(_plain(cfg, size, totals, layers, steps, found, dry)), flush=True)
         return
-    say(title)
-    say(f"{totals['parameters']:,} parameters, {totals['macs']:,} MACs an image of {size} x {size}")
-    say("lineage: " + "; ".join(lineage.describe(steps)))
+    print(title, flush=True)
+    print(f"{totals['parameters']:,} parameters, {totals['macs']:,} MACs an image of {size} x {size}", flush=True)
+    print("lineage: " + "; ".join(lineage.describe(steps)), flush=True)
     show = cfg.show or _shown(cfg.op)
     parts = [tables.layers(layers, cfg.rows)] if "layers" in show else []
     if found is None:
@@ -79,7 +79,7 @@ def run(cfg: schema.Inspect, command: str) -> None:
         parts.append([f"picture: {cfg.picture}"])
     for part in parts:
         for line in ("", *part):
-            say(line)
+            print(line, flush=True)
 
 
 def _shown(op: schema.Op | None) -> tuple[str, ...]:

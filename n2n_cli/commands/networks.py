@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,45 @@ import torch
 from torch import nn
 
 from n2n_cli import data, lineage
-from n2n_cli.commands import common
-from n2n_cli.commands.folders import Plan
+from n2n_cli.commands import dataset, machine
+from n2n_cli.commands.folders import PlannedRun
 from n2n_cli.config import functions
 from n2n_cli.errors import N2NError
-from n2n_cli.models import custom, weights
+from n2n_cli.models import OURS, custom, weights
 from n2n_cli.schema import Inspect, Model, RunConfig, Student
+from n2n_cli.training import checkpoint
 from n2n_cli.training.evaluate import main_output
+
+SMALL_STEM_PX = 96  # up to here the stem that does not shrink the image by itself
+
+
+def arguments(cfg: Model, width: float, images: data.Dataset) -> dict[str, Any]:
+    """Arguments of `lineage.start`: name, num_classes, width, and what else the constructor takes."""
+    found: dict[str, Any] = {"name": cfg.name, "num_classes": images.num_classes, "width": width}
+    if custom.is_spec(cfg.name) and width == 1.0:  # a function of the user's need not know of widths
+        del found["width"]
+    if cfg.name in OURS:
+        stem = ("small" if images.image_size <= SMALL_STEM_PX else "imagenet") if cfg.stem == "auto" else cfg.stem
+        found |= {"extra_pairs": cfg.extra_pairs, "pairs_at": cfg.pairs_at, "stem": stem, "dropout": cfg.dropout}
+    return found | cfg.kwargs
+
+
+def stored(path: Path, typed: Collection[str] = (), key: str = "model") -> tuple[nn.Module, dict[str, Any]]:
+    """The network in a checkpoint file, with its averaged weights if it has them, and all that the file holds.
+
+    ``typed``, ``key``: as for `lineage.build`. Raises N2NError.
+    """
+    state = checkpoint.load(path)
+    if missing := [key for key in ("lineage", "step", "config") if key not in state]:
+        raise N2NError(f"{path} is not an n2n checkpoint (no '{missing[0]}' in it)")
+    model = lineage.build(state["lineage"], typed, key)
+    try:
+        model.load_state_dict(checkpoint.weights(state))
+    except (RuntimeError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise N2NError(f"{path}: its weights do not fit its lineage: {reason}") from error
+    machine.limit_threads(model)
+    return model, state
 
 
 def fresh(
@@ -27,7 +60,7 @@ def fresh(
 
     Raises N2NError.
     """
-    steps = lineage.start(**common.network(model, width, images))
+    steps = lineage.start(**arguments(model, width, images))
     torch.manual_seed(seed)
     network = lineage.build(steps, functions(cfg))
     if custom.is_spec(model.name):
@@ -38,44 +71,44 @@ def fresh(
     return network, steps
 
 
-def teacher(plan: Plan, cfg: Student, images: data.Dataset) -> tuple[nn.Module, dict[str, Any]]:
-    """What ``plan`` grows and its lineage: a checkpoint, or a constructor's network with ``cfg.weights``.
+def teacher(planned: PlannedRun, cfg: Student, images: data.Dataset) -> tuple[nn.Module, dict[str, Any]]:
+    """What ``planned`` grows and its lineage: a checkpoint, or a constructor's network with ``cfg.weights``.
 
     Raises N2NError.
     """
     if cfg.weights is None:
-        assert plan.teacher is not None
+        assert planned.teacher is not None
         key = "teacher_model" if custom.is_spec(cfg.model.name) else "model"  # the student's is typed already
-        network, state = common.load_network(plan.teacher, functions(cfg), key)
+        network, state = stored(checkpoint.resolve(planned.teacher), functions(cfg), key)
         return network, state["lineage"]
     model = replace(cfg.model, name=cfg.teacher_model, kwargs={}) if cfg.teacher_model else cfg.model
-    network, steps = fresh(cfg, model, model.teacher_width, images, plan.seed)
-    common.limit_threads(network)
+    network, steps = fresh(cfg, model, model.teacher_width, images, planned.seed)
+    machine.limit_threads(network)
     return network, steps
 
 
-def shown(cfg: Inspect, arguments: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
+def shown(cfg: Inspect, built: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
     """The network of ``n2n inspect NAME``, with its weights, and its lineage. Raises N2NError."""
     if custom.is_spec(cfg.target) and cfg.width == 1.0 and "width" not in cfg.kwargs:
-        del arguments["width"]
-    steps = lineage.start(**arguments)
+        del built["width"]
+    steps = lineage.start(**built)
     network = lineage.build(steps, functions(cfg))
     if cfg.weights is not None:
         steps = _load(network, steps, cfg.weights, "give num_classes=")
     return network, steps
 
 
-def check_same_weights(plan: Plan, cfg: RunConfig) -> None:
+def check_same_weights(planned: PlannedRun, cfg: RunConfig) -> None:
     """Raises N2NError where the folder's run began from another file of the same name as ``cfg.weights``."""
-    path = plan.folder / "run.json"
-    if cfg.weights is None or not path.is_file():
+    folder = planned.folder
+    if cfg.weights is None or not (folder / "run.json").is_file():
         return
     try:
-        began = json.loads(path.read_text())["lineage"]["steps"][0]["weights"]["sha256"]
+        began = json.loads((folder / "run.json").read_text())["lineage"]["steps"][0]["weights"]["sha256"]
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         return  # a damaged run says so itself
     if began != weights.sha256(Path(cfg.weights)):
-        raise N2NError(f"weights: {plan.folder} began from other weights in {cfg.weights}: remove it, or change out=")
+        raise N2NError(f"weights: {folder} began from other weights in {cfg.weights}: remove it, or change out=")
 
 
 def _load(network: nn.Module, steps: dict[str, Any], file: str, advice: str) -> dict[str, Any]:
@@ -86,7 +119,7 @@ def _load(network: nn.Module, steps: dict[str, Any], file: str, advice: str) -> 
 
 def _check_output(network: nn.Module, name: str, images: data.Dataset) -> None:
     """Raises N2NError where a network of the user's does not turn images into one logit a class."""
-    batch = common.example(images, 2)
+    batch = dataset.example(images, 2)
     training = [module for module in network.modules() if module.training]
     try:
         with torch.inference_mode(), torch.random.fork_rng(devices=[]):

@@ -15,22 +15,22 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
-from n2n_cli.commands.folders import Plan
+from n2n_cli.commands.folders import PlannedRun
 from n2n_cli.errors import N2NError
 from n2n_cli.schema import Compare
 
-Finished = Callable[[Plan, dict[str, Any] | None, str], Sequence[Plan]]
+Finished = Callable[[PlannedRun, dict[str, Any] | None, str], Sequence[PlannedRun]]
 STOPPED = "every run is stopped; the same command goes on from there"
 
 
-def run_all(plans: Sequence[Plan], cfg: Compare, jobs: int, finished: Finished) -> None:
-    """Trains ``plans`` in ``jobs`` processes; ``finished`` gets every result and returns the plans it makes possible.
+def run_all(runs: Sequence[PlannedRun], cfg: Compare, jobs: int, finished: Finished) -> None:
+    """Trains ``runs`` in ``jobs`` processes; ``finished`` gets every result and returns the runs it makes possible.
 
     Raises:
         N2NError: of the first run that fails; the others save and stop.
         KeyboardInterrupt: Ctrl-C or SIGTERM; every run has saved and stopped.
     """
-    todo, running = list(plans), dict[Connection, Plan]()
+    todo, running = list(runs), dict[Connection, PlannedRun]()
     with _signals(), _processes(cfg, jobs) as idle:
         while todo or running:
             while todo and idle:
@@ -64,15 +64,15 @@ def jobs_at_once(cfg: Compare, runs: int) -> int:
     return max(1, min(runs, 8, len(os.sched_getaffinity(0)) // cfg.devices))
 
 
-def train(plan: Plan, cfg: Compare) -> dict[str, Any] | None:
+def run_one(planned: PlannedRun, cfg: Compare) -> dict[str, Any] | None:
     """One run of a study in this process; None if it stopped early."""
-    if plan.teacher is None:
+    if planned.teacher is None:
         from n2n_cli.commands.train import from_scratch
 
-        return from_scratch(plan, cfg)
+        return from_scratch(planned, cfg)
     from n2n_cli.commands.grow import from_teacher
 
-    return from_teacher(plan, cfg)
+    return from_teacher(planned, cfg)
 
 
 @contextlib.contextmanager
@@ -132,31 +132,31 @@ def _serve(pipe: Connection, slot: int, jobs: int, devices: int) -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
     _own_gpus(slot, devices)
     sys.stderr = _Plain(sys.stderr)  # bars of several processes would write over each other
-    from n2n_cli.commands import common
+    from n2n_cli.commands import machine
 
-    common.runs_at_once = jobs
+    machine.runs_at_once = jobs
     while True:
         try:
-            plan, cfg = pipe.recv()
-            pipe.send(_told(plan, cfg))
+            planned, cfg = pipe.recv()
+            pipe.send(_told(planned, cfg))
         except (EOFError, ConnectionError):  # the parent has no more, or is gone
             return
 
 
-def _told(plan: Plan, cfg: Compare) -> tuple[dict[str, Any] | None, str] | BaseException:
+def _told(planned: PlannedRun, cfg: Compare) -> tuple[dict[str, Any] | None, str] | BaseException:
     """The result of one run and what it said, or why there is none."""
-    from n2n_cli.commands.common import enough_memory
+    from n2n_cli.commands.machine import enough_memory
 
     said = io.StringIO()
     try:
         with contextlib.redirect_stdout(said), enough_memory():
-            return train(plan, cfg), said.getvalue()
+            return run_one(planned, cfg), said.getvalue()
     except N2NError as error:
         return N2NError(str(error))
     except (OSError, KeyboardInterrupt) as error:
         return error
     except BaseException:
-        return RuntimeError(f"{plan.folder}:\n{traceback.format_exc()}")
+        return RuntimeError(f"{planned.folder}:\n{traceback.format_exc()}")
 
 
 def _own_gpus(slot: int, devices: int) -> None:

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from n2n_cli.commands import common, folders, networks
-from n2n_cli.commands.folders import Plan
+from n2n_cli.commands import dataset, fitting, folders, networks, prepare
+from n2n_cli.commands.folders import PlannedRun
 from n2n_cli.schema import RunConfig
 
 
-def run(cfg: RunConfig, command: str) -> None:
-    from_scratch(folders.train_plan(cfg, command.removeprefix("train_")), cfg)
+def teacher(cfg: RunConfig) -> None:
+    from_scratch(folders.plan_fresh(cfg, "teacher"), cfg)
 
 
-def from_scratch(plan: Plan, cfg: RunConfig) -> dict[str, Any] | None:
-    """Trains ``plan`` (arm teacher or student); see `common.train`."""
-    folders.check_same(plan, folders.run_config(cfg, plan))
-    networks.check_same_weights(plan, cfg)
-    if not plan.done and not common.prepared(plan):
-        images = common.dataset(cfg.data)
-        width = cfg.model.teacher_width if plan.arm == "teacher" else cfg.model.width
-        model, built = networks.fresh(cfg, cfg.model, width, images, plan.seed)
-        common.write_run(plan, cfg, f"train {plan.arm}", model, built, images)
-    return common.train(plan, cfg)
+def student(cfg: RunConfig) -> None:
+    from_scratch(folders.plan_fresh(cfg, "student"), cfg)
+
+
+def from_scratch(planned: PlannedRun, cfg: RunConfig) -> dict[str, Any] | None:
+    """Trains the network of arm teacher or student; see `fitting.fit_run`."""
+    return fitting.fit_run(planned, cfg, lambda: _write_fresh(planned, cfg))
+
+
+def _write_fresh(planned: PlannedRun, cfg: RunConfig) -> None:
+    images = dataset.load(cfg.data)
+    width = cfg.model.teacher_width if planned.arm == "teacher" else cfg.model.width
+    model, steps = networks.fresh(cfg, cfg.model, width, images, planned.seed)
+    prepare.write_run(planned, cfg, f"train {planned.arm}", model, steps, images)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 import yaml
 from torch import nn
 
-from n2n_cli.commands import common
-from n2n_cli.commands.common import say
-from n2n_cli.commands.folders import Plan
+from n2n_cli.commands.folders import PlannedRun
 from n2n_cli.errors import N2NError
 from n2n_cli.growth import Growth
 from n2n_cli.schema import Deeper, RunConfig, Student, Wider
@@ -41,27 +39,27 @@ class Travel:
         state, rates = optim.travelled(self.how, self.optimizer, self.model, grown, **_options(cfg, lr))
         out: dict[str, Any] = {"optimizer": state, "rates": rates}
         have = len(state["state"]), sum(len(group["params"]) for group in state["param_groups"])
-        say(f"  optimizer: {self.how}, the state of {have[0]} of {have[1]} parameters")
+        print(f"  optimizer: {self.how}, the state of {have[0]} of {have[1]} parameters", flush=True)
         if self.average is not None:
             average, _ = grow(self.average)
-            say(f"  average: function gap eval {average.gap.eval:.1e}, train {average.gap.train:.1e}")
+            print(f"  average: function gap eval {average.gap.eval:.1e}, train {average.gap.train:.1e}", flush=True)
             out |= {"ema": average.student.state_dict(), "ema_age": self.age}
         return out
 
 
-def of_teacher(plan: Plan, cfg: Student, network: nn.Module) -> Travel | None:
-    """What goes on of the teacher of ``plan``, whose averaged weights ``network`` has; None: it starts fresh.
+def of_teacher(planned: PlannedRun, cfg: Student, network: nn.Module) -> Travel | None:
+    """What goes on of the teacher of ``planned``, whose averaged weights ``network`` has; None: it starts fresh.
 
     Raises:
         N2NError: the teacher has no optimizer state, or another optimizer's.
     """
-    if not isinstance(plan.op, Wider | Deeper) or plan.op.optimizer == "fresh":
+    if not isinstance(planned.op, Wider | Deeper) or planned.op.optimizer == "fresh":
         return None
-    how = plan.op.optimizer
+    how = planned.op.optimizer
     if cfg.weights is not None:
         raise N2NError(f"op.optimizer={how}: {cfg.weights} holds weights alone; take op.optimizer=fresh")
-    assert plan.teacher is not None
-    path = common.resolve(plan.teacher)
+    assert planned.teacher is not None
+    path = checkpoint.resolve(planned.teacher)
     state = checkpoint.load(path)
     if "optimizer" not in state:
         raise N2NError(
@@ -87,4 +85,4 @@ def of_teacher(plan: Plan, cfg: Student, network: nn.Module) -> Travel | None:
 
 
 def _options(cfg: RunConfig, lr: float) -> dict[str, Any]:
-    return {"lr": lr, **common.fit_options(cfg, lr, None).optimizer}
+    return {key: value for key, value in asdict(cfg.optim).items() if key != "schedule"} | {"lr": lr}

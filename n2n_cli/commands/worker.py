@@ -11,51 +11,54 @@ import json
 import re
 import sys
 from collections.abc import Collection
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from n2n_cli import data, lineage
-from n2n_cli.commands import common
-from n2n_cli.config import run_config
+from n2n_cli.commands import dataset, machine
+from n2n_cli.config import read_run
 from n2n_cli.errors import N2NError
 from n2n_cli.models import custom
+from n2n_cli.schema import RunConfig
+from n2n_cli.training import checkpoint
 from n2n_cli.training.launch import run_rank
-from n2n_cli.training.loop import fit
+from n2n_cli.training.loop import FitOptions, fit
 from n2n_cli.training.ranks import ranks
 
 
-def train(folder: Path, typed: Collection[str] = ()) -> dict[str, Any]:
+def fit_folder(folder: Path, typed: Collection[str] = ()) -> dict[str, Any]:
     """Trains the run in ``folder`` from its newest checkpoint on, as the rank that the environment says.
 
     ``typed``: as for `lineage.build`.
     """
     try:
         text = (folder / "config.yaml").read_text()
-        cfg = run_config(yaml.safe_load(text))
+        cfg = read_run(yaml.safe_load(text))
         info = json.loads((folder / "run.json").read_text())
     except OSError as error:
         raise N2NError(f"no run in {folder}: {error.strerror}: {error.filename}") from error
     except (ValueError, yaml.YAMLError) as error:
         raise N2NError(f"cannot read the run in {folder}: {' '.join(str(error).split())}") from error
-    with ranks(cfg.device) as mine, common.enough_memory():
+    with ranks(cfg.device) as mine, machine.enough_memory():
         model = lineage.build(info["lineage"], typed)
-        common.limit_threads(model, mine.world_size)
-        images = common.dataset(cfg.data)
-        workers = common.workers(cfg.workers, mine.world_size, cfg.data.name != "imagefolder")
+        machine.limit_threads(model, mine.world_size)
+        images = dataset.load(cfg.data)
+        workers = machine.workers(cfg.workers, mine.world_size, cfg.data.name != "imagefolder")
         place = {"rank": mine.rank, "world_size": mine.world_size, "workers": workers}
         stop_after = None
         if cfg.max_steps is not None:
-            newest = common.newest(folder)
+            newest, _ = checkpoint.newest(folder / "checkpoints")
             done = re.match(r"step_(\d+)", newest.name) if newest else None
             stop_after = (int(done[1]) if done else 0) + cfg.max_steps
         return fit(
             folder,
             model,
-            data.train_loader(images.train, batch_size=cfg.training.batch_size, seed=cfg.seed, **place),
-            data.eval_loader(images.val, batch_size=cfg.training.eval_batch_size, **place),
-            common.fit_options(cfg, info["lr"], stop_after),
+            data.TrainLoader(images.train, batch_size=cfg.training.batch_size, seed=cfg.seed, **place),
+            data.EvalLoader(images.val, batch_size=cfg.training.eval_batch_size, **place),
+            _options(cfg, info["lr"], stop_after),
             ranks=mine,
             lineage=info["lineage"],
             config=text,
@@ -63,6 +66,16 @@ def train(folder: Path, typed: Collection[str] = ()) -> dict[str, Any]:
             std=images.std,
             progress=cfg.progress,
         )
+
+
+def _options(cfg: RunConfig, lr: float, stop_after: int | None) -> FitOptions:
+    """``lr``: the run's own highest rate, which ``optim.lr`` is only for a teacher."""
+    training, optim = asdict(cfg.training), asdict(cfg.optim)
+    del training["default_epochs"], optim["lr"]
+    schedule = optim.pop("schedule")
+    return FitOptions(
+        epochs=cfg.epochs, lr=lr, optimizer=optim, schedule=schedule, seed=cfg.seed, stop_after=stop_after, **training
+    )
 
 
 def main() -> None:
@@ -73,7 +86,7 @@ def main() -> None:
     for name in typed:
         if not custom.is_spec(name):
             raise N2NError(f"model={name}: expected model=package.module:function; the run folder says all else")
-    train(Path(folders[0]), typed)
+    fit_folder(Path(folders[0]), typed)
 
 
 if __name__ == "__main__":

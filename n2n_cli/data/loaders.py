@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,39 +26,20 @@ TIMEOUT_S = 300
 Batch = tuple[Tensor, Tensor]
 
 
-class Loader(Protocol):
-    steps_per_epoch: int
-    """Batches of one epoch: full global batches in training, all images in evaluation."""
-
-    def batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """(uint8 ``[b, 3, H, W]``, int64 ``[b]``) for this rank, from step ``start_step`` of the epoch on."""
-
-
-def train_loader(
-    source: Source, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, workers: int = 0
-) -> Loader:
+class TrainLoader:
     """Shuffled, augmented batches; ``batch_size`` in global images, split evenly over the ranks.
 
-    The images that do not fill a last batch are left out (others each epoch). Raises `N2NError` where there
-    is no full batch, or where the ranks do not divide it.
+    ``steps_per_epoch``: full global batches. The images that do not fill a last one are left out (others each epoch).
+    Raises `N2NError` where there is no full batch, or where the ranks do not divide it.
     """
-    if batch_size % world_size:
-        raise N2NError(f"batch_size {batch_size} does not divide into {world_size} equal parts (devices)")
-    if len(source) < batch_size:
-        raise N2NError(f"{len(source)} training images are too few for one batch of batch_size {batch_size}")
-    return _TrainLoader(source, batch_size, seed, rank, world_size, workers)
 
-
-def eval_loader(source: Source, *, batch_size: int, rank: int = 0, world_size: int = 1, workers: int = 0) -> Loader:
-    """Every image once over all ranks, none twice: rank r takes indices r::world_size, in order, unaugmented.
-
-    ``batch_size`` is in images of one rank; the last batch may be smaller.
-    """
-    return _EvalLoader(source, batch_size, rank, world_size, workers)
-
-
-class _TrainLoader:
-    def __init__(self, source: Source, batch_size: int, seed: int, rank: int, world_size: int, workers: int):
+    def __init__(
+        self, source: Source, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, workers: int = 0
+    ) -> None:
+        if batch_size % world_size:
+            raise N2NError(f"batch_size {batch_size} does not divide into {world_size} equal parts (devices)")
+        if len(source) < batch_size:
+            raise N2NError(f"{len(source)} training images are too few for one batch of batch_size {batch_size}")
         self.steps_per_epoch = len(source) // batch_size
         self._reader = _Reader(source, seed, workers)
         self._images, self._seed, self._batch_size = len(source), seed, batch_size
@@ -66,38 +47,47 @@ class _TrainLoader:
         self._part = slice(rank * part, (rank + 1) * part)
 
     def batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """(uint8 ``[b, 3, H, W]``, int64 ``[b]``) for this rank, from step ``start_step`` of the epoch on."""
         order = torch.randperm(self._images, generator=generator(self._seed, epoch))
         steps = order.split(self._batch_size)[start_step : self.steps_per_epoch]
         return self._reader.read(epoch, [step[self._part] for step in steps])
 
 
-class _EvalLoader:
-    def __init__(self, source: Source, batch_size: int, rank: int, world_size: int, workers: int):
+class EvalLoader:
+    """Every image once over all ranks, none twice: rank r takes indices r::world_size, in order, unaugmented.
+
+    ``batch_size`` is in images of one rank; the last batch may be smaller.
+    """
+
+    def __init__(
+        self, source: Source, *, batch_size: int, rank: int = 0, world_size: int = 1, workers: int = 0
+    ) -> None:
         own = torch.arange(rank, max(len(source), rank), world_size)
-        self._plan = own.split(batch_size) if len(own) else ()
-        self.steps_per_epoch = len(self._plan)
+        self._indices = own.split(batch_size) if len(own) else ()
+        self.steps_per_epoch = len(self._indices)
         self._reader = _Reader(source, None, workers)
 
     def batches(self, epoch: int = 0, start_step: int = 0) -> Iterator[Batch]:
-        return self._reader.read(epoch, self._plan[start_step:])
+        """As those of `TrainLoader`; the same in every epoch."""
+        return self._reader.read(epoch, self._indices[start_step:])
 
 
 class _Reader:
-    """Turns a plan (the indices of each batch) into batches: here, or in worker processes that stay alive."""
+    """Turns the indices of each batch into batches: here, or in worker processes that stay alive."""
 
     def __init__(self, source: Source, seed: int | None, workers: int):
         self._batches = _Batches(source, seed)
-        self._plan = _Plan()
+        self._keys = _Keys()
         self._workers = workers if source.decodes else 0
         self._loader: DataLoader[Any] | None = None
 
-    def read(self, epoch: int, plan: Sequence[Tensor]) -> Iterator[Batch]:
+    def read(self, epoch: int, steps: Sequence[Tensor]) -> Iterator[Batch]:
         if not self._workers:
-            for indices in plan:
+            for indices in steps:
                 yield self._batches.fetch(epoch, indices)
             return
         # Lists: tensors would travel to the workers by file descriptors, one for every batch.
-        self._plan.keys = [(epoch, indices.tolist()) for indices in plan]
+        self._keys.epoch = [(epoch, indices.tolist()) for indices in steps]
         self._loader = self._loader or self._start()
         message = ""
         try:
@@ -119,8 +109,8 @@ class _Reader:
     def _start(self) -> DataLoader[Any]:
         return DataLoader(
             self._batches,
-            batch_size=None,  # the plan's items are whole batches
-            sampler=self._plan,
+            batch_size=None,  # a key is that of a whole batch
+            sampler=self._keys,
             num_workers=self._workers,
             collate_fn=_identity,
             persistent_workers=True,
@@ -148,17 +138,17 @@ class _Batches(Dataset[Any]):
             return str(error)
 
 
-class _Plan(Sampler[Any]):
+class _Keys(Sampler[Any]):
     """The keys of the epoch that is being read, iterated over in the main process."""
 
     def __init__(self) -> None:
-        self.keys: list[tuple[int, list[int]]] = []
+        self.epoch: list[tuple[int, list[int]]] = []
 
     def __iter__(self) -> Iterator[tuple[int, list[int]]]:
-        return iter(self.keys)
+        return iter(self.epoch)
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self.epoch)
 
 
 def _identity(item: Any) -> Any:

@@ -79,23 +79,32 @@ def weights(state: dict[str, Any]) -> dict[str, torch.Tensor]:
     return state["model"] if state.get("ema") is None else state["ema"]
 
 
-def newest(folder: Path) -> Path | None:
-    """The checkpoint of the highest step that verifies, or None; damaged ones are skipped with a warning."""
+def newest(folder: Path) -> tuple[Path | None, list[CheckpointError]]:
+    """The checkpoint of the highest step that verifies, or None; and what is wrong with those of higher steps."""
+    damaged = []
     for path in _steps(Path(folder)):
         try:
             _verified(path)
         except CheckpointError as error:
-            print(f"n2n: warning: skipped {error}", file=sys.stderr, flush=True)
+            damaged.append(error)
         else:
-            return path
-    return None
+            return path, damaged
+    return None, damaged
+
+
+def warn(damaged: list[CheckpointError]) -> None:
+    """Tells people of the checkpoints that `newest` skipped, one line each."""
+    for error in damaged:
+        print(f"n2n: warning: skipped {error}", file=sys.stderr, flush=True)
 
 
 def resolve(path: Path | str) -> Path:
     """The checkpoint file meant by ``path``: a file, a ``checkpoints`` folder or a run folder (its newest).
 
+    Warns of damaged checkpoints that are newer.
+
     Raises:
-        CheckpointError: nothing there; the line says what is.
+        CheckpointError: nothing there (the line says what is), or only damaged ones.
     """
     path = Path(path)
     if path.is_file():
@@ -103,9 +112,12 @@ def resolve(path: Path | str) -> Path:
     if not path.exists():
         raise CheckpointError(f"no checkpoint at {path}: no such file or folder{_nearby(path.parent)}")
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    found = newest(folder)
+    found, damaged = newest(folder)
+    if found is None and damaged:
+        raise CheckpointError(f"no good checkpoint in {path}: {len(damaged)} are damaged")
     if found is None:
         raise CheckpointError(f"no checkpoint in {folder}: expected step_*.pt{_nearby(folder)}")
+    warn(damaged)
     return found
 
 

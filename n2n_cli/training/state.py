@@ -241,7 +241,8 @@ class Run:
         }
 
     def _load(self) -> None:
-        newest = checkpoint.newest(self.checkpoints) if self.ranks.main else None
+        newest, damaged = checkpoint.newest(self.checkpoints) if self.ranks.main else (None, [])
+        checkpoint.warn(damaged)
         path = self.ranks.broadcast(str(newest) if newest else None)
         if path is None:
             raise checkpoint.CheckpointError(f"no good checkpoint in {self.checkpoints} to start from")

@@ -16,7 +16,7 @@ import yaml
 
 import n2n_cli
 from n2n_cli import cli
-from n2n_cli.commands import common
+from n2n_cli.commands import machine
 from n2n_cli.errors import N2NError
 from n2n_cli.training import checkpoint
 
@@ -301,7 +301,7 @@ def test_damaged_checkpoints_never_start_a_run_anew(place: Path, capfd: pytest.C
     capfd.readouterr()
     n2n("train", "teacher", "out=hurt", "max_steps=1")  # from the one before
     assert capfd.readouterr().err.count("skipped damaged checkpoint") == 1
-    damage(*(path for path in run.glob("checkpoints/step*") if path != checkpoint.newest(run / "checkpoints")))
+    damage(*(path for path in run.glob("checkpoints/step*") if path != checkpoint.newest(run / "checkpoints")[0]))
     damage(checkpoint.resolve(run))
     capfd.readouterr()
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
@@ -353,9 +353,9 @@ def test_a_full_disk_costs_one_line(
 
 
 def test_too_little_memory_costs_one_line() -> None:
-    with pytest.raises(N2NError, match="not enough memory"), common.enough_memory():
+    with pytest.raises(N2NError, match="not enough memory"), machine.enough_memory():
         torch.empty(1 << 50)
-    with pytest.raises(RuntimeError, match="must match the size"), common.enough_memory():
+    with pytest.raises(RuntimeError, match="must match the size"), machine.enough_memory():
         torch.zeros(2) + torch.zeros(3)  # the control: other errors of PyTorch stay what they are
 
 

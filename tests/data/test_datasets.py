@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision.datasets import CIFAR10, ImageFolder
 from torchvision.transforms import v2
 
-from n2n_cli.data import eval_loader, load, train_loader
+from n2n_cli.data import EvalLoader, TrainLoader, load
 from n2n_cli.data.sources import read_image
 from n2n_cli.errors import N2NError
 
@@ -21,7 +21,7 @@ def test_imagefolder_is_torchvisions(folder: Path) -> None:
         str(folder / "val"), v2.Compose([v2.PILToTensor(), v2.Resize(32, antialias=True), v2.CenterCrop(24)])
     )
     assert data.class_names == theirs.classes == ["ant", "bee", "cat"] and data.num_classes == 3
-    (images, labels), *rest = eval_loader(data.val, batch_size=100).batches(0)
+    (images, labels), *rest = EvalLoader(data.val, batch_size=100).batches(0)
     assert not rest and labels.tolist() == theirs.targets
     assert all(torch.equal(image, theirs[i][0]) for i, image in enumerate(images))
     assert not data.synthetic and data.image_size == 24 and len(data.train) == 12
@@ -60,7 +60,7 @@ def test_odd_files_of_imagenet(folder: Path, draw: Callable[..., None]) -> None:
     (folder / "train" / ".cache").mkdir()
     data = load("imagefolder", root=folder, image_size=24)
     assert len(data.train) == 12 + 5
-    batches = list(train_loader(data.train, batch_size=17, seed=0).batches(0))
+    batches = list(TrainLoader(data.train, batch_size=17, seed=0).batches(0))
     assert batches[0][0].shape == (17, 3, 24, 24)
     rgb, cmyk = read_image(str(ant / "png.JPEG")), read_image(str(ant / "cmyk.jpeg"))
     assert (rgb.float() - cmyk.float()).abs().mean() < 6
@@ -80,7 +80,7 @@ def test_unreadable_images(folder: Path, damage: Callable[[Path], object], messa
     data = load("imagefolder", root=folder, image_size=24)
     damage(path)
     with pytest.raises(N2NError, match=rf"^unreadable image {path}: .*{message}"):
-        list(eval_loader(data.val, batch_size=2).batches(0))
+        list(EvalLoader(data.val, batch_size=2).batches(0))
 
 
 def remove(*parts: str) -> Callable[[Path], None]:
@@ -162,7 +162,7 @@ def test_wrong_sizes_of_a_folder(folder: Path) -> None:
 def test_fake_is_for_throughput() -> None:
     data = load("fake", image_size=16, train_images=1000, val_images=10, num_classes=7, seed=3)
     assert data.synthetic and data.num_classes == 7 and len(data.train) == 1000 and len(data.val) == 10
-    images, labels = next(train_loader(data.train, batch_size=64, seed=0).batches(0))
+    images, labels = next(TrainLoader(data.train, batch_size=64, seed=0).batches(0))
     assert images.shape == (64, 3, 16, 16) and labels.max() < 7
     assert len(data.train.images) == 256  # the memory of 256 images whatever their number
 
@@ -184,7 +184,7 @@ def test_cifar10(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     data = load("cifar10", root=tmp_path, train_images=40)
     assert len(data.train) == 40 and len(data.val) == 20 and data.num_classes == 10 and not data.synthetic
     reference = FakeCifar("", False, False)
-    ((images, labels),) = eval_loader(data.val, batch_size=20).batches(0)
+    ((images, labels),) = EvalLoader(data.val, batch_size=20).batches(0)
     assert torch.equal(images.permute(0, 2, 3, 1), torch.from_numpy(reference.data))
     assert labels.tolist() == reference.targets and data.train.augment == "crop"
     with pytest.raises(N2NError, match=r"data.val_images=21, but there are only 20"):

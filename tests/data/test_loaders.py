@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from n2n_cli.data import Source, eval_loader, load, train_loader
+from n2n_cli.data import EvalLoader, Source, TrainLoader, load
 from n2n_cli.data.sources import ArraySource
 from n2n_cli.errors import N2NError
 
@@ -22,7 +22,7 @@ def source() -> ArraySource:
 
 
 def collect(source: Source, epoch: int = 0, start: int = 0, **kwargs) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    loader = train_loader(source, **{"batch_size": 12, "seed": 0, **kwargs})
+    loader = TrainLoader(source, **{"batch_size": 12, "seed": 0, **kwargs})
     return list(loader.batches(epoch, start))
 
 
@@ -34,7 +34,7 @@ def same(a: list[tuple[torch.Tensor, torch.Tensor]], b: list[tuple[torch.Tensor,
 
 def test_epoch_is_a_permutation_without_the_rest(source: ArraySource) -> None:
     batches = collect(source)
-    assert train_loader(source, batch_size=12, seed=0).steps_per_epoch == len(batches) == 8
+    assert TrainLoader(source, batch_size=12, seed=0).steps_per_epoch == len(batches) == 8
     seen = torch.cat([labels for _, labels in batches]).tolist()
     assert len(set(seen)) == len(seen) == 96
     assert seen != sorted(seen)
@@ -46,7 +46,7 @@ def test_order_depends_on_seed_and_epoch_only(source: ArraySource) -> None:
     assert same(reference, collect(source))
     assert not same(reference, collect(source, epoch=1))
     assert not same(reference, collect(source, seed=1))
-    loader = train_loader(source, batch_size=12, seed=0)
+    loader = TrainLoader(source, batch_size=12, seed=0)
     list(loader.batches(4))
     assert same(reference, list(loader.batches(0)))
 
@@ -69,7 +69,7 @@ def test_evaluation_sees_every_image_once(images: int, world_size: int, batch_si
     source = ArraySource(torch.randint(256, (images, 3, 8, 8), dtype=torch.uint8), torch.arange(images), "crop")
     seen = []
     for rank in range(world_size):
-        loader = eval_loader(source, batch_size=batch_size, rank=rank, world_size=world_size)
+        loader = EvalLoader(source, batch_size=batch_size, rank=rank, world_size=world_size)
         batches = list(loader.batches(0))
         assert len(batches) == loader.steps_per_epoch
         for x, y in batches:
@@ -94,7 +94,7 @@ def test_workers_change_nothing(folder: Path, augment: str) -> None:
     reference = [collect(data.train, epoch=epoch, batch_size=4) for epoch in range(3)]
     assert not same(reference[0], reference[1])
     for workers in (1, 2):
-        loader = train_loader(data.train, batch_size=4, seed=0, workers=workers)
+        loader = TrainLoader(data.train, batch_size=4, seed=0, workers=workers)
         state = torch.get_rng_state()
         assert all(same(reference[epoch], list(loader.batches(epoch))) for epoch in range(3))
         assert same(reference[2][1:], list(loader.batches(2, 1)))
@@ -103,8 +103,8 @@ def test_workers_change_nothing(folder: Path, augment: str) -> None:
         stopped.close()
         assert same(reference[1], list(loader.batches(1)))
         assert torch.equal(state, torch.get_rng_state())
-    plain = list(eval_loader(data.val, batch_size=4).batches(0))
-    assert same(plain, list(eval_loader(data.val, batch_size=4, workers=2).batches(0)))
+    plain = list(EvalLoader(data.val, batch_size=4).batches(0))
+    assert same(plain, list(EvalLoader(data.val, batch_size=4, workers=2).batches(0)))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -112,7 +112,7 @@ def test_unreadable_image_is_named_without_a_traceback(folder: Path, workers: in
     bad = folder / "train" / "bee" / "1.jpg"
     bad.write_bytes(bad.read_bytes()[:200])
     data = load("imagefolder", root=folder, image_size=24)
-    loader = train_loader(data.train, batch_size=4, seed=0, workers=workers)
+    loader = TrainLoader(data.train, batch_size=4, seed=0, workers=workers)
     for _ in range(2):  # the loader lives on
         with pytest.raises(N2NError, match=rf"unreadable image {bad}: ") as error:
             list(loader.batches(0))
@@ -122,7 +122,7 @@ def test_unreadable_image_is_named_without_a_traceback(folder: Path, workers: in
 
 def test_killed_worker_is_one_line(folder: Path) -> None:
     data = load("imagefolder", root=folder, image_size=24)
-    loader = train_loader(data.train, batch_size=2, seed=0, workers=1)
+    loader = TrainLoader(data.train, batch_size=2, seed=0, workers=1)
     batches = loader.batches(0)
     next(batches)
     worker = loader._reader._loader._iterator._workers[0]  # type: ignore[attr-defined]
@@ -135,6 +135,6 @@ def test_killed_worker_is_one_line(folder: Path) -> None:
 
 def test_too_few_images_and_uneven_ranks(source: ArraySource) -> None:
     with pytest.raises(N2NError, match="100 training images are too few for one batch of batch_size 128"):
-        train_loader(source, batch_size=128, seed=0)
+        TrainLoader(source, batch_size=128, seed=0)
     with pytest.raises(N2NError, match="batch_size 32 does not divide into 3 equal parts"):
-        train_loader(source, batch_size=32, seed=0, world_size=3)
+        TrainLoader(source, batch_size=32, seed=0, world_size=3)

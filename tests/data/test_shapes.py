@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from n2n_cli.data import load, shapes, train_loader
+from n2n_cli.data import TrainLoader, load, shapes
 from n2n_cli.models import build
 
 
@@ -75,7 +75,7 @@ def test_the_demos_network_learns_it() -> None:
     data = load("shapes")
     model = build("inception_bn_tiny", data.num_classes, stem="small")
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=1e-3)
-    loader = train_loader(data.train, batch_size=32, seed=0)
+    loader = TrainLoader(data.train, batch_size=32, seed=0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 6 * loader.steps_per_epoch)
     for epoch in range(6):
         for images, labels in loader.batches(epoch):

@@ -37,7 +37,7 @@ def test_roundtrip_and_pruning(tmp_path: Path) -> None:
         )
     names = sorted(p.name.split("-")[0] for p in tmp_path.iterdir())
     assert names == ["best", "step_00000010", "step_00000015"]
-    assert checkpoint.newest(tmp_path) == path
+    assert checkpoint.newest(tmp_path) == (path, [])
     assert torch.load(path, weights_only=True)["step"] == 15  # a plain torch.save file
     (best,) = tmp_path.glob("best-*")
     assert checkpoint.load(best)["step"] == 15
@@ -61,12 +61,18 @@ def test_every_flipped_bit_is_noticed_and_the_one_before_taken(
         flip(new, at)
         with pytest.raises(CheckpointError, match="do not match the hash in its name"):
             checkpoint.load(new)
-    capsys.readouterr()
-    assert checkpoint.newest(tmp_path) == old
+    found, [error] = checkpoint.newest(tmp_path)
+    assert found == old and str(error).startswith("damaged checkpoint") and new.name in str(error)
+    assert capsys.readouterr().err == ""
+    assert checkpoint.resolve(tmp_path) == old
     line = capsys.readouterr().err
     assert line.startswith("n2n: warning: skipped damaged checkpoint") and new.name in line and line.count("\n") == 1
     flip(old, 99)
-    assert checkpoint.newest(tmp_path) is None
+    found, damaged = checkpoint.newest(tmp_path)
+    assert found is None and len(damaged) == 2
+    with pytest.raises(CheckpointError, match=f"^no good checkpoint in {tmp_path}: 2 are damaged$"):
+        checkpoint.resolve(tmp_path)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_renamed_file_is_checked_by_its_crcs(tmp_path: Path) -> None:
@@ -134,7 +140,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path, monkeypatch: 
     with pytest.raises(CheckpointError, match="No space left on device"):
         checkpoint.save(tmp_path, state(2), step=2)
     monkeypatch.undo()
-    assert list(tmp_path.iterdir()) == [path] and checkpoint.newest(tmp_path) == path
+    assert list(tmp_path.iterdir()) == [path] and checkpoint.newest(tmp_path) == (path, [])
 
 
 def test_one_writer_a_folder(tmp_path: Path) -> None:
@@ -170,7 +176,7 @@ def test_killed_while_saving_never_loses_the_last_good_one(tmp_path: Path) -> No
         process.kill()
         told = [1, *(int(line) for line in process.stdout.read().split())]
         process.wait()
-        path = checkpoint.newest(folder)
+        path, _ = checkpoint.newest(folder)
         assert path is not None
         saved = checkpoint.load(path)
         assert saved["step"] >= max(told) and bool((saved["model"]["w"] == saved["step"]).all())

@@ -31,7 +31,7 @@ SGD_ARGS = {k: v for k, v in SETTINGS["sgd"].items()}
 
 
 def final_state(folder: Path) -> dict[str, Any]:
-    path = checkpoint.newest(folder / "checkpoints")
+    path, _ = checkpoint.newest(folder / "checkpoints")
     assert path is not None
     state = checkpoint.load(path)
     del state["time_s"]

@@ -31,7 +31,7 @@ class _Mismatch(Exception):
     """What was expected, in words."""
 
 
-def typed(hint: Any, value: Any, where: str) -> Any:
+def convert(hint: Any, value: Any, where: str) -> Any:
     """``value``, plain data, as ``hint`` says: a dataclass, a union, a `Rule` in Annotated, ...; where: its key.
 
     Numbers keep their kind: whole ones become floats only where no whole number is meant. A dataclass with a
@@ -63,7 +63,7 @@ def _dataclass(cls: Any, value: Any, where: str) -> Any:
     missing = [key for key in hints if key not in value]
     if missing:
         raise N2NError(f"{dot}{missing[0]}: a value is needed: {dot}{missing[0]}=VALUE")
-    return cls(**{key: typed(hint, value[key], f"{dot}{key}") for key, hint in hints.items()})
+    return cls(**{key: convert(hint, value[key], f"{dot}{key}") for key, hint in hints.items()})
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
@@ -98,11 +98,11 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if origin is list:
         if not isinstance(value, list) or not value:
             raise _Mismatch("a list [...]")
-        return [typed(args[0], item, f"{where}[{number}]") for number, item in enumerate(value)]
+        return [convert(args[0], item, f"{where}[{number}]") for number, item in enumerate(value)]
     if origin is dict:
         if not isinstance(value, Mapping):
             raise _Mismatch("keys and values {key: value}")
-        return {str(key): typed(args[1], item, f"{where}.{key}") for key, item in value.items()}
+        return {str(key): convert(args[1], item, f"{where}.{key}") for key, item in value.items()}
     if hint is types.NoneType:
         if value is None:
             return None

@@ -1,0 +1,43 @@
+"""The images that a config names, and the few of them that growth looks at."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from n2n_cli import data
+from n2n_cli.schema import Data
+from n2n_cli.training.evaluate import Normalize
+
+PROOF_IMAGES = 32  # of the batch that the function gap is measured on
+
+
+def load(cfg: Data) -> data.Dataset:
+    """The images of a config; the last ones loaded are kept. Raises N2NError."""
+    return _load(json.dumps(asdict(cfg)))
+
+
+@lru_cache(maxsize=1)
+def _load(cfg: str) -> data.Dataset:
+    arguments = json.loads(cfg)
+    return data.load(arguments.pop("name"), **{key: value for key, value in arguments.items() if value is not None})
+
+
+def example(images: data.Dataset, count: int = PROOF_IMAGES) -> Tensor:
+    """The first validation images: float32 ``[count, 3, H, W]``, normalised, on the CPU."""
+    first, _ = next(iter(data.EvalLoader(images.val, batch_size=count).batches(0)))
+    return _normalize(images)(first)
+
+
+def calibration(images: data.Dataset, batch_size: int, seed: int, count: int) -> list[Tensor]:
+    """The first ``count`` training batches of epoch 0, each as `example` and of at most 64 images."""
+    batches = data.TrainLoader(images.train, batch_size=min(64, batch_size), seed=seed).batches(0)
+    return [_normalize(images)(batch) for _, (batch, _) in zip(range(count), batches, strict=False)]
+
+
+def _normalize(images: data.Dataset) -> Normalize:
+    return Normalize(images.mean, images.std, torch.device("cpu"))

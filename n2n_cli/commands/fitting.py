@@ -1,0 +1,58 @@
+"""A planned run, prepared and trained: in this process, or as one process a device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from n2n_cli.commands import folders, networks, prepare, worker
+from n2n_cli.commands.folders import PlannedRun
+from n2n_cli.config import functions
+from n2n_cli.schema import RunConfig
+from n2n_cli.training.launch import launch
+
+
+def fit_run(planned: PlannedRun, cfg: RunConfig, write: Callable[[], None]) -> dict[str, Any] | None:
+    """Trains a run from whatever is in its folder to its end; what its done.json says.
+
+    ``write`` writes the folder of a run that is not prepared yet. None: the run was to be prepared only, or was
+    stopped by ``max_steps``.
+
+    Raises:
+        N2NError: the folder holds another run, or a damaged one; or ``write`` or the training failed.
+        KeyboardInterrupt: the training was stopped, and saved.
+    """
+    folders.check_same(planned)
+    networks.check_same_weights(planned, cfg)
+    folder = planned.folder
+    if done := planned.done:
+        print(f"{folder} is done: {_result(done)}", flush=True)
+        return done
+    if prepare.prepared(planned):
+        prepare.write_config(planned)  # devices and workers may be others than when it was prepared
+    else:
+        write()
+    typed = functions(cfg)
+    words = [str(folder), *(f"model={name}" for name in typed)]
+    if cfg.prepare_only:
+        print(f"torchrun --nproc-per-node {cfg.devices} -m {worker.__name__} {' '.join(words)}", flush=True)
+        return None
+    if cfg.devices > 1:
+        try:
+            launch(worker.__name__, words, cfg.devices)
+        except KeyboardInterrupt:  # the ranks have saved; the agent only knows the signal's number
+            raise KeyboardInterrupt("stopped; the same command goes on from there") from None
+    else:
+        worker.fit_folder(folder, typed)
+    done = planned.done
+    if done is None:
+        print(f"{folder} stopped after max_steps={cfg.max_steps}; the same command goes on from there", flush=True)
+        return None
+    print(f"{folder}: {_result(done)}, {done['time_s']:.0f} s", flush=True)
+    return done
+
+
+def _result(done: dict[str, Any]) -> str:
+    top1 = {word: done.get(word, {}).get("val/top1") for word in ("start", "final", "best")}
+    shown = [f"{word} {100 * value:.2f} %" for word, value in top1.items() if value]
+    return f"top-1 {', '.join(shown)}" if shown else "finished"

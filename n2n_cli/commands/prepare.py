@@ -1,0 +1,103 @@
+"""The folder of a run before its training: config.yaml, run.json, and the checkpoint of step 0."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import nn
+
+from n2n_cli import data
+from n2n_cli.commands import machine
+from n2n_cli.commands.folders import PlannedRun
+from n2n_cli.errors import N2NError
+from n2n_cli.models import describe
+from n2n_cli.schema import RunConfig
+from n2n_cli.training import checkpoint
+
+
+def prepared(planned: PlannedRun) -> bool:
+    """Whether the folder holds a run that only has to go on. Raises N2NError if it cannot, as it is damaged."""
+    if not (planned.folder / "run.json").is_file():
+        return False
+    checkpoints = planned.folder / "checkpoints"
+    if checkpoint.newest(checkpoints)[0] is not None:
+        return True
+    if any(checkpoints.glob("step_*.pt")):
+        raise N2NError(f"every checkpoint in {planned.folder} is damaged: remove the folder to train it anew")
+    return False
+
+
+def write_config(planned: PlannedRun) -> str:
+    """Writes config.yaml; its text. Raises N2NError."""
+    text = yaml.safe_dump(planned.config, sort_keys=False)
+    _write(planned.folder / "config.yaml", text)
+    return text
+
+
+def write_run(
+    planned: PlannedRun,
+    cfg: RunConfig,
+    command: str,
+    model: nn.Module,
+    lineage: dict[str, Any],
+    images: data.Dataset,
+    gap: dict[str, float] | None = None,
+    going_on: dict[str, Any] | None = None,
+) -> None:
+    """Writes the folder of a run that is about to start, the checkpoint last.
+
+    Args:
+        command: the command words, for run.json.
+        model: the network that training starts from.
+        lineage: how it came to be.
+        gap: function gaps by mode, of a grown network.
+        going_on: what the checkpoint holds beside the weights.
+
+    Raises:
+        N2NError: fewer training images than one batch, or the folder cannot be written.
+    """
+    if len(images.train) < cfg.training.batch_size:
+        raise N2NError(
+            f"{images.name}: {len(images.train)} training images are fewer than one batch "
+            f"(training.batch_size={cfg.training.batch_size})"
+        )
+    info = {
+        "format": 1,
+        "command": command,
+        "arm": planned.arm,
+        "label": planned.label,
+        "seed": planned.seed,
+        "parameters": describe.count_parameters(model),
+        "macs": describe.macs(model, images.image_size),
+        "lr": cfg.optim.lr * planned.lr_scale,
+        "lr_scale": planned.lr_scale,
+        "epochs": planned.epochs,
+        "lineage": lineage,
+        "function_gap": gap,
+        "teacher": planned.config["teacher"],
+        "synthetic": images.synthetic,
+        "data": images.name,
+        "machine": machine.described(cfg),
+    }
+    text = write_config(planned)
+    _write(planned.folder / "run.json", json.dumps(info, indent=1) + "\n")
+    state = {
+        "format": checkpoint.FORMAT,
+        "lineage": lineage,
+        "config": text,
+        "model": model.state_dict(),
+        "step": 0,
+        **(going_on or {}),
+    }
+    checkpoint.save(planned.folder / "checkpoints", state, step=0)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint.atomic_write(path, text.encode())
+    except OSError as error:
+        raise N2NError(f"cannot write {path}: {error.strerror}") from error

@@ -1,0 +1,35 @@
+"""The words that a command line starts with."""
+
+from __future__ import annotations
+
+from n2n_cli.errors import N2NError, suggest
+
+ROLES = ("teacher", "student")
+COMMANDS = ("train", "grow", "compare", "evaluate", "inspect", "completion", "help")
+SHELLS = ("bash", "zsh")
+
+
+def parse(words: list[str]) -> tuple[str, list[str]]:
+    """The command, a key of `schema.SCHEMAS`, and the words after it; ``n2n train --help`` is the command ``train``.
+
+    Raises:
+        N2NError: the line starts with no command; the nearest one is named.
+    """
+    word, rest = words[0], words[1:]
+    if word.startswith("-") or "=" in word:
+        raise N2NError(f"expected a command before '{word}': one of {', '.join(COMMANDS)}")
+    if word not in COMMANDS:
+        near = suggest(word, [*COMMANDS, *(f"train {role}" for role in ROLES)])
+        if word in ROLES:
+            near = f" (did you mean 'train {word}'?)"
+        raise N2NError(f"unknown command '{word}'{near}; one of {', '.join(COMMANDS)}")
+    if word != "train":
+        return word, rest
+    if rest and rest[0] in ("--help", "-h"):
+        return "train", []
+    role = rest[0] if rest and not rest[0].startswith("-") and "=" not in rest[0] else ""
+    if role not in ROLES:
+        if not role:
+            raise N2NError("train what? Type: n2n train teacher, or n2n train student")
+        raise N2NError(f"train: '{role}' is not teacher or student{suggest(role, ROLES)}")
+    return f"train_{role}", rest[1:]
