@@ -78,7 +78,7 @@ def test_wheel(source: Path, tmp_path: Path) -> None:
     there = {Path(name) for name in zipfile.ZipFile(wheel).namelist()}
     for path in ROOT.glob("conf/**/*.yaml"):
         assert Path("n2n_cli") / path.relative_to(ROOT) in there
-    for path in ROOT.glob("n2n_cli/**/*.py"):
+    for path in [*ROOT.glob("n2n_cli/**/*.py"), *ROOT.glob("n2n_cli/**/*.j2")]:
         assert path.relative_to(ROOT) in there
     assert not {str(name.parts[0]) for name in there} - {"n2n_cli", "n2n_cli-0.1.0.dist-info"}
     works(install(tmp_path / "env", wheel), tmp_path / "elsewhere", tmp_path / "env")
@@ -94,7 +94,8 @@ def test_source_archive_builds_the_wheel(source: Path, tmp_path: Path) -> None:
     archive = build(source, "sdist")
     shutil.unpack_archive(archive, tmp_path)
     (unpacked,) = tmp_path.iterdir()
-    assert "n2n_cli/conf/base.yaml" in zipfile.ZipFile(build(unpacked, "wheel")).namelist()
+    there = zipfile.ZipFile(build(unpacked, "wheel")).namelist()
+    assert {"n2n_cli/conf/base.yaml", "n2n_cli/studies/report.html.j2"} <= set(there)
     assert (unpacked / "Makefile").exists() and (unpacked / "tests/test_packaging.py").exists()
 
 

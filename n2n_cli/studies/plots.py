@@ -138,13 +138,13 @@ def _look(arm: ArmStatistics, arms: Sequence[ArmStatistics], theme: dict[str, st
 
 def _last_step(arms: Sequence[ArmStatistics]) -> int:
     own = _students(arms) or arms
-    return max((int(one.run.last.get("step", 0)) for arm in own for one in [*arm.runs, *arm.unfinished]), default=0)
+    return max((int(one.run.last.get("step", 0)) for arm in own for one in arm.every), default=0)
 
 
 def _first_epoch(arms: Sequence[ArmStatistics]) -> float:
     """Steps in one epoch, from any row that tells."""
     for arm in reversed(arms):
-        for one in [*arm.runs, *arm.unfinished]:
+        for one in arm.every:
             if float(one.run.last.get("epoch", 0)) > 0:
                 return float(one.run.last["step"]) / float(one.run.last["epoch"])
     return 1.0
@@ -195,7 +195,7 @@ def _teacher(arms: Sequence[ArmStatistics], panels: tuple[Axes, Axes, Axes], the
     colour, handles = theme["teacher"], []
     final = summarize(one.final for arm in arms if arm.arm == "teacher" for one in arm.runs)
     if final is None:
-        final = summarize(one.teacher for arm in arms for one in [*arm.runs, *arm.unfinished])
+        final = summarize(one.teacher for arm in arms for one in arm.every)
     if final is not None:
         for axes in panels[:2]:
             axes.axhline(final.mean, color=colour, linewidth=1.1, linestyle=(0, (6, 3)), zorder=1.5)
@@ -218,7 +218,7 @@ def _ranges(arms: Sequence[ArmStatistics], whole: Axes, zoom: Axes, loss: Axes) 
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.set_xlabel("optimizer step")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    students = [one for arm in _students(arms) for one in [*arm.runs, *arm.unfinished]]
+    students = [one for arm in _students(arms) for one in arm.every]
     tops = [at.top1 for one in students for at in one.run.evaluations]
     ends = [v for one in students for v in (one.final, one.teacher) if v is not None]
     if tops and ends:  # the start of a random network would flatten everything else: it is in the other panel

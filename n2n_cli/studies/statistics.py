@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from n2n_cli.studies.runs import Evaluation, Run
 
@@ -75,6 +76,11 @@ class ArmStatistics:
         return len(self.runs)
 
     @property
+    def every(self) -> list[RunStatistics]:
+        """The finished runs, then the others; never empty."""
+        return [*self.runs, *self.unfinished]
+
+    @property
     def start(self) -> Summary | None:
         return summarize(run.start for run in self.runs)
 
@@ -118,11 +124,11 @@ class ArmStatistics:
 
     @property
     def parameters(self) -> int | None:
-        return next((run.parameters for run in [*self.runs, *self.unfinished] if run.parameters is not None), None)
+        return next((run.parameters for run in self.every if run.parameters is not None), None)
 
-    def info(self, key: str) -> object:
+    def info(self, key: str) -> Any:
         """What run.json says of the arm's first run."""
-        return [*self.runs, *self.unfinished][0].run.info.get(key)
+        return self.every[0].run.info.get(key)
 
 
 @dataclass(frozen=True)

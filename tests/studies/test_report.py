@@ -1,6 +1,6 @@
 """The report, its pictures and TensorBoard's overlay, read back as a reader would."""
 
-import re
+import json
 import struct
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -12,7 +12,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 
 from n2n_cli import studies
 from n2n_cli.errors import N2NError
-from n2n_cli.studies import page, plots
+from n2n_cli.studies import plots, report
 
 Study = Callable[..., Path]
 COMMAND = "n2n compare baselines --seeds 3"
@@ -149,6 +149,25 @@ def test_the_same_study_draws_the_same_bytes(make_study: Study) -> None:
     assert plots.svg(plots.curves(arms)) != plots.svg(plots.curves(arms, dark=True))
 
 
-def test_text_is_escaped_and_powers_are_set() -> None:
-    assert page.text("<b> 3.1e-07 & 1 ± 2") == "&lt;b&gt; 3.1\u00a0×\u00a010<sup>−7</sup> &amp; 1\u00a0±\u00a02"
-    assert re.search(r"<tr class=\"group\"><td>–</td>", page.table("", ["a"], [["x"], ["-"]], rules=[1]))
+def test_text_is_escaped_and_numbers_are_set_as_print_does() -> None:
+    typeset = report.typeset
+    assert typeset("<b> 3.1e-07 & 1 ± 2") == "&lt;b&gt; 3.1\u00a0×\u00a010<sup>−7</sup> &amp; 1\u00a0±\u00a02"
+    assert (typeset(None), typeset("-"), typeset(0.1 + 0.2), typeset(3)) == ("–", "–", "0.3", "3")
+
+
+def test_what_a_run_says_of_itself_is_text_and_never_markup(make_study: Study) -> None:
+    study = make_study(("teacher", "wider"), seeds=1)
+    path = study / "wider-seed0/run.json"
+    info = json.loads(path.read_text()) | {"data": "<i>x</i>", "label": 'Wi"der<script>', "command": "a <img src=x>"}
+    path.write_text(json.dumps(info | {"machine": {"cpu": "<script>"}}))
+    (study / "wider-seed0/config.yaml").write_text("data: {name: '<script>'}\n")
+    page = write(study).report.read_text()
+    assert "<script" not in page and "<i>" not in page and "<img src=x" not in page
+    text = read(study / "report.html").text
+    assert all(words in text for words in ("<i>x</i>", 'Wi"der<script>', "a <img src=x>", "{name: '<script>'}"))
+
+
+def test_a_hairline_parts_the_arms_in_the_table_of_seeds(make_study: Study) -> None:
+    page = write(make_study(("teacher", "wider", "random_init"), seeds=2)).report.read_text()
+    assert page.count('<tr class="group">') == 2 and page.count("<tr class") == 2
+    assert "<td>–</td>" in page
