@@ -1,8 +1,10 @@
 """Convergence statistics against values worked out by hand."""
 
 import csv
+import doctest
 import json
 import statistics as reference
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -93,7 +95,8 @@ def test_the_paired_interval_and_the_tie(make_study: Study) -> None:
     close = difference(arms["wider"], arms["random_init"])
     # differences -0.01, -0.005, -0.015: mean -0.01, sd 0.005; t(2) = 4.303
     assert close is not None and close.mean == pytest.approx(-0.01)
-    assert close.interval == pytest.approx((-0.01 - 4.303 * 0.005 / 3**0.5, -0.01 + 4.303 * 0.005 / 3**0.5))
+    half = 4.303 * 0.005 / 3**0.5
+    assert close.interval == pytest.approx((-0.01 - half, -0.01 + half), rel=1e-3)
     assert close.tie and (close.higher, close.lower) == (0, 3)  # within the arms' own spread of 0.02
     far = difference(arms["wider"], arms["random_pad"])
     assert far is not None and not far.tie and far.settled and far.higher == 3
@@ -102,6 +105,20 @@ def test_the_paired_interval_and_the_tie(make_study: Study) -> None:
     over = gain(arms["wider"])
     assert over is not None and over.n == 3
     assert gain(arms["teacher"]) is None
+
+
+def test_the_interval_of_many_seeds_is_students_and_not_the_normals(make_study: Study) -> None:
+    finals = {"wider": [0.90 + 0.001 * (seed % 2) for seed in range(17)], "random_init": [0.90] * 17}
+    arms = arms_of(make_study(("wider", "random_init"), seeds=17, finals=finals))
+    diff = difference(arms["wider"], arms["random_init"])
+    assert diff is not None and diff.interval is not None
+    sd = 0.001 * (8 * 9 / 17 / 16) ** 0.5  # eight of seventeen differ by 0.001
+    assert (diff.interval[1] - diff.interval[0]) / 2 == pytest.approx(2.120 * sd / 17**0.5, rel=1e-4)
+
+
+def test_examples() -> None:
+    failed, tried = doctest.testmod(sys.modules[ArmStatistics.__module__])
+    assert tried and not failed
 
 
 def test_variants_are_arms_of_their_own(make_study: Study) -> None:
