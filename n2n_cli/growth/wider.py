@@ -34,8 +34,9 @@ class GroupInfo:
 class Growth:
     """What an operator returns: the student, the proof, and how to repeat it.
 
-    ``recipe`` is plain data (for a lineage; ``rebuild`` replays it); ``notes`` name what stayed fixed and why.
-    ``warnings`` say what will disappoint. ``maps[name]`` tells for every axis of a parameter or buffer which teacher positions its positions copy (None: the
+    ``recipe`` is plain data (for a lineage; ``rebuild`` replays it); ``notes`` name what stayed fixed and why;
+    ``warnings`` say what will disappoint.
+    ``maps[name]`` tells for every axis of a parameter or buffer which teacher positions its positions copy (None: the
     axis did not grow); ``consumed`` the (name, axis) whose entries were divided by the number of copies; ``renamed``
     the teacher's tensors that have another name in the student; ``exact_optimizer`` whether every unit is a plain copy.
     """
@@ -121,8 +122,8 @@ def copies_that_never_part(structure: Structure, mappings: Mapping[Group, Remapp
     if not alike:
         return []
     return [
-        f"copies in {len(alike)} of {len(mappings)} widened groups never part: without noise or dropout on them they get "
-        "equal gradients, and the new width is never used; noise parts them (op.noise=0.3)"
+        f"copies in {len(alike)} of {len(mappings)} widened groups never part: without noise or dropout on them they "
+        "get equal gradients, and the new width is never used; noise parts them (op.noise=0.3)"
     ]
 
 
