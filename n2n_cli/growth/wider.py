@@ -11,6 +11,7 @@ from torch import nn
 
 from n2n_cli.growth.apply import AxisMap, reshape
 from n2n_cli.growth.axes import Group, resolve
+from n2n_cli.growth.common import arg
 from n2n_cli.growth.errors import GrowthError
 from n2n_cli.growth.infer import OUTPUT, Structure
 from n2n_cli.growth.plan import Plan, Remapping, tie_classes
@@ -116,13 +117,14 @@ def copies_that_never_part(structure: Structure, mappings: Mapping[Group, Remapp
     parted: set[Group] = set()
     for recording, labels in zip(structure.recordings, structure.labels, strict=True):
         for op in recording.ops if recording.training else []:
-            if op.name in ELEMENTWISE_DROPOUT and op.args[1] and op.args[2] is not False:
+            if op.name in ELEMENTWISE_DROPOUT and arg(op, 1, "p", 0.5) and arg(op, 2, "train", True) is not False:
                 parted |= {group for axis in labels[id(op.args[0])] for group, _ in resolve(axis)}
-    alike = [group for group in structure.groups() if group in mappings and group not in parted]
+    grown = [group for group in structure.groups() if group in mappings]
+    alike = [group for group in grown if group not in parted]
     if not alike:
         return []
     return [
-        f"copies in {len(alike)} of {len(mappings)} widened groups never part: without noise or dropout on them they "
+        f"copies in {len(alike)} of {len(grown)} widened groups never part: without noise or dropout on them they "
         "get equal gradients, and the new width is never used; noise parts them (op.noise=0.3)"
     ]
 

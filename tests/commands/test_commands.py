@@ -89,18 +89,12 @@ def test_a_run_folder_holds_what_it_should(place: Path) -> None:
     assert rows(run)[0].keys() >= {"step", "epoch", "images", "time_s", "val/top1", "val/top5", "val/loss"}
 
 
+def only_grow(place: Path, *words: str) -> None:
+    n2n("grow", "--op", "wider", "--epochs", "0", "--teacher", str(setting(place) / "teacher-seed0"), *words)
+
+
 def test_a_grown_student_starts_at_its_teachers_accuracy(place: Path) -> None:
-    n2n(
-        "grow",
-        "--op",
-        "wider",
-        "--epochs",
-        "0",
-        "op.noise=0",
-        "out=exact",
-        "--teacher",
-        str(setting(place) / "teacher-seed0"),
-    )
+    only_grow(place, "out=exact", "op.noise=0")
     teacher = rows(setting(place) / "teacher-seed0")[-1]
     (exact,) = place.glob("exact/*/wider-noise0-*")
     for run in (exact, setting(place) / "deeper-seed0"):
@@ -117,17 +111,7 @@ def test_a_grown_student_starts_at_its_teachers_accuracy(place: Path) -> None:
 def test_copies_that_never_part_are_a_warning(
     place: Path, words: str, warns: bool, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    n2n(
-        "grow",
-        "--op",
-        "wider",
-        "--epochs",
-        "0",
-        "out=part",
-        "--teacher",
-        str(setting(place) / "teacher-seed0"),
-        *words.split(),
-    )
+    only_grow(place, "out=part", *words.split())
     warned = [line for line in capfd.readouterr().err.splitlines() if line.startswith("n2n: warning: ")]
     assert len(warned) == warns and all("widened groups never part" in line for line in warned)
 
