@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from n2n_cli import models
 from n2n_cli.convert import convert
 from n2n_cli.errors import N2NError, suggest
-from n2n_cli.models import custom
+from n2n_cli.models import OURS, custom
 from n2n_cli.schema import (
     SCHEMAS,
     Compare,
@@ -105,21 +106,21 @@ def check(command: str, tree: Mapping[str, Any]) -> Any:
 
 
 def functions(cfg: Any) -> tuple[str, ...]:
-    """Every ``package.module:function`` that a command's config names: what this command may import, and no other.
+    """Every ``package.module:function`` that a command's config names: the only ones that it may import.
 
-    ``app`` has seen that each of them was typed. So a config that was read from a run folder or a checkpoint must
-    never be asked: its names are information.
+    ``cfg`` must be the config of the command line, where ``app`` has checked that each of them was typed. Never ask for
+    those of a config from a run folder or a checkpoint: names in there are information, and allow nothing.
     """
     names = [cfg.model.name if isinstance(cfg, RunConfig) else cfg.model]
     if isinstance(cfg, Student):
         names.append(cfg.teacher_model)
-    if isinstance(cfg, Inspect) and not Path(cfg.target).exists():  # else a file's name, and no word on its code
+    if isinstance(cfg, Inspect) and not Path(cfg.target).exists():  # else a file's name, which says nothing of its code
         names.append(cfg.target)
     return tuple(name for name in names if custom.is_spec(name))
 
 
 def read_run(tree: Mapping[str, Any], check: bool = True) -> RunConfig:
-    """The config of a run from its config.yaml; ``check``: that its data is there. Raises N2NError."""
+    """The config of a run from what its config.yaml holds. Raises N2NError; with ``check`` also if data is missing."""
     tree = {"weights": None, **tree}  # runs of an older n2n have none
     fields = {field.name: tree[field.name] for field in dataclasses.fields(RunConfig) if field.name in tree}
     cfg: RunConfig = convert(RunConfig, fields, "")
@@ -130,8 +131,6 @@ def read_run(tree: Mapping[str, Any], check: bool = True) -> RunConfig:
 
 def check_model(model: Model) -> None:
     """Raises N2NError for a name that nothing here builds, and for options that only our families have."""
-    from n2n_cli.models.names import OURS
-
     if taken := [key for key in ("name", "num_classes") if key in model.kwargs]:
         raise N2NError(f"model.kwargs.{taken[0]}: comes from {'the images' if taken == ['num_classes'] else 'model='}")
     if model.name in OURS:
@@ -143,13 +142,10 @@ def check_model(model: Model) -> None:
 
 
 def check_name(name: str, what: str) -> None:
-    from n2n_cli.models.names import OURS
-
+    """Raises N2NError, which ``what`` begins, for a name that is no network of ours, of torchvision or of the user."""
     if ":" in name:
         custom.check_spec(name)
     if name not in OURS and not custom.is_spec(name):
-        from n2n_cli import models
-
         known = models.names()
         if name not in known:
             raise N2NError(f"{what}: '{name}'{suggest(name, known)}; ours are {', '.join(OURS)}")
@@ -191,8 +187,6 @@ def _check_state(op: Op, training: Training, where: str) -> None:
 
 
 def _check_op(op: Op, model: Model, where: str) -> None:
-    from n2n_cli.models.names import OURS
-
     if not isinstance(op, ToWider):
         return
     if op.factor is not None and op.layers:

@@ -1,6 +1,6 @@
-"""The typed schema of every command: names, types, ranges and units. The values live in ``conf/``.
+"""The schema of every command: names, types, ranges and units. The values live in ``conf/``.
 
-Imports neither torch nor Hydra. What goes together and what exists, `config.check` looks after.
+`config.check` checks what goes together and what exists. Imports neither torch nor Hydra.
 """
 
 from __future__ import annotations
@@ -236,7 +236,7 @@ class SomeData:
 
 @dataclass
 class Evaluate:
-    """``model``: the function of the user's that the checkpoint may be built by; other names say nothing."""
+    """``model``: a ``package.module:function`` that the checkpoint may be built by; other names have no effect."""
 
     checkpoint: str
     model: str | None
@@ -253,7 +253,7 @@ def is_picture(name: Any) -> bool:
 
 @dataclass
 class Inspect:
-    """``op`` is a dry run; ``show`` the tables (null: those that go with it), ``rows`` the most lines of each.
+    """``op`` is tried without a proof; ``show``: the tables (null: those of the op), ``rows``: their lines at most.
 
     ``model``: as for `Evaluate`, or the network to show; ``weights``: a state_dict for a named network.
     """
@@ -281,4 +281,4 @@ SCHEMAS: dict[str, type[Any]] = {
     "inspect": Inspect,
 }
 MACHINE = ("out", "devices", "device", "workers", "progress", "max_steps", "prepare_only", "jobs")
-"""Keys of `RunConfig` that are no part of what a run is."""
+"""Keys that say where and how a run is made. They may differ between runs that are the same."""

@@ -131,9 +131,10 @@ def standard(steps: dict[str, Any], cfg: Model, images: data.Dataset) -> dict[st
 def deeper_constructor(
     steps: dict[str, Any], pairs: int, cfg: Model | None = None, images: data.Dataset | None = None
 ) -> dict[str, Any] | None:
-    """Constructor's arguments of the student: the config's network, where it is neither ours nor the teacher's own.
+    """The constructor's arguments of a deeper student; None where identity layers go into the teacher instead.
 
-    From our families' networks to the same with ``pairs`` more pairs; None: identity layers at sites.
+    The student is the config's network if that is neither ours nor the teacher's own. Else a teacher of our families
+    becomes the same network with ``pairs`` more pairs.
     """
     theirs = lineage.constructor(steps)
     if cfg is not None and images is not None and cfg.name not in models.OURS:

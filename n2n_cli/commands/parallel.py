@@ -126,7 +126,10 @@ def _signals() -> Iterator[None]:
 
 
 def _serve(pipe: Connection, slot: int, jobs: int, devices: int) -> None:
-    """A process: a group of its own (the parent alone hears Ctrl-C), GPUs of its own, one run after the other."""
+    """The body of a process: it trains the runs that ``pipe`` sends, on GPUs of its own.
+
+    It is a process group of its own, so that Ctrl-C reaches the parent alone.
+    """
     os.setpgrp()
     with contextlib.suppress(OSError, AttributeError):  # Linux: if the parent is killed, save and stop
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
@@ -160,6 +163,7 @@ def _told(planned: PlannedRun, cfg: Compare) -> tuple[dict[str, Any] | None, str
 
 
 def _own_gpus(slot: int, devices: int) -> None:
+    """Leaves this process its ``devices`` of the visible GPUs, unless there are too few for all slots."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible != "":
         ids = visible.split(",") if visible else None
