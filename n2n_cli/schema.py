@@ -41,17 +41,26 @@ class Model:
 
 
 @dataclass
-class Data:
-    name: Literal["shapes", "imagefolder", "cifar10", "fake"]
+class SomeData:
+    """Of a data set, what is not null: null leaves the default, in evaluate what the checkpoint says."""
+
+    name: Literal["shapes", "imagefolder", "cifar10", "fake"] | None
     root: str | None
     image_size: Pixels | None
     resize_size: Pixels | None
-    seed: Seed
+    seed: Seed | None
     train_images: Count | None
     val_images: Count | None
     num_classes: Count | None
-    augment: Literal["auto", "none", "crop", "imagenet"]
+    augment: Literal["auto", "none", "crop", "imagenet"] | None
     difficulty: Difficulty | None
+
+
+@dataclass
+class Data(SomeData):
+    name: Literal["shapes", "imagefolder", "cifar10", "fake"]
+    seed: Seed
+    augment: Literal["auto", "none", "crop", "imagenet"]
 
 
 @dataclass
@@ -216,22 +225,6 @@ class Compare(Student):
     study: Study
     seeds: Count
     jobs: Literal["auto"] | Count
-
-
-@dataclass
-class SomeData:
-    """`Data` with null for what the checkpoint says."""
-
-    name: Literal["shapes", "imagefolder", "cifar10", "fake"] | None
-    root: str | None
-    image_size: Pixels | None
-    resize_size: Pixels | None
-    seed: Seed | None
-    train_images: Count | None
-    val_images: Count | None
-    num_classes: Count | None
-    augment: Literal["auto", "none", "crop", "imagenet"] | None
-    difficulty: Difficulty | None
 
 
 @dataclass

@@ -56,10 +56,8 @@ def write_grown(planned: PlannedRun, cfg: Student) -> None:
     for warning in grown.warnings:
         print(f"n2n: warning: {warning}", file=sys.stderr, flush=True)
     proof = grown.gap
-    print(
-        f"  function gap: eval {proof.eval:.1e}, train {proof.train:.1e} ({proof.kind}, floor {proof.floor:.1e})",
-        flush=True,
-    )
+    gaps = f"eval {proof.eval:.1e}, train {proof.train:.1e} ({proof.kind}, floor {proof.floor:.1e})"
+    print(f"  function gap: {gaps}", flush=True)
     going_on: dict[str, Any] = {}
     if moving:
         again = partial(grow, steps=steps, op=planned.op, cfg=cfg, images=images, batch=batch, seed=planned.seed)

@@ -78,9 +78,7 @@ def teacher(planned: PlannedRun, cfg: Student, images: data.Dataset) -> tuple[nn
     """
     if cfg.weights is None:
         assert planned.teacher is not None
-        key = (
-            "teacher_model" if custom.is_spec(cfg.model.name) else "model"
-        )  # model= names the student's
+        key = "teacher_model" if custom.is_spec(cfg.model.name) else "model"  # model= names the student's
         network, state = stored(checkpoint.resolve(planned.teacher), functions(cfg), key)
         return network, state["lineage"]
     model = replace(cfg.model, name=cfg.teacher_model, kwargs={}) if cfg.teacher_model else cfg.model

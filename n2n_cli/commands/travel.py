@@ -22,8 +22,8 @@ from n2n_cli.training import checkpoint, optim
 class Travel:
     """A teacher in the middle of its training.
 
-    ``model``: with the weights that its optimizer left. ``average``: with their average over ``age`` updates; None unless
-    both teacher and student keep one.
+    ``model``: with the weights that its optimizer left. ``average``: with their average over ``age`` updates; None
+    unless both teacher and student keep one.
     """
 
     how: str
