@@ -33,7 +33,7 @@ from n2n_cli.models import custom
 from n2n_cli.overrides import Line, command_keys, near_key
 
 BY_HAND = ("model", "model.name", "target", "teacher_model")
-"""Keys where a person can type whose code is to be imported."""
+"""Keys whose value may name a function to import, as ``package.module:function``."""
 
 
 def run(command: str, line: Line) -> None:
@@ -86,11 +86,11 @@ def checked(command: str, node: Any) -> Any:
 
     Every job asks three times: before the first job starts, when Hydra names its folder, and when it runs.
     """
-    # evaluate has these groups only so that data=imagefolder can name its companions in every command.
+    # data=imagefolder chooses a model, optim and training too, so evaluate must have these groups; it uses none.
     left_out = ("hydra", "model", "optim", "training") if command == "evaluate" else ("hydra",)
     shown = OmegaConf.masked_copy(node, [key for key in node if key not in left_out])
     tree: Any = OmegaConf.to_container(shown, resolve=True)
-    if command in ("evaluate", "inspect"):  # of the group model only whose network is meant
+    if command in ("evaluate", "inspect"):  # the group model stands for the name of a network
         tree["model"] = OmegaConf.select(node, "model.name", default=None)
         if command == "inspect" and tree["target"] == "???" and tree["model"] is not None:
             tree["target"] = tree["model"]
@@ -101,10 +101,10 @@ def checked(command: str, node: Any) -> Any:
 
 
 def _by_hand(line: Line, cfg: Any) -> Any:
-    """``cfg``, once every ``package.module:function`` in it stands in the words that were typed.
+    """``cfg``, if every ``package.module:function`` in it was typed on the command line. Raises N2NError.
 
-    What such a name stands for is imported and called, so it may come from nowhere else: no file of a
-    ``--config-dir``, no environment, no run folder. Raises N2NError.
+    Such a function is imported and called. So its name may come from nowhere else: not from a file of a
+    ``--config-dir``, the environment or a run folder.
     """
     words = [word.lstrip("+").partition("=") for word in line.overrides]
     hand = {name for key, _, value in words if key in BY_HAND for name in _choices(value)}
@@ -136,7 +136,7 @@ def config_loader(line: Line) -> ConfigLoaderImpl:
 
 
 def _jobs(command: str, line: Line) -> Iterator[DictConfig]:
-    """The composed config of every job, as the basic sweeper will make it; another makes its own."""
+    """The composed config of every job. Of a sweep by another than the basic sweeper: none, it chooses its own jobs."""
     loader = config_loader(line)
     name = line.flags.get("--config-name") or command
     if not line.multirun and "hydra.mode=MULTIRUN" not in line.overrides:
@@ -173,10 +173,10 @@ def _environment(line: Line) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _torchvision_choices(line: Line) -> Iterator[None]:
-    """Makes ``model=resnet18`` and ``model=package.module:function`` (also in a sweep) choices: the torchvision group
-    file with that name.
+    """Makes ``model=resnet18`` and ``model=package.module:function`` choices of the group model, also in a sweep.
 
-    Only names that the user typed are stored, so that help lists the files of ``conf/model`` alone.
+    Such a choice is ``conf/model/torchvision.yaml`` with that name in it. Only names that the user typed are added, so
+    that help lists the files of ``conf/model`` alone. Raises N2NError for a name that nothing here builds.
     """
     names = [name for word in line.overrides if word.startswith("model=") for name in _choices(word[6:])]
     places = [
@@ -210,6 +210,7 @@ def _torchvision_choices(line: Line) -> Iterator[None]:
 
 
 def _choices(value: str) -> list[str]:
+    """The single values of an override's value, which in a sweep is ``a,b`` or ``choice(a,b)``."""
     return [name.strip(" '\"") for name in re.sub(r"^choice\((.*)\)$", r"\1", value).split(",")]
 
 
@@ -224,7 +225,7 @@ def _one_line_errors(command: str, line: Line) -> Iterator[None]:
 
 
 def _no_file(error: OSError) -> N2NError:
-    """A file or folder that cannot be read or written, in one line; other errors of the system stay errors."""
+    """One line for a file or folder that cannot be read or written. Raises ``error`` itself where it is of neither."""
     if error.strerror is None or isinstance(error, BrokenPipeError):
         raise error
     return N2NError(f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror)

@@ -41,7 +41,7 @@ complete -o default -F _n2n n2n
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command line; the exit code: 0, 2 for a mistake of the user's, 130 for Ctrl-C."""
+    """Runs one command line; the exit code: 0, 2 for a user's mistake, 130 for Ctrl-C, 141 for a closed pipe."""
     words = sys.argv[1:] if argv is None else list(argv)
     try:
         return _main(words)

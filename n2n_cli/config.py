@@ -11,25 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from n2n_cli import models, schema
 from n2n_cli.convert import convert
 from n2n_cli.errors import N2NError, suggest
-from n2n_cli.models import custom
-from n2n_cli.schema import (
-    SCHEMAS,
-    Compare,
-    Data,
-    Deeper,
-    Evaluate,
-    Grow,
-    Inspect,
-    Model,
-    Op,
-    RunConfig,
-    Student,
-    ToWider,
-    Training,
-    Wider,
-)
+from n2n_cli.models import OURS, custom
 
 
 def conf_dir() -> Path:
@@ -47,8 +32,8 @@ def check(command: str, tree: Mapping[str, Any]) -> Any:
     Raises:
         N2NError: a key is unknown or missing, a value has the wrong type or range, or two do not go together.
     """
-    cfg = convert(SCHEMAS[command], tree, "")
-    if isinstance(cfg, RunConfig):
+    cfg = convert(schema.SCHEMAS[command], tree, "")
+    if isinstance(cfg, schema.RunConfig):
         check_model(cfg.model)
         check_data(cfg.data)
         optim, training = cfg.optim, cfg.training
@@ -68,70 +53,59 @@ def check(command: str, tree: Mapping[str, Any]) -> Any:
                 f"data.train_images: {cfg.data.train_images} images are fewer than one batch "
                 f"(training.batch_size={training.batch_size})"
             )
-    if isinstance(cfg, Student) and cfg.teacher is not None and not Path(cfg.teacher).exists():
-        raise N2NError(f"teacher: no such run folder or checkpoint: {cfg.teacher}{_near_path(cfg.teacher)}")
-    if isinstance(cfg, RunConfig | Inspect) and cfg.weights is not None:
-        _check_weights(cfg.weights)
-    if isinstance(cfg, Student):
-        if cfg.teacher is not None and cfg.weights is not None:
-            raise N2NError("teacher and weights: give one of them")
-        if cfg.teacher_model is not None:
-            if cfg.teacher is None and cfg.weights is None:
-                raise N2NError("teacher_model: goes with teacher=PATH or weights=FILE")
-            check_name(cfg.teacher_model, "teacher_model: unknown network")
-    if isinstance(cfg, Grow):
-        _check_op(cfg.op, cfg.model, "op")
-        _check_state(cfg.op, cfg.training, "op")
-    if isinstance(cfg, Compare):
+    weights = cfg.weights if isinstance(cfg, schema.RunConfig | schema.Inspect) else None
+    if weights is not None and not Path(weights).is_file():
+        what = "this is a folder, expected a file" if Path(weights).exists() else "no such file"
+        raise N2NError(f"weights: {what}: {weights}{_near_path(weights)}")
+    if isinstance(cfg, schema.Student):
+        _check_teacher(cfg)
+    if isinstance(cfg, schema.Grow):
+        _check_op(cfg.op, "op", cfg)
+    if isinstance(cfg, schema.Compare):
         if not cfg.study.arms:
             raise N2NError(f"study.arms: expected at least one of {', '.join(cfg.ops)}")
         for arm in cfg.study.arms:
             if arm not in cfg.ops:
                 raise N2NError(f"study.arms: '{arm}' is not one of {', '.join(cfg.ops)}{suggest(arm, cfg.ops)}")
-            _check_op(cfg.ops[arm], cfg.model, f"ops.{arm}")
-            _check_state(cfg.ops[arm], cfg.training, f"ops.{arm}")
+            _check_op(cfg.ops[arm], f"ops.{arm}", cfg)
         if len(set(cfg.study.arms)) < len(cfg.study.arms):
             raise N2NError(f"study.arms: an arm stands there twice: {', '.join(cfg.study.arms)}")
         scales = [f"{scale:g}" for scale in cfg.lr_scale] if isinstance(cfg.lr_scale, list) else []
         if len(set(scales)) < len(scales):
             raise N2NError(f"lr_scale: a rate stands there twice: {', '.join(scales)}")
-    if isinstance(cfg, Evaluate) and not Path(cfg.checkpoint).exists():
+    if isinstance(cfg, schema.Evaluate) and not Path(cfg.checkpoint).exists():
         raise N2NError(f"no such run folder or checkpoint: {cfg.checkpoint}{_near_path(cfg.checkpoint)}")
-    if isinstance(cfg, Inspect):
+    if isinstance(cfg, schema.Inspect):
         _check_inspect(cfg)
-    if isinstance(cfg, Inspect) and isinstance(cfg.op, ToWider) and cfg.op.factor is not None and cfg.op.layers:
-        raise N2NError("op.factor and op.layers: give one of them")
     return cfg
 
 
 def functions(cfg: Any) -> tuple[str, ...]:
-    """Every ``package.module:function`` that a command's config names: what this command may import, and no other.
+    """Every ``package.module:function`` that a command's config names: the only ones that it may import.
 
-    ``app`` has seen that each of them was typed. So a config that was read from a run folder or a checkpoint must
-    never be asked: its names are information.
+    ``cfg`` must be the config of the command line, where ``app`` has checked that each of them was typed. Never ask for
+    those of a config from a run folder or a checkpoint: names in there are information, and allow nothing.
     """
-    names = [cfg.model.name if isinstance(cfg, RunConfig) else cfg.model]
-    if isinstance(cfg, Student):
+    names = [cfg.model.name if isinstance(cfg, schema.RunConfig) else cfg.model]
+    if isinstance(cfg, schema.Student):
         names.append(cfg.teacher_model)
-    if isinstance(cfg, Inspect) and not Path(cfg.target).exists():  # else a file's name, and no word on its code
+    if isinstance(cfg, schema.Inspect) and not Path(cfg.target).exists():  # a file's name allows nothing
         names.append(cfg.target)
     return tuple(name for name in names if custom.is_spec(name))
 
 
-def read_run(tree: Mapping[str, Any], check: bool = True) -> RunConfig:
-    """The config of a run from its config.yaml; ``check``: that its data is there. Raises N2NError."""
+def read_run(tree: Mapping[str, Any], check: bool = True) -> schema.RunConfig:
+    """The config of a run from what its config.yaml holds. Raises N2NError; with ``check`` also if data is missing."""
     tree = {"weights": None, **tree}  # runs of an older n2n have none
-    fields = {field.name: tree[field.name] for field in dataclasses.fields(RunConfig) if field.name in tree}
-    cfg: RunConfig = convert(RunConfig, fields, "")
+    fields = {field.name: tree[field.name] for field in dataclasses.fields(schema.RunConfig) if field.name in tree}
+    cfg: schema.RunConfig = convert(schema.RunConfig, fields, "")
     if check:
         check_data(cfg.data)
     return cfg
 
 
-def check_model(model: Model) -> None:
+def check_model(model: schema.Model) -> None:
     """Raises N2NError for a name that nothing here builds, and for options that only our families have."""
-    from n2n_cli.models.names import OURS
-
     if taken := [key for key in ("name", "num_classes") if key in model.kwargs]:
         raise N2NError(f"model.kwargs.{taken[0]}: comes from {'the images' if taken == ['num_classes'] else 'model='}")
     if model.name in OURS:
@@ -143,19 +117,16 @@ def check_model(model: Model) -> None:
 
 
 def check_name(name: str, what: str) -> None:
-    from n2n_cli.models.names import OURS
-
+    """Raises N2NError, which ``what`` begins, for a name that is no network of ours, of torchvision or of the user."""
     if ":" in name:
         custom.check_spec(name)
     if name not in OURS and not custom.is_spec(name):
-        from n2n_cli import models
-
         known = models.names()
         if name not in known:
             raise N2NError(f"{what}: '{name}'{suggest(name, known)}; ours are {', '.join(OURS)}")
 
 
-def check_data(data: Data) -> None:
+def check_data(data: schema.Data) -> None:
     """Raises N2NError where the folders that ``data`` needs are missing."""
     if data.name == "imagefolder":
         if data.root is None:
@@ -182,30 +153,38 @@ def check_data(data: Data) -> None:
         raise N2NError(f"data.resize_size: {data.resize_size} px are fewer than data.image_size={data.image_size}")
 
 
-def _check_state(op: Op, training: Training, where: str) -> None:
-    if isinstance(op, Wider | Deeper) and op.optimizer == "equivariant" and training.clip_grad_norm is not None:
+def _check_teacher(cfg: schema.Student) -> None:
+    if cfg.teacher is not None and not Path(cfg.teacher).exists():
+        raise N2NError(f"teacher: no such run folder or checkpoint: {cfg.teacher}{_near_path(cfg.teacher)}")
+    if cfg.teacher is not None and cfg.weights is not None:
+        raise N2NError("teacher and weights: give one of them")
+    if cfg.teacher_model is not None:
+        if cfg.teacher is None and cfg.weights is None:
+            raise N2NError("teacher_model: goes with teacher=PATH or weights=FILE")
+        check_name(cfg.teacher_model, "teacher_model: unknown network")
+
+
+def _check_op(op: schema.Op | None, where: str, cfg: schema.RunConfig | schema.Inspect) -> None:
+    if isinstance(op, schema.ToWider) and op.factor is not None and op.layers:
+        raise N2NError(f"{where}.factor and {where}.layers: give one of them")
+    if isinstance(cfg, schema.Inspect):
+        return
+    to_constructor = isinstance(op, schema.ToWider) and op.factor is None and not op.layers
+    if to_constructor and cfg.model.name in OURS and cfg.model.width < cfg.model.teacher_width:
+        raise N2NError(
+            f"model.width: the student ({cfg.model.width:g}) is narrower than its teacher "
+            f"(model.teacher_width={cfg.model.teacher_width:g})"
+        )
+    equivariant = isinstance(op, schema.Wider | schema.Deeper) and op.optimizer == "equivariant"
+    if equivariant and cfg.training.clip_grad_norm is not None:
         raise N2NError(
             f"{where}.optimizer=equivariant: not with training.clip_grad_norm, as the norm of a student's gradients "
             "counts copies"
         )
 
 
-def _check_op(op: Op, model: Model, where: str) -> None:
-    from n2n_cli.models.names import OURS
-
-    if not isinstance(op, ToWider):
-        return
-    if op.factor is not None and op.layers:
-        raise N2NError(f"{where}.factor and {where}.layers: give one of them")
-    to_constructor = op.factor is None and not op.layers
-    if to_constructor and model.name in OURS and model.width < model.teacher_width:
-        raise N2NError(
-            f"model.width: the student ({model.width:g}) is narrower than its teacher "
-            f"(model.teacher_width={model.teacher_width:g})"
-        )
-
-
-def _check_inspect(cfg: Inspect) -> None:
+def _check_inspect(cfg: schema.Inspect) -> None:
+    _check_op(cfg.op, "op", cfg)
     if Path(cfg.target).exists():
         if cfg.weights is not None:
             raise N2NError(f"weights: goes with the name of a network, not with {cfg.target}")
@@ -213,12 +192,6 @@ def _check_inspect(cfg: Inspect) -> None:
     check_name(cfg.target, "no such run folder, checkpoint or network")
     if cfg.model not in (None, cfg.target):
         raise N2NError(f"model={cfg.model}: goes with a checkpoint, not with the network {cfg.target}")
-
-
-def _check_weights(path: str) -> None:
-    if not Path(path).is_file():
-        what = "this is a folder, expected a file" if Path(path).exists() else "no such file"
-        raise N2NError(f"weights: {what}: {path}{_near_path(path)}")
 
 
 def _near_path(path: str) -> str:

@@ -12,7 +12,7 @@ from n2n_cli.errors import N2NError, suggest
 
 
 class Rule(NamedTuple):
-    """A range: how it reads in an error, and whether a value holds it."""
+    """A range: how it reads in an error, and whether a value lies in it."""
 
     text: str
     holds: Callable[[Any], bool]
@@ -28,14 +28,14 @@ def takes(hint: Any, kind: type) -> bool:
 
 
 class _Mismatch(Exception):
-    """What was expected, in words."""
+    """A value that does not fit; the message says what was expected."""
 
 
 def convert(hint: Any, value: Any, where: str) -> Any:
-    """``value``, plain data, as ``hint`` says: a dataclass, a union, a `Rule` in Annotated, ...; where: its key.
+    """``value`` (plain data) as the type ``hint``: a dataclass, a union, Annotated with a `Rule`, ...
 
-    Numbers keep their kind: whole ones become floats only where no whole number is meant. A dataclass with a
-    ``choose(value, where)`` says itself which of its subclasses is meant. Raises N2NError.
+    ``where``: its key, for errors. A whole number becomes a float where the type takes no whole number. A dataclass
+    with a ``choose(value, where)`` says itself which of its subclasses is meant. Raises N2NError.
     """
     if value == "???":
         raise N2NError(f"{where}: a value is needed: {where}=VALUE")

@@ -1,8 +1,8 @@
 """How a network came to be: its constructor and the growth steps since, as plain data in every checkpoint.
 
 ``build`` makes the architecture again from this data alone. It calls constructors by *name*, from our families
-and torchvision's. A name ``package.module:function`` is information only: `build` imports it where its caller hands
-over the very same name as one that the user typed in this command. A checkpoint can never name code to import.
+and torchvision's. A name ``package.module:function`` is information only: `build` imports it if its caller says
+that the user typed this very name in this command. A checkpoint alone can never make n2n import code.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def build(lineage: Mapping[str, Any], typed: Collection[str] = (), key: str = "m
         step = steps[first]
         arguments = step.get("to") or {**step["kwargs"], "name": step["name"], "num_classes": step["num_classes"]}
         model = construct(arguments, typed, key)
-        set_attributes(model, step.get("attributes") or {})  # an eps that no constructor sets
+        set_attributes(model, step.get("attributes") or {})  # such as an eps that no argument sets
         for step in steps[first + 1 :]:
             model = REBUILD[step["op"]](model, step)
     except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
@@ -89,7 +89,7 @@ def construct(arguments: Mapping[str, Any], typed: Collection[str] = (), key: st
     if not custom.is_spec(name):
         return models.build(name, **rest)
     if name not in typed:
-        # With the arguments, which come from the checkpoint too: they can make a function of good faith do harm.
+        # The arguments come from the checkpoint too, and may make a harmless function do harm: show them.
         given = ", ".join(f"{word}={value!r}" for word, value in rest.items() if word != "num_classes")
         call = f"{name}({given})" if given else name
         raise N2NError(f"this checkpoint was built by {call}; type {key}={name} to allow importing it")

@@ -1,4 +1,4 @@
-"""The command line after its command words -> Hydra's own: ``--flag value`` becomes ``flag=value``."""
+"""The rest of a command line, in Hydra's form: ``--flag value`` becomes ``flag=value``."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def translate(command: str, words: list[str]) -> Line:
         else:
             raise N2NError(_stray(command, word))
     for override in line.overrides:
-        allows = override.startswith("model=") and ":" in override  # whose code the checkpoint may be built by
+        allows = override.startswith("model=") and ":" in override  # a function that the checkpoint may be built by
         if command == "evaluate" and override.lstrip("+~").startswith(("model", "optim", "training")) and not allows:
             raise N2NError(f"'{override}': evaluate takes all but data from the checkpoint")
     if command in ("evaluate", "inspect") and line.runs:
@@ -103,6 +103,7 @@ def translate(command: str, words: list[str]) -> Line:
 
 
 def _flag(keys: dict[str, object], flag: str, value: str | None, rest: list[str], multirun: bool) -> str:
+    """``--flag`` as ``key=value``; without ``=value`` it takes its value off the front of ``rest``. Raises N2NError."""
     key = resolve(keys, flag)
     hint = keys.get(key)
     if value is None:
@@ -166,6 +167,7 @@ def quote(value: str) -> str:
 
 
 def _stray(command: str, word: str) -> str:
+    """What is wrong with a word that is neither a flag nor ``key=value``."""
     if command == "grow" and word in schema.OPS:
         return f"'{word}' is not KEY=VALUE: type n2n grow --op {word}"
     return f"'{word}' is not KEY=VALUE, nor a flag (see n2n {command.replace('_', ' ')} --help)"

@@ -1,6 +1,6 @@
-"""The typed schema of every command: names, types, ranges and units. The values live in ``conf/``.
+"""The schema of every command: names, types, ranges and units. The values live in ``conf/``.
 
-Imports neither torch nor Hydra. What goes together and what exists, `config.check` looks after.
+`config.check` checks what goes together and what exists. Imports neither torch nor Hydra.
 """
 
 from __future__ import annotations
@@ -41,17 +41,26 @@ class Model:
 
 
 @dataclass
-class Data:
-    name: Literal["shapes", "imagefolder", "cifar10", "fake"]
+class SomeData:
+    """Of a data set, what is not null: null leaves the default, in evaluate what the checkpoint says."""
+
+    name: Literal["shapes", "imagefolder", "cifar10", "fake"] | None
     root: str | None
     image_size: Pixels | None
     resize_size: Pixels | None
-    seed: Seed
+    seed: Seed | None
     train_images: Count | None
     val_images: Count | None
     num_classes: Count | None
-    augment: Literal["auto", "none", "crop", "imagenet"]
+    augment: Literal["auto", "none", "crop", "imagenet"] | None
     difficulty: Difficulty | None
+
+
+@dataclass
+class Data(SomeData):
+    name: Literal["shapes", "imagefolder", "cifar10", "fake"]
+    seed: Seed
+    augment: Literal["auto", "none", "crop", "imagenet"]
 
 
 @dataclass
@@ -219,24 +228,8 @@ class Compare(Student):
 
 
 @dataclass
-class SomeData:
-    """`Data` with null for what the checkpoint says."""
-
-    name: Literal["shapes", "imagefolder", "cifar10", "fake"] | None
-    root: str | None
-    image_size: Pixels | None
-    resize_size: Pixels | None
-    seed: Seed | None
-    train_images: Count | None
-    val_images: Count | None
-    num_classes: Count | None
-    augment: Literal["auto", "none", "crop", "imagenet"] | None
-    difficulty: Difficulty | None
-
-
-@dataclass
 class Evaluate:
-    """``model``: the function of the user's that the checkpoint may be built by; other names say nothing."""
+    """``model``: a ``package.module:function`` that the checkpoint may be built by; other names have no effect."""
 
     checkpoint: str
     model: str | None
@@ -253,7 +246,7 @@ def is_picture(name: Any) -> bool:
 
 @dataclass
 class Inspect:
-    """``op`` is a dry run; ``show`` the tables (null: those that go with it), ``rows`` the most lines of each.
+    """``op`` is tried without a proof; ``show``: the tables (null: those of the op), ``rows``: their lines at most.
 
     ``model``: as for `Evaluate`, or the network to show; ``weights``: a state_dict for a named network.
     """
@@ -281,4 +274,4 @@ SCHEMAS: dict[str, type[Any]] = {
     "inspect": Inspect,
 }
 MACHINE = ("out", "devices", "device", "workers", "progress", "max_steps", "prepare_only", "jobs")
-"""Keys of `RunConfig` that are no part of what a run is."""
+"""Keys that say where and how a run is made. They may differ between runs that are the same."""

@@ -1,4 +1,4 @@
-"""One file a command; the only floor that reads the config. Imports neither torch nor Hydra by itself."""
+"""One file a command; below this floor nothing knows of the config. To import this needs neither torch nor Hydra."""
 
 from __future__ import annotations
 

@@ -53,7 +53,10 @@ def stored_config(state: dict[str, Any], path: Path) -> schema.RunConfig:
 
 
 def data_config(stored: schema.Data, wanted: schema.SomeData, own_size: bool) -> schema.Data:
-    """The checkpoint's data with what the user typed; ``own_size``: at the checkpoint's image size."""
+    """The checkpoint's data, changed as the user typed.
+
+    ``own_size``: other data come in the checkpoint's image size, not in their own. Raises N2NError.
+    """
     given = {key: value for key, value in asdict(wanted).items() if value is not None}
     base = asdict(stored)
     if given.get("name", stored.name) != stored.name:

@@ -131,7 +131,7 @@ def find_teacher(cfg: Grow) -> Path:
 
 
 def check_same(planned: PlannedRun) -> None:
-    """Raises N2NError where the folder holds a run with other settings (a name cannot tell everything)."""
+    """Raises N2NError where the folder holds a run with other settings: its name does not tell all of them."""
     path = planned.folder / "config.yaml"
     if not path.is_file():
         return

@@ -56,10 +56,8 @@ def write_grown(planned: PlannedRun, cfg: Student) -> None:
     for warning in grown.warnings:
         print(f"n2n: warning: {warning}", file=sys.stderr, flush=True)
     proof = grown.gap
-    print(
-        f"  function gap: eval {proof.eval:.1e}, train {proof.train:.1e} ({proof.kind}, floor {proof.floor:.1e})",
-        flush=True,
-    )
+    gaps = f"eval {proof.eval:.1e}, train {proof.train:.1e} ({proof.kind}, floor {proof.floor:.1e})"
+    print(f"  function gap: {gaps}", flush=True)
     going_on: dict[str, Any] = {}
     if moving:
         again = partial(grow, steps=steps, op=planned.op, cfg=cfg, images=images, batch=batch, seed=planned.seed)
@@ -131,9 +129,10 @@ def standard(steps: dict[str, Any], cfg: Model, images: data.Dataset) -> dict[st
 def deeper_constructor(
     steps: dict[str, Any], pairs: int, cfg: Model | None = None, images: data.Dataset | None = None
 ) -> dict[str, Any] | None:
-    """Constructor's arguments of the student: the config's network, where it is neither ours nor the teacher's own.
+    """The constructor's arguments of a deeper student; None where identity layers go into the teacher instead.
 
-    From our families' networks to the same with ``pairs`` more pairs; None: identity layers at sites.
+    The student is the config's network if that is neither ours nor the teacher's own. Else a teacher of our families
+    becomes the same network with ``pairs`` more pairs.
     """
     theirs = lineage.constructor(steps)
     if cfg is not None and images is not None and cfg.name not in models.OURS:

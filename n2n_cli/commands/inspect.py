@@ -60,7 +60,17 @@ def run(cfg: schema.Inspect) -> None:
         after = f", {_words(cfg.op)}" if found.student is not None else ""
         picture.save(picture.draw(found, f"{title}{after}"), Path(cfg.picture))
     if cfg.json:
-        print(json.dumps(_plain(cfg, size, totals, layers, steps, found, dry)), flush=True)
+        plain = {
+            "target": cfg.target,
+            "image_size": size,
+            **totals,
+            "layers": [asdict(layer) for layer in layers],
+            "lineage": steps,
+            "groups": [{**asdict(group), "growing": group.growing} for group in found.groups] if found else None,
+            "sites": [asdict(site) for site in found.sites] if found else None,
+            "plan": dry,
+        }
+        print(json.dumps(plain), flush=True)
         return
     print(title, flush=True)
     print(f"{totals['parameters']:,} parameters, {totals['macs']:,} MACs an image of {size} x {size}", flush=True)
@@ -168,27 +178,3 @@ def _deeper(model: nn.Module, image: Tensor, op: schema.ToDeeper, steps: dict[st
         elif last and last not in behind:
             behind.append(last)
     return student, behind
-
-
-# --- for programs ------------------------------------------------------------------------------------------
-
-
-def _plain(
-    cfg: schema.Inspect,
-    size: int,
-    totals: dict[str, int],
-    layers: list[describe.Layer],
-    steps: dict[str, Any],
-    found: Survey | None,
-    dry: dict[str, Any] | None,
-) -> dict[str, Any]:
-    return {
-        "target": cfg.target,
-        "image_size": size,
-        **totals,
-        "layers": [asdict(layer) for layer in layers],
-        "lineage": steps,
-        "groups": [{**asdict(group), "growing": group.growing} for group in found.groups] if found else None,
-        "sites": [asdict(site) for site in found.sites] if found else None,
-        "plan": dry,
-    }

@@ -1,4 +1,4 @@
-"""From config to a network with weights, all of it checked before a command writes anything."""
+"""Networks with weights: from the config, or from a checkpoint. All is checked before a command writes anything."""
 
 from __future__ import annotations
 
@@ -72,13 +72,13 @@ def fresh(
 
 
 def teacher(planned: PlannedRun, cfg: Student, images: data.Dataset) -> tuple[nn.Module, dict[str, Any]]:
-    """What ``planned`` grows and its lineage: a checkpoint, or a constructor's network with ``cfg.weights``.
+    """The network that ``planned`` grows, from a checkpoint or from ``cfg.weights``, and its lineage.
 
     Raises N2NError.
     """
     if cfg.weights is None:
         assert planned.teacher is not None
-        key = "teacher_model" if custom.is_spec(cfg.model.name) else "model"  # the student's is typed already
+        key = "teacher_model" if custom.is_spec(cfg.model.name) else "model"  # model= names the student's
         network, state = stored(checkpoint.resolve(planned.teacher), functions(cfg), key)
         return network, state["lineage"]
     model = replace(cfg.model, name=cfg.teacher_model, kwargs={}) if cfg.teacher_model else cfg.model

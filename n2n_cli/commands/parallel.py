@@ -15,6 +15,9 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
+import torch
+
+from n2n_cli.commands import grow, machine, train
 from n2n_cli.commands.folders import PlannedRun
 from n2n_cli.errors import N2NError
 from n2n_cli.schema import Compare
@@ -57,8 +60,6 @@ def jobs_at_once(cfg: Compare, runs: int) -> int:
     """``jobs``, or with ``auto`` one a core on a CPU and one a set of ``devices`` on GPUs."""
     if cfg.jobs != "auto":
         return min(int(cfg.jobs), runs)
-    import torch
-
     if cfg.device != "cpu" and torch.cuda.is_available():
         return max(1, min(runs, torch.cuda.device_count() // cfg.devices))
     return max(1, min(runs, 8, len(os.sched_getaffinity(0)) // cfg.devices))
@@ -66,13 +67,7 @@ def jobs_at_once(cfg: Compare, runs: int) -> int:
 
 def run_one(planned: PlannedRun, cfg: Compare) -> dict[str, Any] | None:
     """One run of a study in this process; None if it stopped early."""
-    if planned.teacher is None:
-        from n2n_cli.commands.train import from_scratch
-
-        return from_scratch(planned, cfg)
-    from n2n_cli.commands.grow import from_teacher
-
-    return from_teacher(planned, cfg)
+    return (train.from_scratch if planned.teacher is None else grow.from_teacher)(planned, cfg)
 
 
 @contextlib.contextmanager
@@ -126,14 +121,15 @@ def _signals() -> Iterator[None]:
 
 
 def _serve(pipe: Connection, slot: int, jobs: int, devices: int) -> None:
-    """A process: a group of its own (the parent alone hears Ctrl-C), GPUs of its own, one run after the other."""
+    """The body of a process: it trains the runs that ``pipe`` sends, on GPUs of its own.
+
+    It is a process group of its own, so that Ctrl-C reaches the parent alone.
+    """
     os.setpgrp()
     with contextlib.suppress(OSError, AttributeError):  # Linux: if the parent is killed, save and stop
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
     _own_gpus(slot, devices)
-    sys.stderr = _Plain(sys.stderr)  # bars of several processes would write over each other
-    from n2n_cli.commands import machine
-
+    sys.stderr = _Plain(sys.stderr.buffer, line_buffering=True)  # bars of several processes would write over each other
     machine.runs_at_once = jobs
     while True:
         try:
@@ -145,11 +141,9 @@ def _serve(pipe: Connection, slot: int, jobs: int, devices: int) -> None:
 
 def _told(planned: PlannedRun, cfg: Compare) -> tuple[dict[str, Any] | None, str] | BaseException:
     """The result of one run and what it said, or why there is none."""
-    from n2n_cli.commands.machine import enough_memory
-
     said = io.StringIO()
     try:
-        with contextlib.redirect_stdout(said), enough_memory():
+        with contextlib.redirect_stdout(said), machine.enough_memory():
             return run_one(planned, cfg), said.getvalue()
     except N2NError as error:
         return N2NError(str(error))
@@ -160,6 +154,7 @@ def _told(planned: PlannedRun, cfg: Compare) -> tuple[dict[str, Any] | None, str
 
 
 def _own_gpus(slot: int, devices: int) -> None:
+    """Leaves this process its ``devices`` of the visible GPUs, unless there are too few for all slots."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible != "":
         ids = visible.split(",") if visible else None
@@ -168,20 +163,8 @@ def _own_gpus(slot: int, devices: int) -> None:
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(ids[i] if ids else str(i) for i in mine)
 
 
-class _Plain(io.TextIOBase):
+class _Plain(io.TextIOWrapper):
     """A stream that is no terminal: progress comes as lines."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        return int(self._stream.write(text))
-
-    def flush(self) -> None:
-        self._stream.flush()
-
-    def fileno(self) -> int:
-        return int(self._stream.fileno())
 
     def isatty(self) -> bool:
         return False

@@ -58,7 +58,7 @@ class Lane:
 
 
 def lanes(found: Survey) -> dict[int, Lane]:
-    """A lane for every group: the first free column, a colour that no neighbour has."""
+    """A lane for every group: in the first free column, in a colour that its neighbours have least."""
     spans: dict[int, tuple[int, int]] = {}
     for row, layer in enumerate(found.layers):
         for number in _touched(layer):
@@ -80,7 +80,7 @@ def lanes(found: Survey) -> dict[int, Lane]:
 
 
 def stages(names: list[str]) -> list[str]:
-    """The part of every layer's path that it shares with its neighbours: as short as keeps a stage in sight."""
+    """Every layer's stage: the first parts of its path, as few as give no stage more than MOST_ROWS_OF_A_STAGE."""
     for depth in range(1, 8):
         heads = [".".join(name.split(".")[:depth]) for name in names]
         if max((heads.count(head) for head in set(heads)), default=0) <= MOST_ROWS_OF_A_STAGE:
@@ -232,7 +232,7 @@ class _Picture:
                     if width > 0:
                         self._box(x, y, width, 0.124, colour, look, zorder=2)
                         x += width
-            if torn:  # wider than all that can grow: it would flatten them
+            if torn:  # far wider than all that can grow, whose bars it would make too short
                 for at in (x - 0.16, x - 0.1):
                     self.axes.plot([at - 0.03, at + 0.03], [y + 0.15, y - 0.03], color="white", lw=1.5, zorder=3)
             self._text(x + 0.07, self._y(row), self.numbers[row], 9, INK)

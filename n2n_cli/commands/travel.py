@@ -1,4 +1,4 @@
-"""What of a teacher's training goes on in its student (``op.optimizer``): optimizer, weights, and their average."""
+"""What a student takes over of its teacher's training (``op.optimizer``): optimizer state, weights, their average."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from n2n_cli.training import checkpoint, optim
 class Travel:
     """A teacher in the middle of its training.
 
-    ``model`` has the weights that were trained, ``average`` their average if the teacher and the student keep one, of
-    ``age`` updates.
+    ``model``: with the weights that its optimizer left. ``average``: with their average over ``age`` updates; None
+    unless both teacher and student keep one.
     """
 
     how: str
@@ -48,7 +48,9 @@ class Travel:
 
 
 def of_teacher(planned: PlannedRun, cfg: Student, network: nn.Module) -> Travel | None:
-    """What goes on of the teacher of ``planned``, whose averaged weights ``network`` has; None: it starts fresh.
+    """The training that ``planned`` takes over from its teacher; None where it starts fresh.
+
+    ``network``: the teacher with the weights to grow, which are the averaged ones if it keeps an average.
 
     Raises:
         N2NError: the teacher has no optimizer state, or another optimizer's.

@@ -1,8 +1,8 @@
 """One rank of one run: ``python -m n2n_cli.commands.worker RUN_FOLDER``, also under torchrun or SLURM.
 
-Reads everything from the run folder that a command wrote: nothing is pickled, no command line replayed. But a run
-folder cannot allow an import: a network of the user's own needs a ``model=package.module:function`` more, which the
-command that a person typed adds to its ranks, and ``prepare_only=true`` to the line it prints for people to type.
+Everything is read from the run folder that a command wrote, except leave to import: for a network of the user's own
+``model=package.module:function`` must stand on this command line too. A command passes on to its ranks what its user
+typed, and ``prepare_only=true`` prints it in the line to type.
 """
 
 from __future__ import annotations
