@@ -15,7 +15,7 @@ from torch import nn
 from n2n_cli import models
 from n2n_cli.errors import N2NError
 from n2n_cli.growth import deeper, wider
-from n2n_cli.growth.attributes import set_attributes
+from n2n_cli.growth.build.attributes import set_attributes
 from n2n_cli.models import custom
 
 REBUILD = {

@@ -3,6 +3,7 @@
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["N2N_STRICT"] = "1"  # a fault in a rule of growth is a fault, in commands that tests start too
 
 import pytest
 import torch

@@ -13,7 +13,15 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
 from n2n_cli import growth
-from n2n_cli.growth.record import NoRandom
+from n2n_cli.growth.groups.infer import infer, trace
+from n2n_cli.growth.groups.operations import OPERATIONS
+from n2n_cli.growth.groups.structure import Structure
+from n2n_cli.growth.trace.dispatch import WithoutChance
+
+
+def inferred(model: nn.Module, example: Any, **options: Any) -> Structure:
+    """The groups of a model."""
+    return infer(model, trace(model, example), **options)
 
 
 def perturb(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -160,7 +168,7 @@ def later_gap(teacher: nn.Module, student: nn.Module, example: Any) -> float:
     after = []
     for model in (student, teacher):
         model = copy.deepcopy(model).train()
-        with NoRandom():
+        with WithoutChance(OPERATIONS):
             call(model, example)
         after.append(leaves(call(model.eval(), example)))
     return worst(*after)

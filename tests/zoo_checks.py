@@ -20,8 +20,8 @@ from torchvision.models.regnet import BlockParams
 from torchvision.models.vision_transformer import VisionTransformer
 
 from n2n_cli import growth
-from n2n_cli.growth.infer import infer
-from n2n_cli.growth.prove import relative
+from n2n_cli.growth.groups.infer import infer, trace
+from n2n_cli.growth.proof.gap import relative
 
 FACTORS = (1.5, 2.0)
 NAMES: list[str] = torchvision.models.list_models(module=torchvision.models)
@@ -165,7 +165,7 @@ def statistics(model: nn.Module) -> dict[str, Tensor]:
 def measure(teacher: nn.Module, x: Tensor, factor: float, seed: int = 0) -> Row:
     """Widen a teacher (fp64) and measure all that is asked of the student; the teacher is left as it was."""
     start = time.perf_counter()
-    infer(teacher, x)
+    infer(teacher, trace(teacher, x))
     inferred = time.perf_counter()
     grown = growth.widen(teacher, x, factor, seed=seed)
     widened = time.perf_counter()

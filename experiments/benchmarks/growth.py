@@ -23,12 +23,13 @@ import torchvision
 from torch import nn
 
 from n2n_cli import growth, models
-from n2n_cli.growth.apply import all_maps, weights_in_double
-from n2n_cli.growth.attributes import follow
-from n2n_cli.growth.infer import infer
-from n2n_cli.growth.plan import draw, solve
-from n2n_cli.growth.planned import Planned, build
-from n2n_cli.growth.prove import Gap, prove_in_double, small
+from n2n_cli.growth.build.students import build
+from n2n_cli.growth.build.weights import weights_in_double
+from n2n_cli.growth.groups.infer import infer, trace
+from n2n_cli.growth.proof.prove import prove_in_double
+from n2n_cli.growth.sizes.draw import draw
+from n2n_cli.growth.sizes.solve import solve
+from n2n_cli.growth.trace.calls import first_samples
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "resnet50": lambda: torchvision.models.resnet50(),
@@ -47,17 +48,10 @@ def times(name: str, rounds: int, factor: float) -> dict[str, float]:
     """Medians in seconds."""
     torch.manual_seed(0)
     model, batch = NETWORKS[name]().eval(), torch.randn(32, 3, 224, 224)
-    structure = infer(model, batch)
-    mappings = draw(structure, solve(structure, factor), 0)
-    attributes = follow(model, structure, mappings)
-
-    def plan() -> Planned:
-        maps = all_maps(structure, mappings)
-        return Planned(structure, mappings, maps, attributes, None, model, Gap(0.0, 0.0))
-
-    planned = plan()
-    student = build(model, planned)
-    weights = weights_in_double(model, structure, mappings, planned.maps)
+    structure = infer(model, trace(model, batch))
+    remappings = draw(structure, solve(structure, factor).sizes, 0)
+    grown = build(model, structure, remappings)
+    weights = weights_in_double(model, structure, remappings, grown.maps)
 
     def forward() -> None:
         with torch.inference_mode():
@@ -65,9 +59,9 @@ def times(name: str, rounds: int, factor: float) -> dict[str, float]:
 
     steps: dict[str, Callable[[], object]] = {
         "forward": forward,
-        "infer": lambda: infer(model, batch),
-        "grow": lambda: build(model, plan(), 0.01),
-        "proof": lambda: prove_in_double(model, student, weights, small(batch)),
+        "infer": lambda: infer(model, trace(model, batch)),
+        "grow": lambda: build(model, structure, remappings, grown.attributes, noise=0.01),
+        "proof": lambda: prove_in_double(model, grown.student, weights, first_samples(batch)),
     }
     found: dict[str, list[float]] = {step: [] for step in steps}
     for _ in range(rounds):

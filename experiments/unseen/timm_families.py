@@ -199,7 +199,7 @@ def in_process(family: str, names: list[str]) -> Row:
 
 
 def engine() -> str:
-    code = [path.read_bytes() for path in sorted((Path(n2n_cli.__file__).parent / "growth").glob("*.py"))]
+    code = [path.read_bytes() for path in sorted((Path(n2n_cli.__file__).parent / "growth").rglob("*.py"))]
     return hashlib.sha256(b"".join(code)).hexdigest()[:12]
 
 

@@ -39,7 +39,7 @@ SECONDS = 3600  # a model and factor may take
 def engine() -> str:
     """What the measured code was: a digest of the growth package and of the checks."""
     digest = hashlib.sha256()
-    for path in [*sorted((ROOT / "n2n_cli" / "growth").glob("*.py")), ROOT / "tests" / "zoo_checks.py"]:
+    for path in [*sorted((ROOT / "n2n_cli" / "growth").rglob("*.py")), ROOT / "tests" / "zoo_checks.py"]:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 

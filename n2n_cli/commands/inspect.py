@@ -18,8 +18,9 @@ from n2n_cli.commands.evaluate import stored_config
 from n2n_cli.commands.grow import deeper_constructor
 from n2n_cli.errors import N2NError
 from n2n_cli.growth.errors import GrowthError
-from n2n_cli.growth.plan import Plan
-from n2n_cli.growth.survey import Survey, deepened, survey
+from n2n_cli.growth.groups.reasons import Reason
+from n2n_cli.growth.sizes.solve import Plan
+from n2n_cli.growth.survey import GroupRow, Survey, deepened, survey
 from n2n_cli.models import custom, describe
 from n2n_cli.training import checkpoint
 
@@ -66,7 +67,7 @@ def run(cfg: schema.Inspect) -> None:
             **totals,
             "layers": [asdict(layer) for layer in layers],
             "lineage": steps,
-            "groups": [{**asdict(group), "growing": group.growing} for group in found.groups] if found else None,
+            "groups": [_plain_group(group) for group in found.groups] if found else None,
             "sites": [asdict(site) for site in found.sites] if found else None,
             "plan": dry,
         }
@@ -90,6 +91,16 @@ def run(cfg: schema.Inspect) -> None:
     for part in parts:
         for line in ("", *part):
             print(line, flush=True)
+
+
+def _plain_group(group: GroupRow) -> dict[str, Any]:
+    def plain(reason: Reason | None) -> dict[str, str] | None:
+        return reason and {
+            "operation": reason.operation, "module": reason.path, "kind": reason.kind, "text": reason.text
+        }  # fmt: skip
+
+    reasons = {"tied": plain(group.tied), "moved": plain(group.moved), "fixed": plain(group.fixed)}
+    return {**asdict(group), **reasons, "growing": group.growing}
 
 
 def _shown(op: schema.Op | None) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from n2n_cli.growth.sites import Site
+from n2n_cli.growth.depth.sites import Site
 from n2n_cli.growth.survey import GroupRow, Survey
 from n2n_cli.models import describe
 
@@ -62,7 +62,7 @@ def reasons(groups: Sequence[GroupRow]) -> list[tuple[str, list[GroupRow]]]:
         if hold := group.fixed or group.tied or group.moved:
             key = (group.growing, hold.operation, hold.text)
             found.setdefault(key, []).append(group)
-            places.setdefault(key, []).append(hold.module or "the top module")
+            places.setdefault(key, []).append(hold.path or "the top module")
     told = []
     for (how, operation, text), held in found.items():
         modules = places[how, operation, text]

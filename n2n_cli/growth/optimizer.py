@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from n2n_cli.growth.apply import AxisMap
+from n2n_cli.growth.build.maps import AxisMap
 from n2n_cli.growth.errors import GrowthError
-from n2n_cli.growth.wider import Growth
+from n2n_cli.growth.report import Growth
 
 State = dict[str, dict[str, Any]]
 """The optimizer's state of every parameter, by the parameter's name."""
@@ -183,7 +183,7 @@ def rates(growth: Growth, before: Rates | None = None) -> Rates:
     Raises:
         GrowthError: units of the student are no plain copies.
     """
-    if not getattr(growth, "exact_optimizer", True) or not all(map(_plain, growth.maps.values())):
+    if not growth.exact_optimizer or not all(map(_plain, growth.maps.values())):
         raise GrowthError(
             "equivariant: some units of the student are no plain copies of its teacher's: only fresh or carry"
         )
@@ -256,7 +256,7 @@ def _power(key: str, entries: Mapping[str, Any]) -> int:
 
 def _plain(maps: Iterable[AxisMap | None]) -> bool:
     """Whether every axis that grew consists of plain copies."""
-    return all(m is None or (m.value is None and m.share is None and not m.means) for m in maps)
+    return all(m is None or m.plain for m in maps)
 
 
 def _rates(growth: Growth, before: Rates) -> Rates:

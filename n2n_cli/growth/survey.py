@@ -6,27 +6,29 @@ Shapes alone: nothing is computed, no weight is made or copied, the proof is not
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from n2n_cli.growth import deeper, narrow
-from n2n_cli.growth.apply import with_state
-from n2n_cli.growth.attributes import follow, set_attributes
-from n2n_cli.growth.axes import Group, Reason, is_open, resolve
-from n2n_cli.growth.infer import Structure, infer
-from n2n_cli.growth.links import Hold, Links, links_of
-from n2n_cli.growth.plan import Plan, Sizes, draw, solve, tie_classes
-from n2n_cli.growth.planned import solved
-from n2n_cli.growth.prove import prepared
-from n2n_cli.growth.record import copied, named_buffers
-from n2n_cli.growth.sites import Site, find_sites
+from n2n_cli.growth.build.students import Candidate, shapes_alone
+from n2n_cli.growth.depth.insert import insert, insertions
+from n2n_cli.growth.depth.sites import Site, find_sites
+from n2n_cli.growth.errors import GrowthError
+from n2n_cli.growth.groups.axes import Group, is_open, resolve
+from n2n_cli.growth.groups.infer import infer, trace
+from n2n_cli.growth.groups.reasons import NO_CHANNELS, Reason
+from n2n_cli.growth.groups.structure import Attributes, Sizes, Structure
+from n2n_cli.growth.proof.mend import build_until_proved, shapes_hold
+from n2n_cli.growth.report import layer_of
+from n2n_cli.growth.sizes.draw import draw
+from n2n_cli.growth.sizes.solve import Plan, Solution, group_and_size, relax
+from n2n_cli.growth.trace.calls import prepared
+from n2n_cli.growth.trace.copies import deep_copy
 
-OUTPUT = "the network's output"
-_NO_CHANNELS = ("a kernel axis", "a spatial axis", "depthwise", "one value for many", "the network's input")
 Growing = Literal["any factor", "whole numbers", "fixed"]
 
 
@@ -48,9 +50,9 @@ class GroupRow:
     produced_by: list[str]
     read_by: list[str]
     axes: list[tuple[str, int]]
-    tied: Hold | None = None
-    moved: Hold | None = None
-    fixed: Hold | None = None
+    tied: Reason | None = None
+    moved: Reason | None = None
+    fixed: Reason | None = None
     together: list[int] = field(default_factory=list)
 
     @property
@@ -102,14 +104,16 @@ def survey(model: nn.Module, example_input: Any, plan: Plan | None = None) -> Su
     >>> found.parameters, found.parameters_grown, [site.layer for site in found.sites if not site.refusal]
     (26, 38, ['0'])
     """
-    example = prepared(model, example_input, pair=False)
-    structure, sizes = (_freest(model, example), {}) if plan is None else solved(model, example, plan)
+    recordings = trace(model, prepared(model, example_input, pair=False))
     student: nn.Module | None = None
-    if isinstance(plan, nn.Module):
-        student = plan
-    elif plan is not None:
-        student, sizes = _student(model, structure, sizes, plan)
-    links = links_of(structure)
+    if plan is None:
+        structure, sizes = relax(model, recordings, infer(model, recordings)), {}
+    else:
+        structure, solution = group_and_size(model, recordings, plan)
+        student, sizes = (
+            (plan, solution.sizes) if isinstance(plan, nn.Module) else _dry_run(model, structure, solution, plan)
+        )
+    links = _links(structure)
     shapes = _shapes(structure, sizes)
     parameters = {name: tensor.shape for name, tensor in model.named_parameters()}
     order = _in_order(structure, parameters)
@@ -137,14 +141,14 @@ def deepened(
     >>> behind, [tuple(p.shape) for p in student.parameters()]
     (['0'], [(4, 3), (4,), (4, 4), (4,), (2, 4), (2,)])
     """
-    insertions = deeper.insertions(model, prepared(model, example_input), sites, pairs)
+    found = insertions(model, prepared(model, example_input), sites, pairs)
     memo: dict[int, Any] = {}
     for tensor in chain(model.parameters(), model.buffers()):
         meta = torch.empty_like(tensor, device="meta")
         memo[id(tensor)] = nn.Parameter(meta, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else meta
     with torch.device("meta"):
-        student, _ = deeper.insert(copied(model, memo), insertions)
-    return student, [insertion["after"] for insertion in insertions]
+        student, _ = insert(deep_copy(model, memo), found)
+    return student, [site["after"] for site in found]
 
 
 def _shapes(structure: Structure, sizes: Sizes) -> dict[str, list[int]]:
@@ -154,35 +158,21 @@ def _shapes(structure: Structure, sizes: Sizes) -> dict[str, list[int]]:
     }
 
 
-def _student(model: nn.Module, structure: Structure, sizes: Sizes, plan: Plan) -> tuple[nn.Module, Sizes]:
-    """The wider network on the meta device, mended or narrowed where its shapes go astray, as growing will do."""
-    while True:
-        shapes, state = _shapes(structure, sizes), dict[str, Tensor]()
-        for name, tensor in [*model.named_parameters(remove_duplicate=False), *named_buffers(model)]:
-            first = structure.aliases[name]
-            state.setdefault(first, torch.empty(shapes[first], dtype=tensor.dtype, device="meta"))
-        student = with_state(model, state, structure.aliases)
-        mappings = draw(structure, sizes, 0)
-        attributes = follow(model, structure, mappings)
-        set_attributes(student, attributes)
-        if any(recording.device != "meta" for recording in structure.recordings):
-            return student, sizes
-        fault = narrow.find(structure, mappings, student)
-        while fault and (better := narrow.reread(model, structure, mappings, student, attributes, fault)):
-            attributes, fault = better
-        if fault is None or not fault.groups or not isinstance(plan, float | int):
-            return student, sizes
-        narrow.hold(structure, fault.groups, Reason.at(f"{fault.op}: {fault.text}"))
-        sizes = solve(structure, plan)
+def _dry_run(model: nn.Module, structure: Structure, solution: Solution, plan: Plan) -> tuple[nn.Module, Sizes]:
+    """The wider network on the meta device, mended or held where its shapes go astray, as growing will do."""
+    made: list[tuple[Candidate, Sizes]] = []
+
+    def build(sizes: Sizes, attributes: Attributes | None) -> Candidate:
+        made.append((shapes_alone(model, structure, draw(structure, sizes, 0), attributes), sizes))
+        return made[-1][0]
+
+    with suppress(GrowthError):  # whether it can be grown is for growing to say
+        build_until_proved(model, structure, solution, plan, build, shapes_hold)
+    return made[-1][0].student, made[-1][1]
 
 
 def _is_weight(name: str) -> bool:
     return "weight" in name.rpartition(".")[2]
-
-
-def _layer(name: str) -> str:
-    """The layer of a weight; a parameter of another kind (a class token) by its own name."""
-    return (name.rpartition(".")[0] if _is_weight(name) else name) or name
 
 
 def _in_order(structure: Structure, parameters: Collection[str]) -> list[str]:
@@ -202,18 +192,41 @@ def _roles(structure: Structure, name: str) -> tuple[list[int], list[int]]:
 
 
 def _no_channels(group: Group) -> bool:
-    return group.fixed is not None and group.fixed.endswith(_NO_CHANNELS)
+    return group.fixed is not None and group.fixed.kind in NO_CHANNELS
 
 
-def _freest(model: nn.Module, example: Any) -> Structure:
-    """The structure with norms relaxed where that is possible: what may grow by any factor does."""
-    structure = infer(model, example)
-    if structure.ties and (relaxed := infer(model, example, uneven=True)).norms:
-        return relaxed
-    return structure
+@dataclass
+class _Links:
+    """``sources``: where the units of a derived group (the result of a shuffle or norm) come from; ``moved``: the
+    operation that moves a group's units on; ``partners``: the groups that grow by the same factor."""
+
+    sources: dict[Group, list[Group]] = field(default_factory=dict)
+    moved: dict[Group, Reason] = field(default_factory=dict)
+    partners: dict[Group, list[Group]] = field(default_factory=dict)
+
+    def origins(self, group: Group, produced: Collection[Group]) -> list[Group]:
+        """The groups among ``produced`` whose units ``group`` holds."""
+        if group in produced or group not in self.sources:
+            return [group]
+        found = [g for source in self.sources[group] for g in self.origins(source, produced)]
+        return list(dict.fromkeys(found))
 
 
-def _read(structure: Structure, name: str, links: Links, produced: Collection[Group]) -> list[Group]:
+def _links(structure: Structure) -> _Links:
+    links = _Links()
+    for relation in structure.relations:
+        for sources, results, reason in relation.passages():
+            for group in results:
+                links.sources[group] = sources
+            for group in [*sources, *results]:
+                links.moved.setdefault(group, reason)
+        for bond in relation.bonds():
+            for group in bond:
+                links.partners.setdefault(group, []).extend(other for other in bond if other is not group)
+    return links
+
+
+def _read(structure: Structure, name: str, links: _Links, produced: Collection[Group]) -> list[Group]:
     """The groups whose units a weight reads, shuffled or normed as they may be; a depthwise one reads what it makes."""
     axes = structure.axes[name]
     reads, makes = _roles(structure, name)
@@ -224,7 +237,7 @@ def _read(structure: Structure, name: str, links: Links, produced: Collection[Gr
 
 
 def _groups(
-    structure: Structure, order: list[str], sizes: dict[Group, int], links: Links
+    structure: Structure, order: list[str], sizes: dict[Group, int], links: _Links
 ) -> tuple[dict[Group, int], list[GroupRow]]:
     produced: dict[Group, dict[str, int]] = {}  # -> layer -> channels a unit
     read: dict[Group, list[str]] = {}
@@ -232,22 +245,22 @@ def _groups(
         for dim in _roles(structure, name)[1]:
             for group, k in resolve(structure.axes[name][dim]):
                 if not _no_channels(group):
-                    produced.setdefault(group, {}).setdefault(_layer(name), k)
+                    produced.setdefault(group, {}).setdefault(layer_of(name), k)
     for name in order:
         for group in _read(structure, name, links, produced):
-            read.setdefault(group, []).append(_layer(name))
-    places, classes = structure.groups(), {group: tie for tie in tie_classes(structure) for group in tie.groups}
+            read.setdefault(group, []).append(layer_of(name))
+    places, ties = structure.groups(), structure.tied()
     # single units that were fixed one by one are told as one
     alike: dict[tuple[object, ...], list[Group]] = {}
     for group in produced:
-        key = (str(group.fixed), *places[group], *read.get(group, [])) if group.fixed else (group,)
+        key = (group.fixed, *places[group], *read.get(group, [])) if group.fixed else (group,)
         alike.setdefault(key, []).append(group)
     numbers = {group: at for at, groups in enumerate(alike.values(), start=1) for group in groups}
     rows = []
     for number, groups in enumerate(alike.values(), start=1):
         group = groups[0]
-        tie = classes.get(group)
-        fixed = str(group.fixed) if group.fixed else tie.fixed if tie else None
+        tied, partner_fixed = ties.get(group, (None, None))
+        fixed = group.fixed or partner_fixed
         rows.append(
             GroupRow(
                 number=number,
@@ -257,9 +270,9 @@ def _groups(
                 produced_by=list(produced[group]),
                 read_by=list(dict.fromkeys(read.get(group, []))),
                 axes=places[group],
-                tied=Hold.of(tie.reason) if tie else None,
+                tied=tied,
                 moved=None if fixed else links.moved.get(group),
-                fixed=Hold.of(fixed) if fixed else None,
+                fixed=fixed,
                 together=sorted({numbers[g] for g in links.partners.get(group, []) if g in numbers} - {number}),
             )
         )
@@ -267,18 +280,18 @@ def _groups(
 
 
 def _layers(
-    structure: Structure, order: list[str], numbers: dict[Group, int], sizes: dict[Group, int], links: Links
+    structure: Structure, order: list[str], numbers: dict[Group, int], sizes: dict[Group, int], links: _Links
 ) -> list[LayerRow]:
     rows = []
     for name in order:
         axes = structure.axes[name]
-        makes = [run for dim in _roles(structure, name)[1] for run in resolve(axes[dim])]
+        makes = [span for dim in _roles(structure, name)[1] for span in resolve(axes[dim])]
         runs = [(numbers.get(g, 0), g.n * k, sizes.get(g, g.n) * k) for g, k in makes]
         if any(number for number, _, _ in runs):
             shape = tuple(sum(g.n * k for g, k in resolve(axis)) for axis in axes)
             found = _read(structure, name, links, numbers)
             read = list(dict.fromkeys(numbers[g] for g in found if g in numbers))
-            rows.append(LayerRow(_layer(name), name, shape, read, _joined(runs)))
+            rows.append(LayerRow(layer_of(name), name, shape, read, _joined(runs)))
     return rows
 
 

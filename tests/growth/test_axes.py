@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from n2n_cli.growth.axes import Group, Reason, constant, cut, fix, fresh, length, resolve, scaled, unify
+from n2n_cli.growth.groups.axes import Group, constant, cut, fix, fresh, length, resolve, scaled, unify
+from n2n_cli.growth.groups.reasons import Reason
 
 
 def shape(axis):
@@ -34,7 +35,7 @@ def test_unequal_units_join_by_their_least_common_multiple():
 
 def test_a_fixed_run_fixes_only_what_lies_against_it():
     axis = fresh(10)
-    unify(axis, [*constant(3, Reason("input")), *fresh(7)])
+    unify(axis, [*constant(3, Reason("input", "input")), *fresh(7)])
     assert [(g.n, bool(g.fixed)) for g, _ in resolve(axis)] == [(3, True), (7, False)]
 
 
@@ -75,7 +76,7 @@ def axes(draw, total):
             continue
         run = (Group(n), k)
         if draw(st.integers(0, 5)) == 0:
-            fix([run], Reason("fixed"))
+            fix([run], Reason("other", "fixed"))
         runs.append(run)
         left -= n * k
     return runs

@@ -8,6 +8,8 @@ import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from n2n_cli.growth.depth.identity import IDEMPOTENT, Maxout, activation_of, plain, set_identity
+from n2n_cli.growth.depth.sites import find_sites
 from nets import RandomNet, perturb, same_state, state_of, storages
 from torch import nn
 from torch.nn import functional as F
@@ -15,8 +17,6 @@ from torch.nn import functional as F
 from n2n_cli import growth, lineage, models
 from n2n_cli.growth import GrowthError
 from n2n_cli.growth.deeper import rebuild
-from n2n_cli.growth.identity import IDEMPOTENT, Maxout, activation_of, plain, set_identity
-from n2n_cli.growth.sites import find_sites
 
 
 def images(size=32, n=4, seed=1):

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from n2n_cli import growth, models
 from n2n_cli.growth import survey as module
-from n2n_cli.growth.links import Hold
+from n2n_cli.growth.groups.reasons import Reason
 from n2n_cli.growth.survey import deepened, survey
 from n2n_cli.models import describe
 
@@ -52,9 +52,9 @@ def test_groups_of_a_network_by_hand() -> None:
     ]
     stream, inner, out = found.groups
     assert stream.growing == inner.growing == "whole numbers" and out.growing == "fixed"
-    assert stream.tied == Hold("layer_norm", "norm", "a mean over its units") and stream.together == [2]
+    assert stream.tied == Reason("other", "a mean over its units", "layer_norm", "norm") and stream.together == [2]
     assert str(stream.tied) == "layer_norm at norm: a mean over its units"
-    assert out.fixed == Hold("", "", "the network's output") and out.tied is None
+    assert out.fixed == Reason("output", "the network's output") and out.tied is None
     assert {("stem.weight", 0), ("stem.bias", 0), ("inner.weight", 1), ("head.weight", 1)} <= set(stream.axes)
     assert all(group.grown == group.units for group in found.groups)
     assert found.student is None and found.parameters == found.parameters_grown
@@ -75,8 +75,8 @@ def test_sites_tell_why_not() -> None:
 
 
 def test_a_reason_without_an_operation() -> None:
-    assert Hold.of("add at the top module: one value") == Hold("add", "", "one value")
-    assert str(Hold.of("two boundaries")) == "two boundaries"
+    assert str(Reason("broadcast", "one value", "add")) == "add at the top module: one value"
+    assert str(Reason("other", "two boundaries")) == "two boundaries"
 
 
 @pytest.mark.parametrize("plan", [1.5, {"conv1": 96, "layer4.1.conv1": 1.25}])

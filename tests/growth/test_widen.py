@@ -14,8 +14,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from n2n_cli import growth, models
-from n2n_cli.growth import GrowthError
-from n2n_cli.growth.apply import grow_state
+from n2n_cli.growth import GrowthError, Operation
+from n2n_cli.growth.build.weights import grown_weights
+from n2n_cli.growth.groups.operations import OPERATIONS
 from n2n_cli.growth.wider import rebuild
 from n2n_cli.models.describe import count_parameters
 
@@ -109,11 +110,11 @@ def test_the_gap_sees_a_wrong_student():
 
 def test_a_failed_proof_refuses_and_names_the_place(monkeypatch):
     def forgetful(*args, **kwargs):
-        state = grow_state(*args, **kwargs)
+        state = grown_weights(*args, **kwargs)
         state["layer2.0.conv2.weight"] *= 1.1
         return state
 
-    monkeypatch.setattr("n2n_cli.growth.planned.grow_state", forgetful)
+    monkeypatch.setattr("n2n_cli.growth.build.students.grown_weights", forgetful)
     with pytest.raises(GrowthError, match=r"function differs .* in eval mode"):
         growth.widen(perturb(ZOO["resnet18"]()), images(), 1.5)
     with pytest.raises(GrowthError, match=r"function differs .* in eval mode .* first at conv2d at layer2.0.conv2"):
@@ -403,17 +404,16 @@ def test_a_model_that_cannot_be_copied_is_refused_in_one_line():
 
 
 def test_a_call_that_its_rule_does_not_foresee_is_fixed_and_named(monkeypatch):
-    from n2n_cli.growth import rules
-
     def broken(ctx, op):
         raise IndexError("an axis too many")
 
-    monkeypatch.setitem(rules.RULES, "tanh", broken)
+    monkeypatch.setitem(OPERATIONS.rows, "tanh", Operation(broken))
+    monkeypatch.setattr("n2n_cli.growth.groups.infer.STRICT", False)
     teacher = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).double()
     x = torch.randn(5, 4, dtype=torch.float64)
     grown = growth.widen(teacher, x, 2.0)
     assert grown.student[0].out_features == 6 and grown.student[2].out_features == 16
-    assert any("does not fit this call" in note for note in grown.notes)
+    assert any("its rule fails" in note for note in grown.notes)
     assert double_gap(teacher, grown.student, x) < 1e-12
 
 

@@ -2,36 +2,26 @@
 
 The layers of ``torch.nn`` say what their attributes mean. Any other module is read: an attribute (an integer, a
 tuple or list of them, one level of a dict or config object) that equals a size that the module's own operations
-saw change, follows. What is ambiguous is a list of options; ``narrow`` tries them where the student goes astray.
+saw change, follows. What is ambiguous is a list of options; ``proof/mend`` tries them where the student goes astray.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
-from n2n_cli.growth.axes import Axis, Group, resolve
-from n2n_cli.growth.infer import Structure
-from n2n_cli.growth.plan import Remapping
-
-Attributes = dict[str, dict[str, Any]]  # module path -> attribute ("dim", or "config.dim" one level down) -> value
-Mappings = Mapping[Group, Remapping]
+from n2n_cli.growth.build.maps import grown_length
+from n2n_cli.growth.groups.structure import Attributes, Remappings, Structure
 
 READ = (nn.Unflatten,)  # of torch.nn, and yet read like a user's module
 
 
-def grown(axis: Axis, mappings: Mappings) -> int:
-    """Length of an axis in the student."""
-    return sum((len(mappings[g].index) if g in mappings else g.n) * k for g, k in resolve(axis))
-
-
 @dataclass
 class Option:
-    """An attribute that may have to follow: its values in the order in which they deserve a trial, and its own."""
+    """An attribute that may have to follow: the values that it may take, the likeliest first, and the teacher's ``own``."""
 
     path: str
     attribute: str
@@ -39,10 +29,10 @@ class Option:
     own: Any
 
 
-def follow(model: nn.Module, structure: Structure, mappings: Mappings) -> Attributes:
+def follow(model: nn.Module, structure: Structure, remappings: Remappings) -> Attributes:
     """The attributes that change, at first guess."""
     out: Attributes = {}
-    shape = {name: [grown(axis, mappings) for axis in axes] for name, axes in structure.axes.items()}
+    shape = {name: [grown_length(axis, remappings) for axis in axes] for name, axes in structure.axes.items()}
     for path, module in model.named_modules():
         held = [n for n, _ in module.named_parameters(recurse=False)] + [
             n for n, _ in module.named_buffers(recurse=False)
@@ -52,18 +42,21 @@ def follow(model: nn.Module, structure: Structure, mappings: Mappings) -> Attrib
         changed = {k: v for k, v in new.items() if getattr(module, k, v) != v}
         if changed:
             out[path] = changed
-    for option in options(model, structure, mappings):
+    for option in options(model, structure, remappings):
         if option.values[0] != option.own:
             out.setdefault(option.path, {}).setdefault(option.attribute, option.values[0])
-    for path, values in eps(structure, mappings).items():
+    for path, values in told_by_relations(structure, remappings).items():
         out.setdefault(path, {}).update(values)
     return out
 
 
-def eps(structure: Structure, mappings: Mappings) -> Attributes:
-    """The eps of norms over streams that grew unevenly (see `norms`): the one number that no constructor sets."""
-    grow = [(norm, norm.growth(mappings)) for norm in structure.norms]
-    return {norm.path: {"eps": norm.eps / growth} for norm, growth in grow if growth != 1.0}
+def told_by_relations(structure: Structure, remappings: Remappings) -> Attributes:
+    """What relations ask for, such as the eps of relaxed norms: numbers that no constructor sets."""
+    out: Attributes = {}
+    for relation in structure.relations:
+        for path, values in relation.attributes(remappings).items():
+            out.setdefault(path, {}).update(values)
+    return out
 
 
 def documented(
@@ -73,7 +66,7 @@ def documented(
     weight = shapes.get("weight")
     if isinstance(module, nn.modules.conv._ConvNd) and weight:
         groups = module.groups
-        if structure.whole_groups.get(own["weight"]):
+        if structure.grouped.get(own["weight"]):
             groups = weight[0] * groups // (module.in_channels if module.transposed else module.out_channels)
         a, b = weight[0], weight[1] * groups
         ins, outs = (a, b) if module.transposed else (b, a)
@@ -142,34 +135,33 @@ def _unique(values: list[Any]) -> list[Any]:
     return out
 
 
-def seen(structure: Structure, mappings: Mappings) -> dict[str, Seen]:
+def seen(structure: Structure, remappings: Remappings) -> dict[str, Seen]:
     """Module path -> the sizes that its own operations saw, in either mode."""
     found: dict[str, Seen] = {}
     for recording, labels in zip(structure.recordings, structure.labels, strict=True):
         for op in recording.ops:
             here = found.setdefault(op.path, Seen())
-            inputs = [t for t in tree_leaves((op.args, op.kwargs)) if isinstance(t, Tensor)]
-            for tensor in [*op.outputs, *inputs]:
+            for tensor in [*op.outputs, *op.tensors()]:
                 axes = labels.get(id(tensor))
                 if axes:
-                    here.add(tuple(tensor.shape), tuple(grown(axis, mappings) for axis in axes))
+                    here.add(tuple(tensor.shape), tuple(grown_length(axis, remappings) for axis in axes))
             if len(op.outputs) > 1:  # the sizes of a split
                 for dim in range(op.outputs[0].ndim):
                     olds = tuple(t.shape[dim] for t in op.outputs if t.ndim > dim)
-                    news = tuple(grown(labels[id(t)][dim], mappings) for t in op.outputs if t.ndim > dim)
+                    news = tuple(grown_length(labels[id(t)][dim], remappings) for t in op.outputs if t.ndim > dim)
                     here.add(olds, news)
     return found
 
 
 def options(
-    model: nn.Module, structure: Structure, mappings: Mappings, *, below: bool = False, above: bool = False
+    model: nn.Module, structure: Structure, remappings: Remappings, *, below: bool = False, above: bool = False
 ) -> list[Option]:
     """Attributes of users' modules (and attention) that equal a size that changed.
 
     ``below``: seen by the module's own operations or by those of modules inside it (to which it may have passed them);
     ``above``: or by those of the module that holds it (which may have called its methods).
     """
-    sizes = seen(structure, mappings)
+    sizes = seen(structure, remappings)
     if above:
         for path, _ in reversed(list(model.named_modules())):
             for old, new in list(sizes.get(path.rpartition(".")[0], Seen()).shapes) if path else []:

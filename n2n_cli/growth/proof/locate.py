@@ -1,33 +1,29 @@
-"""A student that fails is narrowed: the first operation that goes astray, and the groups that meet there.
+"""Where a failed student goes astray: its first operation whose result is not what the teacher's says.
 
 Teacher and student perform the same operations. What each result of the student should look like is known from its
 labels: its shape, and every entry as a copy of one of the teacher's. So the first operation whose result is
 different is the culprit, be it a size written into ``forward``, a number that a module derived from its width, or code
-that takes another way. First the attributes of its module are tried in another reading; if that does not help, the
-groups that meet there stay as they are, by name, and the rest grows.
+that takes another way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from n2n_cli.growth import shuffles
-from n2n_cli.growth.apply import mapper
-from n2n_cli.growth.attributes import Attributes, Option, grown, options, set_attributes
-from n2n_cli.growth.axes import Axis, Group, Reason, resolve
-from n2n_cli.growth.common import tensors
-from n2n_cli.growth.infer import Structure, whole
-from n2n_cli.growth.plan import Remapping
-from n2n_cli.growth.prove import prepared, small
-from n2n_cli.growth.record import Op, Recording, trace
+from n2n_cli.growth.build.maps import axis_mapper, grown_length
+from n2n_cli.growth.groups.axes import Axis, Group, resolve
+from n2n_cli.growth.groups.operations import OPERATIONS
+from n2n_cli.growth.groups.structure import Remappings, Structure
+from n2n_cli.growth.trace.calls import first_line, first_samples, prepared
+from n2n_cli.growth.trace.record import On, Op, Recording, run
 
-Mappings = Mapping[Group, Remapping]
 Labels = Mapping[int, list[Axis]]
+WINDOW = 8  # recorded operations among which a performed one is looked for
 ENTRIES = 64  # of each result are compared
 CLOSE = 1e-6  # relative to the largest entry, in fp64
 
@@ -36,7 +32,7 @@ CLOSE = 1e-6  # relative to the largest entry, in fp64
 class Fault:
     """Where the student goes astray: in which recording, at which operation, and which groups grow there."""
 
-    mode: int
+    recording: int
     at: int
     op: Op
     groups: list[Group]
@@ -45,10 +41,7 @@ class Fault:
     @property
     def depth(self) -> tuple[int, int]:
         """How far it came: a later fault is a better student."""
-        return self.mode, self.at
-
-
-MEANINGLESS = ("empty", "new_empty", "rand", "detach", "lift")  # whose values tell nothing yet
+        return self.recording, self.at
 
 
 class _Stop(Exception):
@@ -56,22 +49,22 @@ class _Stop(Exception):
 
 
 def find(
-    structure: Structure, mappings: Mappings, student: nn.Module, teacher: nn.Module | None = None
+    structure: Structure, remappings: Remappings, student: nn.Module, teacher: nn.Module | None = None
 ) -> Fault | None:
     """The student's first fault; shapes alone without ``teacher``, else values too (both models in fp64)."""
-    for mode, recording in enumerate(structure.recordings):
+    for at, recording in enumerate(structure.recordings):
         training = recording.training
-        example = prepared(student, small(recording.example), pair=False)
-        labels = structure.labels[mode]
+        example = prepared(student, first_samples(recording.example), pair=False)
+        labels = structure.labels[at]
         steps: list[Op | None] = list(recording.ops)
         wanted: list[list[_Sample]] | None = None
         if teacher is not None:
             steps = _beside(recording, teacher, example, training)
-            wanted = _samples(steps, labels, mappings)
+            wanted = _samples(steps, labels, remappings)
             _fill(wanted, teacher, example, training)
-        device = recording.device if wanted is None else "still"
-        fault = _Comparison(mode, steps, labels, mappings, wanted, recording.tensors).run(
-            student, example, training, device
+        on: On = "still" if wanted is not None else "real" if recording.data else "meta"
+        fault = _Comparison(at, steps, labels, remappings, wanted, recording.tensors).run(
+            student, example, training, on
         )
         if fault is not None:
             return fault
@@ -79,21 +72,27 @@ def find(
 
 
 def _beside(recording: Recording, teacher: nn.Module, example: Any, training: bool) -> list[Op | None]:
-    """The recorded operation that belongs to each operation of a real run: meta tensors take small detours."""
+    """The recorded operation that belongs to each operation of a run on real tensors, or None.
+
+    The recording was made on meta tensors, where PyTorch takes small detours: it performs a few operations more or fewer
+    (an ``expand`` of a mask, a ``clone``). So each performed operation is looked for among the next eight recorded
+    ones; one that is not there has no counterpart, and the search goes on from the same place. With a wider window a
+    repeated block might be taken for the one behind it.
+    """
     performed: list[Any] = []
-    trace(teacher, example, whole, lambda op: performed.append(_looks(op)), training=training, device="still")
+    run(teacher, example, OPERATIONS, lambda op: performed.append(_looks(op)), training=training, on="still")
     recorded = [_looks(op) for op in recording.ops]
     out: list[Op | None] = []
     at = 0
     for look in performed:
-        ahead = next((n for n in range(at, min(at + 8, len(recorded))) if recorded[n] == look), None)
+        ahead = next((n for n in range(at, min(at + WINDOW, len(recorded))) if recorded[n] == look), None)
         out.append(None if ahead is None else recording.ops[ahead])
         at = at if ahead is None else ahead + 1
     return out
 
 
 def _looks(op: Op) -> tuple[str, str, list[tuple[int, ...]]]:
-    """By what an operation is known again on other samples of the same input."""
+    """What an operation looks like on any samples of the same input: its name, module and shapes without the first axis."""
     return op.name, op.path, [tuple(out.shape[1:]) for out in op.outputs]
 
 
@@ -111,9 +110,9 @@ class _Sample:
     scale: float = 0.0
 
 
-def _samples(steps: list[Op | None], labels: Labels, mappings: Mappings) -> list[list[_Sample]]:
+def _samples(steps: list[Op | None], labels: Labels, remappings: Remappings) -> list[list[_Sample]]:
     generator = torch.Generator().manual_seed(0)
-    map_of = mapper(mappings)
+    map_of = axis_mapper(remappings)
     found = []
     for op in steps:
         here = []
@@ -127,8 +126,8 @@ def _samples(steps: list[Op | None], labels: Labels, mappings: Mappings) -> list
                     place = known.first.nonzero().flatten()[place % int(known.first.sum())]
                 theirs.append(place if known is None else known.index[place])
                 ours.append(place)
-                if known is not None and known.value is not None:
-                    factor = factor * known.value[place]
+                if known is not None and known.holds is not None:
+                    factor = factor * known.holds[place]
             here.append(_Sample(tuple(theirs), tuple(ours), factor))
         found.append(here)
     return found
@@ -139,11 +138,11 @@ def _fill(wanted: list[list[_Sample]], teacher: nn.Module, example: Any, trainin
 
     def visit(op: Op) -> None:
         for sample, out in zip(next(steps), op.outputs, strict=False):
-            if out.numel() and out.ndim == len(sample.theirs) and not op.name.startswith(MEANINGLESS):
+            if out.numel() and out.ndim == len(sample.theirs) and not OPERATIONS.of(op).blank:
                 sample.values = out[sample.theirs].double() * sample.factor
                 sample.scale = float(out.double().abs().max())
 
-    trace(teacher, example, whole, visit, training=training, device="still")
+    run(teacher, example, OPERATIONS, visit, training=training, on="still")
 
 
 # --- what it is --------------------------------------------------------------------------------------------
@@ -154,26 +153,25 @@ class _Comparison:
 
     def __init__(
         self,
-        mode: int,
+        number: int,
         steps: list[Op | None],
         labels: Labels,
-        mappings: Mappings,
+        remappings: Remappings,
         wanted: list[list[_Sample]] | None,
         weights: Mapping[int, str],
     ) -> None:
-        self.mode, self.steps, self.labels, self.mappings, self.wanted = mode, steps, labels, mappings, wanted
+        self.number, self.steps, self.labels, self.remappings, self.wanted = number, steps, labels, remappings, wanted
         self.weights = weights
         self.at = 0
         self.fault: Fault | None = None
 
-    def run(self, student: nn.Module, example: Any, training: bool, device: str) -> Fault | None:
+    def run(self, student: nn.Module, example: Any, training: bool, on: On) -> Fault | None:
         try:
-            trace(student, example, whole, self.visit, training=training, device=device)
+            run(student, example, OPERATIONS, self.visit, training=training, on=on)
         except _Stop:
             return self.fault
         except Exception as error:  # whatever the student's own code raises
-            text = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            return self._fault_here(text)
+            return self._fault_here(first_line(error))
         return self.fault
 
     def visit(self, op: Op) -> None:
@@ -191,7 +189,7 @@ class _Comparison:
             return self._fault(theirs, f"the student performs {op} instead")
         for which, (out, expected) in enumerate(zip(op.outputs, theirs.outputs, strict=True)):
             axes = self.labels[id(expected)]
-            shape = [grown(axis, self.mappings) for axis in axes]
+            shape = [grown_length(axis, self.remappings) for axis in axes]
             if list(out.shape) != shape:
                 wrong = [axis for axis, n, m in zip(axes, shape, out.shape, strict=False) if n != m]
                 groups = self._growing([g for axis in wrong for g, _ in resolve(axis)])
@@ -205,103 +203,31 @@ class _Comparison:
         return None
 
     def _fault(self, op: Op, text: str, groups: list[Group] | None = None) -> Fault:
-        return Fault(self.mode, self.at, op, groups or self._meeting(op), text)
+        return Fault(self.number, self.at, op, groups or self._meeting(op), text)
 
     def _fault_here(self, text: str) -> Fault:
         """The student stopped before the next operation: its groups, or those of the last ones that have any."""
         here = [op for op in self.steps[: self.at + 1] if op is not None]
         for op in reversed(here):
             if groups := self._meeting(op, entering=True) or self._meeting(op):
-                return Fault(self.mode, self.at, here[-1], groups, text)
-        return Fault(self.mode, self.at, here[-1], [], text)
+                return Fault(self.number, self.at, here[-1], groups, text)
+        return Fault(self.number, self.at, here[-1], [], text)
 
     def _meeting(self, op: Op, *, entering: bool = False) -> list[Group]:
         """The groups that grow on an operation's inputs and results (``entering``: on its inputs, weights apart)."""
-        met = [t for t in tensors(op) if id(t) not in self.weights] if entering else [*tensors(op), *op.outputs]
+        met = [t for t in op.tensors() if id(t) not in self.weights] if entering else [*op.tensors(), *op.outputs]
         axes = [axis for tensor in met for axis in self.labels.get(id(tensor), [])]
         return self._growing([group for axis in axes for group, _ in resolve(axis)])
 
     def _of_size(self, out: Tensor, shape: list[int]) -> list[Group]:
-        """The groups of the last axis that grew as this one should not have: a size that the code read there."""
+        """The groups of the last axis that grew by the same numbers as this wrong one: there the code read its size."""
         pairs = {(n, m) for n, m in zip(shape, out.shape, strict=False) if n != m}
         for op in reversed([op for op in self.steps[: self.at] if op is not None]):
             for made in op.outputs:
                 for axis, n in zip(self.labels.get(id(made), []), made.shape, strict=False):
-                    if (n, grown(axis, self.mappings)) in pairs:
+                    if (n, grown_length(axis, self.remappings)) in pairs:
                         return self._growing([group for group, _ in resolve(axis)])
         return []
 
     def _growing(self, groups: list[Group]) -> list[Group]:
-        return [group for group in dict.fromkeys(groups) if group in self.mappings]
-
-
-# --- what to do about it -----------------------------------------------------------------------------------
-
-
-def reread(
-    model: nn.Module,
-    structure: Structure,
-    mappings: Mappings,
-    student: nn.Module,
-    attributes: Attributes,
-    fault: Fault,
-    teacher: nn.Module | None = None,
-) -> tuple[Attributes, Fault | None] | None:
-    """Attributes in another reading with which the student comes further, and its next fault; None: none helps.
-
-    The attributes of the operation's module are tried, of the modules around it, and of those directly inside.
-    """
-    around = {fault.op.path, ""}
-    parts = fault.op.path.split(".")
-    around |= {".".join(parts[:n]) for n in range(1, len(parts))}
-    best: tuple[Attributes, Fault | None] | None = None
-    inside = {path for path, _ in model.named_modules() if path and path.rpartition(".")[0] == fault.op.path}
-    for places, below, above in ((around, False, False), (inside, False, True), (around, True, False)):
-        found = options(model, structure, mappings, below=below, above=above)
-        for option in found:
-            now = attributes.get(option.path, {}).get(option.attribute, option.own)
-            for value in [v for v in option.values if v != now] if option.path in places else []:
-                trial = {path: dict(values) for path, values in attributes.items()}
-                for other in _alike(option, found, model):
-                    trial.setdefault(other.path, {})[option.attribute] = value
-                set_attributes(student, trial)
-                after = find(structure, mappings, student, teacher)
-                if after is None:
-                    return trial, None
-                if after.depth > (best[1].depth if best and best[1] else fault.depth):
-                    best = trial, after
-            for other in _alike(option, found, model):
-                before = attributes.get(other.path, {}).get(other.attribute, other.own)
-                set_attributes(student, {other.path: {other.attribute: before}})
-        if best is not None:
-            break
-    set_attributes(student, best[0] if best else attributes)
-    return best
-
-
-def _alike(option: Option, found: list[Option], model: nn.Module) -> list[Option]:
-    """The same attribute with the same value and prospects in modules of the same class: they are read alike."""
-    kind = type(model.get_submodule(option.path))
-    return [
-        other
-        for other in found
-        if (other.attribute, other.own, sorted(map(str, other.values)))
-        == (option.attribute, option.own, sorted(map(str, option.values)))
-        and type(model.get_submodule(other.path)) is kind
-    ]
-
-
-def hold(structure: Structure, groups: Iterable[Group], reason: Reason) -> None:
-    """Fix groups, and with them whatever may only grow together with them."""
-    held = set(groups)
-    links: list[list[Group]] = [[g for axis in pair for g, _ in resolve(axis)] for pair in structure.equal]
-    links += [list(norm.groups()) for norm in structure.norms]
-    links += shuffles.components(structure.shuffles)
-    size = 0
-    while size < len(held):
-        size = len(held)
-        for link in links:
-            if held & set(link):
-                held.update(link)
-    for group in held:
-        group.fixed = group.fixed or reason
+        return [group for group in dict.fromkeys(groups) if group in self.remappings]

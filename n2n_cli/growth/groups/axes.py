@@ -1,7 +1,7 @@
 """The algebra of tensor axes: which positions of which tensors must grow together.
 
-An **axis** of a tensor is a sequence of **runs** ``(group, k)``: the group has ``n`` units and each unit
-covers ``k`` consecutive positions, so the run is ``n * k`` long. Growing a group from ``n`` to ``n'`` units
+An **axis** of a tensor is a sequence of **spans** ``(group, k)``: the group has ``n`` units and each unit
+covers ``k`` consecutive positions, so the span is ``n * k`` long. Growing a group from ``n`` to ``n'`` units
 with a remapping ``g`` (student unit ``j`` copies teacher unit ``g[j]``) re-indexes every axis it is part of.
 
 A worked example, one Inception module: branch A ends in a convolution with 64 filters, branch B in one with
@@ -10,7 +10,13 @@ the concatenation's channel axis is ``[(A, 1), (B, 1)]``. The 1x1 convolution th
 of 160 positions, at first one open group ``[(W, 1)]``; unifying the two axes splits ``W`` at position 64 and
 joins the halves with A and B. Flattening 7x7 maps for a linear layer gives ``[(A, 49), (B, 49)]``.
 
-Nothing here knows about layers or operations: see ``rules`` for these.
+Nothing here knows about layers or operations: see ``rules/`` for these.
+
+>>> a, b = Group(64), Group(96)
+>>> concatenated, read = [(a, 1), (b, 1)], fresh(160)
+>>> unify(concatenated, read)
+>>> resolve(read) == resolve(concatenated)
+True
 """
 
 from __future__ import annotations
@@ -19,26 +25,14 @@ from collections import deque
 from collections.abc import Iterable
 from math import lcm
 
-Site = tuple[str, str, int, int]  # module path, operation, which one of these, which axis: where a rule had a choice
-
-
-class Reason(str):
-    """Why a group is fixed; ``site`` names the choice (see ``moves.view``) that could be made otherwise."""
-
-    site: Site | None = None
-
-    @classmethod
-    def at(cls, text: str, site: Site | None = None) -> Reason:
-        reason = cls(text)
-        reason.site = site
-        return reason
+from n2n_cli.growth.groups.reasons import Reason
 
 
 class Group:
     """``n`` units with one common remapping. ``fixed`` tells why it may not grow.
 
     A group is never changed once others refer to it: being joined, split or made coarser sets ``forward``,
-    the runs ``(group, factor)`` that stand for it now.
+    the spans ``(group, factor)`` that stand for it now.
     """
 
     __slots__ = ("fixed", "forward", "n")
@@ -52,8 +46,8 @@ class Group:
         return f"<{self.n}{' fixed' if self.fixed else ''}>"
 
 
-Run = tuple[Group, int]
-Axis = list[Run]
+Span = tuple[Group, int]
+Axis = list[Span]
 
 
 def fresh(n: int) -> Axis:
@@ -73,12 +67,27 @@ def resolve(axis: Axis) -> Axis:
         if group.forward is None:
             out.append((group, k))
         else:
-            group.forward = resolve(group.forward)
-            out.extend((part, k * c) for part, c in group.forward)
+            out.extend((part, k * c) for part, c in _flattened(group))
     return out
 
 
+def _flattened(group: Group) -> Axis:
+    """``group.forward`` with all that stands for its parts in turn; chains may be long, so without recursion."""
+    pending = [group]
+    while pending:
+        parts = pending[-1].forward or []
+        deeper = [p for p, _ in parts if p.forward and any(inner.forward is not None for inner, _ in p.forward)]
+        if deeper:
+            pending += deeper
+            continue
+        pending.pop().forward = [
+            (q, k * c) for p, k in parts for q, c in ([(p, 1)] if p.forward is None else p.forward)
+        ]
+    return group.forward or []
+
+
 def length(axis: Axis) -> int:
+    """Its number of positions."""
     return sum(group.n * k for group, k in axis)
 
 
@@ -87,7 +96,7 @@ def is_open(axis: Axis) -> bool:
     return any(not group.fixed for group, _ in resolve(axis))
 
 
-def fix(axis: Iterable[Run], reason: Reason) -> None:
+def fix(axis: Iterable[Span], reason: Reason) -> None:
     """Forbid every unit of the axis to grow; the first reason given stays."""
     for group, _ in resolve(list(axis)):
         group.fixed = group.fixed or reason
@@ -98,8 +107,8 @@ def split(group: Group, at: int) -> None:
     group.forward = [(Group(at, group.fixed), 1), (Group(group.n - at, group.fixed), 1)]
 
 
-def _isolate_straddled(queue: deque[Run], at: int, reason: Reason) -> None:
-    """``at`` falls inside a unit of the first run: fix this unit, and this unit alone."""
+def _isolate_straddled(queue: deque[Span], at: int, reason: Reason) -> None:
+    """``at`` falls inside a unit of the first span: fix this unit, and this unit alone."""
     group, k = queue.popleft()
     unit = at // k
     parts = [Group(unit), Group(1, reason), Group(group.n - unit - 1)]
@@ -107,14 +116,17 @@ def _isolate_straddled(queue: deque[Run], at: int, reason: Reason) -> None:
     queue.extendleft(reversed([(part, k) for part in parts if part.n]))
 
 
-STRADDLE = Reason("two boundaries cut through one unit")
+STRADDLE = Reason("other", "two boundaries cut through one unit")
 
 
 def unify(a: Axis, b: Axis) -> None:
     """Make two axes of equal length grow alike.
 
-    Groups are split where run boundaries differ and made coarser to the least common multiple where unit sizes
-    differ; a unit that a boundary cuts through is fixed; fixed runs fix what lies against them.
+    Groups are split where span boundaries differ and made coarser to the least common multiple where unit sizes
+    differ; a unit that a boundary cuts through is fixed; fixed spans fix what lies against them.
+
+    Raises:
+        ValueError: the axes have different lengths.
     """
     if length(a) != length(b):
         raise ValueError(f"axes of {length(a)} and {length(b)} positions cannot be unified")
@@ -147,7 +159,7 @@ def unify(a: Axis, b: Axis) -> None:
             g.forward, h.forward = [(coarse, common // k)], [(coarse, common // m)]
 
 
-def _take_fixed(queue: deque[Run], positions: int, reason: Reason) -> None:
+def _take_fixed(queue: deque[Span], positions: int, reason: Reason) -> None:
     """Drop the next ``positions`` positions, fixing every unit that they touch."""
     group, k = queue.popleft()
     if group.fixed:
@@ -181,7 +193,7 @@ def cut(axis: Axis, start: int, stop: int) -> Axis:
         elif group.fixed:
             queue.popleft()
             parts = [inside[0] - at, end - inside[0]]
-            queue.extendleft(reversed([run for n in parts for run in constant(n, group.fixed)]))
+            queue.extendleft(reversed([span for n in parts for span in constant(n, group.fixed)]))
         elif (inside[0] - at) % k:
             _isolate_straddled(queue, inside[0] - at, STRADDLE)
         else:

@@ -1,0 +1,117 @@
+"""What Net2Net is compared with (paper, section 3.1): the same shapes, padded or filled with random weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from n2n_cli.growth.proof.gap import measured_gap
+from n2n_cli.growth.report import Growth, GroupInfo, group_infos, held_units, recipe_of
+from n2n_cli.growth.sizes.solve import Plan
+from n2n_cli.growth.trace.calls import first_samples
+from n2n_cli.growth.trace.copies import deep_copy, named_buffers
+from n2n_cli.growth.wider import proved_student
+
+
+def random_pad(model: nn.Module, example_input: Any, plan: Plan, *, seed: int = 0) -> Growth:
+    """The teacher's weights, padded with random values to the shapes that `widen` gives with the same plan.
+
+    The padding is what random initialization with the same seed gives at these places. The function is not preserved.
+
+    Args:
+        model: the teacher; it is not modified and shares no storage with the student.
+        example_input: images ``[N, C, H, W]`` (or a tuple or dict of arguments) that the teacher takes.
+        plan: a factor (``1.5``), ``{layer pattern: factor or width}``, or a student built by its own constructor, whose
+            own random weights are the padding.
+        seed: of the random values.
+
+    Returns:
+        Growth: ``.gap`` is measured, not proved: by how much the function changed.
+
+    Raises:
+        GrowthError: the plan cannot be met.
+
+    >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    >>> padded = random_pad(net, torch.randn(2, 3), 1.5)
+    >>> bool((padded.student[0].weight[:4] == net[0].weight).all()), padded.gap.eval > 0
+    (True, True)
+    """
+    grown, _ = proved_student(model, example_input, plan, seed=seed)
+    student = grown.student if grown.given is None else deep_copy(grown.given).train(model.training)
+    if grown.given is None:
+        _reset(student, seed)
+    state = {name: tensor.detach() for name, tensor in [*student.named_parameters(), *named_buffers(student)]}
+    with torch.no_grad():
+        for name, tensor in [*model.named_parameters(), *named_buffers(model)]:
+            if name not in state:
+                continue
+            place = tuple(
+                (axis.first if axis is not None else torch.ones(n, dtype=torch.bool)).nonzero().flatten()
+                for axis, n in zip(grown.maps[name], state[name].shape, strict=True)
+            )
+            if place:
+                state[name][torch.meshgrid(*place, indexing="ij")] = tensor.to(state[name])
+            else:
+                state[name].copy_(tensor)
+    gap = measured_gap(model, student, first_samples(example_input))
+    recipe = recipe_of("random_pad", model, student, plan, seed, grown.attributes)
+    return Growth(student, gap, recipe, held_units(grown.structure), group_infos(grown.structure, grown.sizes))
+
+
+def random_init(
+    model: nn.Module, example_input: Any, plan: Plan, *, seed: int = 0, reset: bool | None = None
+) -> Growth:
+    """The student's architecture with random weights: training from scratch.
+
+    Args:
+        model: the teacher, for the shapes; it is not modified.
+        example_input: images ``[N, C, H, W]`` (or a tuple or dict of arguments) that the teacher takes.
+        plan: as for `random_pad`. A student module is taken as its constructor left it, unless ``reset``; for other
+            plans every layer draws PyTorch's default initialization.
+        seed: of the random values.
+        reset: draw a given student's weights anew.
+
+    Returns:
+        Growth: ``.gap`` is measured, not proved.
+
+    Raises:
+        GrowthError: the plan cannot be met.
+
+    >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    >>> random_init(net, torch.randn(2, 3), 1.5).student[0].weight.shape
+    torch.Size([6, 3])
+    """
+    infos: list[GroupInfo] = []
+    recipe: dict[str, Any] = {"op": "random_init", "plan": "student", "seed": seed}
+    if isinstance(plan, nn.Module):
+        student = deep_copy(plan).train(model.training)
+    else:
+        grown, _ = proved_student(model, example_input, plan, seed=seed)
+        student, infos = grown.student, group_infos(grown.structure, grown.sizes)
+        recipe = recipe_of("random_init", model, student, plan, seed, grown.attributes)
+    if reset or not isinstance(plan, nn.Module):
+        _reset(student, seed)
+    return Growth(student, measured_gap(model, student, first_samples(example_input)), recipe, [], infos)
+
+
+def _reset(student: nn.Module, seed: int) -> None:
+    """PyTorch's default initialization of every layer, drawn from ``seed``."""
+    devices = {p.device for p in student.parameters() if p.device.type == "cuda"}
+    with torch.random.fork_rng(devices=list(devices)):
+        torch.manual_seed(seed)
+        for module in student.modules():
+            reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+            if callable(reset):
+                reset()
+            elif any(True for _ in module.parameters(recurse=False)):
+                _reset_bare(module)
+
+
+@torch.no_grad()
+def _reset_bare(module: nn.Module) -> None:
+    """Parameters of a module without ``reset_parameters``: constants stay, others keep their spread."""
+    for parameter in module.parameters(recurse=False):
+        if parameter.numel() > 1 and parameter.std() > 0:
+            parameter.copy_(torch.randn(parameter.shape) * parameter.std().item())

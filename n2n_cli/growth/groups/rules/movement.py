@@ -1,0 +1,357 @@
+"""What only moves data: permute, concatenate, cut, view, pad, index.
+
+Nothing is computed here, so nothing divides; what matters is which positions stay together and in which order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from torch import Tensor
+
+from n2n_cli.growth.groups.axes import Axis, Group, constant, cut, fix, fresh, is_open, length, resolve, scaled, unify
+from n2n_cli.growth.groups.reasons import Fork
+from n2n_cli.growth.groups.rules.elementwise import broadcast
+from n2n_cli.growth.groups.rules.reductions import dims_of
+from n2n_cli.growth.groups.structure import NO_FACTOR, Context, Division, Factor, Origin, UnknownCall
+from n2n_cli.growth.trace.record import Op
+
+
+def permute(ctx: Context, op: Op) -> None:
+    """``permute(x, dims)``."""
+    _permuted(ctx, op, [d % op.args[0].ndim for d in op.args[1]])
+
+
+def transpose(ctx: Context, op: Op) -> None:
+    """``transpose(x, dim, dim)``; without dimensions the last two are exchanged."""
+    order = list(range(op.args[0].ndim))
+    if order:
+        a, b = op.args[1:3] if len(op.args) > 1 else (-2, -1) if len(order) > 1 else (0, 0)
+        order[a], order[b] = order[b], order[a]
+    _permuted(ctx, op, order)
+
+
+def _permuted(ctx: Context, op: Op, order: list[int]) -> None:
+    x, out = op.args[0], op.outputs[0]
+    ctx.put(op, [ctx.axes(x)[d] for d in order], [ctx.origins(x)[d] for d in order])
+    if id(x) in ctx.factors:
+        ctx.factors[id(out)] = [ctx.factors[id(x)][d] for d in order]
+
+
+def concat(ctx: Context, op: Op) -> None:
+    """The spans of all parts follow each other along ``dim``; the other axes unify."""
+    parts = [t for t in op.args[0] if not (t.ndim == 1 and t.shape[0] == 0)]
+    dim = op.arg(1, "dim", 0) % op.outputs[0].ndim
+    axes = [ctx.use(parts[0], d) for d in range(parts[0].ndim)]
+    for tensor in parts[1:]:
+        for d in range(tensor.ndim):
+            if d != dim:
+                unify(axes[d], ctx.use(tensor, d))
+    for tensor in parts if len(parts) > 1 else []:
+        if tensor.shape[dim] == 1:  # a class token, one row of zeros: written as one, it stays one
+            fix(ctx.use(tensor, dim), ctx.reason(op, "a single position beside others", "position"))
+    axes[dim] = [span for tensor in parts for span in ctx.use(tensor, dim)]
+    ctx.put(op, axes)
+
+
+def stack(ctx: Context, op: Op) -> None:
+    """The parts unify; their number is the code's."""
+    parts, dim = op.args[0], op.arg(1, "dim", 0) % op.outputs[0].ndim
+    axes = broadcast(ctx, op, list(parts), parts[0].shape)
+    axes.insert(dim, constant(len(parts), ctx.reason(op, "stacked")))
+    ctx.put(op, axes)
+
+
+def chunk(ctx: Context, op: Op) -> None:
+    """chunk, split: parts of equal size stay of equal size; each may have a remapping of its own."""
+    x, second = op.args[:2]
+    dim = op.arg(2, "dim", 0) % x.ndim
+    start, parts = 0, []
+    for out in op.outputs:
+        parts.append(cut(ctx.axes(x)[dim], start, start + out.shape[dim]))
+        start += out.shape[dim]
+    for part in parts[1:] if not isinstance(second, list | tuple) else []:
+        if length(part) == length(parts[0]):
+            ctx.keep_equal(op, parts[0], part)
+        else:
+            fix([*parts[0], *part], ctx.reason(op, "parts of different size"))
+    for out, part in zip(op.outputs, parts, strict=True):
+        ctx.put_one(out, [part if d == dim else a for d, a in enumerate(ctx.axes(x))], _cut(ctx, x, dim))
+
+
+def _cut(ctx: Context, x: Tensor, dim: int) -> list[Origin]:
+    """Origins of a tensor that was cut along ``dim``: the other axes are whole, and still the parameter's."""
+    ctx.role(x, dim, "copy")
+    return [None if d == dim else o for d, o in enumerate(ctx.origins(x))]
+
+
+def glu(ctx: Context, op: Op) -> None:
+    """The first half of an axis, gated by the second: both share one remapping."""
+    x, dim = op.args[0], op.arg(1, "dim", -1) % op.args[0].ndim
+    axis, half = ctx.axes(x)[dim], x.shape[dim] // 2
+    first = cut(axis, 0, half)
+    unify(first, cut(axis, half, 2 * half))
+    ctx.put(op, [first if d == dim else a for d, a in enumerate(ctx.axes(x))])
+
+
+def slice_(ctx: Context, op: Op) -> None:
+    """``x[start:end:step]`` along one axis."""
+    x = op.args[0]
+    dim, start, end, step = op.arg(1, "dim", 0), op.arg(2, "start", 0), op.arg(3, "end"), op.arg(4, "step", 1)
+    dim, size = dim % x.ndim, x.shape[dim % x.ndim]
+    start, end = 0 if start is None else start, size if end is None else end
+    start, end = (max(0, p + size) if p < 0 else min(p, size) for p in (start, end))
+    axes, origins = list(ctx.axes(x)), list(ctx.origins(x))
+    if (start, end, step) != (0, size, 1):
+        origins = _cut(ctx, x, dim)
+        if step == 1:
+            axes[dim] = cut(axes[dim], start, end)
+        else:
+            fix(axes[dim], ctx.reason(op, "taken in steps"))
+            axes[dim] = constant(op.outputs[0].shape[dim], ctx.reason(op, "taken in steps"))
+    ctx.put(op, axes, origins)
+
+
+def select(ctx: Context, op: Op) -> None:
+    """select, unbind: positions are told apart by index."""
+    x, dim = op.args[0], op.arg(1, "dim", 0) % op.args[0].ndim
+    fix(ctx.use(x, dim), ctx.reason(op, "looked up by index"))
+    rest = [d for d in range(x.ndim) if d != dim]
+    for out in op.outputs:
+        ctx.put_one(out, [ctx.axes(x)[d] for d in rest], [ctx.origins(x)[d] for d in rest])
+
+
+def index(ctx: Context, op: Op) -> None:
+    """``x[i, j]`` with tensors of positions, on neighbouring axes."""
+    x, where = op.args[0], list(op.args[1])
+    where += [None] * (x.ndim - len(where))
+    at = [d for d, i in enumerate(where) if i is not None]
+    if at != list(range(at[0], at[-1] + 1)) or any(where[d].dtype in (torch.bool, torch.uint8) for d in at):
+        raise UnknownCall("no rule for this operation")
+    for d in at:
+        fix(ctx.use(x, d), ctx.reason(op, "looked up by index"))
+        for axis in range(where[d].ndim):
+            fix(ctx.use(where[d], axis), ctx.reason(op, "an index"))
+    count = op.outputs[0].ndim - (x.ndim - len(at))
+    found = [constant(n, ctx.reason(op, "looked up by index")) for n in op.outputs[0].shape[at[0] : at[0] + count]]
+    before, behind = range(at[0]), range(at[-1] + 1, x.ndim)
+    ctx.put(op, [*(ctx.use(x, d) for d in before), *found, *(ctx.use(x, d) for d in behind)])
+
+
+def reorder(ctx: Context, op: Op, *, dims_at: int = 1, name: str = "dim") -> None:
+    """flip, roll, index_select, cumsum: the axes they work on are fixed, the others pass.
+
+    ``dims_at`` and ``name``: which argument says what they work on.
+    """
+    x = op.args[0]
+    for dim in dims_of(op, dims_at, name):
+        fix(ctx.use(x, dim), ctx.reason(op, "positions are told apart"))
+    for tensor in op.tensors()[1:]:
+        for axis in range(tensor.ndim):
+            fix(ctx.use(tensor, axis), ctx.reason(op, "an index"))
+    own = ctx.reason(op, "a size of its own")
+    for out in op.outputs:
+        same = zip(out.shape, x.shape, strict=True)
+        ctx.put_one(out, [ctx.use(x, d) if n == m else constant(n, own) for d, (n, m) in enumerate(same)])
+
+
+def pad(ctx: Context, op: Op) -> None:
+    """Padding with a constant: what is added are units that may not grow."""
+    x, amounts = op.args[:2]
+    axes, reason = [ctx.use(x, d) for d in range(x.ndim)], ctx.reason(op, "padding")
+    for at in range(len(amounts) // 2):
+        before, after = amounts[2 * at : 2 * at + 2]
+        dim = x.ndim - 1 - at
+        axis = cut(axes[dim], max(0, -before), x.shape[dim] - max(0, -after))
+        axes[dim] = [*constant(max(0, before), reason), *axis, *constant(max(0, after), reason)]
+    ctx.put(op, axes)
+
+
+def unsqueeze(ctx: Context, op: Op) -> None:
+    """A new axis of size one."""
+    x, dim = op.args[0], op.args[1] % op.outputs[0].ndim
+    axes, origins = list(ctx.axes(x)), list(ctx.origins(x))
+    axes.insert(dim, constant(1, ctx.reason(op, "a new axis")))
+    origins.insert(dim, None)
+    ctx.put(op, axes, origins)
+
+
+def squeeze(ctx: Context, op: Op) -> None:
+    """An axis of size one is dropped, so it must stay of size one."""
+    x = op.args[0]
+    gone = [d for d in dims_of(op) if x.shape[d] == 1]
+    for dim in gone:
+        fix(ctx.axes(x)[dim], ctx.reason(op, "dropped for its size of one"))
+    keep = [d for d in range(x.ndim) if d not in gone]
+    ctx.put(op, [ctx.axes(x)[d] for d in keep], [ctx.origins(x)[d] for d in keep])
+
+
+def expand(ctx: Context, op: Op) -> None:
+    """Repeats of one value: an axis that is free to grow with what it meets."""
+    x, out = op.args[0], op.outputs[0]
+    axes: list[Axis] = []
+    origins: list[Origin] = []
+    for at, size in enumerate(out.shape):
+        dim = at - out.ndim + x.ndim
+        if dim >= 0 and x.shape[dim] == size:
+            axes.append(ctx.axes(x)[dim])
+            origins.append(ctx.origins(x)[dim])
+        else:
+            if dim >= 0:
+                fix(ctx.use(x, dim), ctx.reason(op, "one value for many", "broadcast"))
+            axes.append(fresh(size))
+            origins.append(None)
+    ctx.put(op, axes, origins)
+
+
+def repeat(ctx: Context, op: Op) -> None:
+    """The whole axis several times: all repeats share the remapping."""
+    x, counts = op.args[0], list(op.args[1])
+    lead = len(counts) - x.ndim
+    axes = [fresh(n) for n in counts[:lead]]
+    axes += [resolve(ctx.use(x, d)) * n for d, n in enumerate(counts[lead:])]
+    ctx.put(op, axes)
+
+
+def channel_shuffle(ctx: Context, op: Op) -> None:
+    """view(C -> (groups, C / groups)), transpose, view back."""
+    x, groups = op.args[:2]
+    dim = max(0, x.ndim - 3)
+    source = ctx.use(x, dim)
+    out = ctx.relate("shuffle", op, source, (groups, x.shape[dim] // groups), (1, 0))
+    if out is None:
+        fix(source, ctx.reason(op, "a channel shuffle"))
+        out = constant(x.shape[dim], ctx.reason(op, "a channel shuffle"))
+    ctx.put(op, [out if d == dim else a for d, a in enumerate(ctx.axes(x))])
+
+
+def pixel_shuffle(ctx: Context, op: Op) -> None:
+    """r * r neighbouring channels become one channel of r times the height and width."""
+    r = op.args[1]
+    channels = fresh(op.outputs[0].shape[op.args[0].ndim - 3])
+    unify(ctx.axes(op.args[0])[op.args[0].ndim - 3], scaled(channels, r * r))
+    _resampled(ctx, op, channels)
+
+
+def pixel_unshuffle(ctx: Context, op: Op) -> None:
+    """One channel becomes r * r neighbouring ones."""
+    _resampled(ctx, op, scaled(ctx.axes(op.args[0])[op.args[0].ndim - 3], op.args[1] ** 2))
+
+
+def _resampled(ctx: Context, op: Op, channels: Axis) -> None:
+    x, out, lead = op.args[0], op.outputs[0], op.args[0].ndim - 3
+    reason = ctx.reason(op, "a spatial axis", "spatial")
+    for axis in ctx.axes(x)[lead + 1 :]:
+        fix(axis, reason)
+    ctx.put(op, [*ctx.axes(x)[:lead], channels, *(constant(n, reason) for n in out.shape[lead + 1 :])])
+
+
+def view(ctx: Context, op: Op) -> None:
+    """Row-major regrouping. Where an open axis is divided, one factor takes the remapping.
+
+    Which one is decided late: the last factor first; if it turns out fixed, inference comes back with another choice
+    (channels -> (heads, d): if d is summed over with another activation, the heads grow).
+    """
+    x, out = op.args[0], op.outputs[0]
+    axes: list[Axis] = []
+    origins: list[Origin] = []
+    factors: list[Factor] = []
+    before = ctx.factors.get(id(x)) or [None] * x.ndim
+    for part, (ins, outs) in enumerate(segments(x.shape, out.shape)):
+        if len(ins) == 1 and len(outs) == 1:
+            axes.append(ctx.axes(x)[ins[0]])
+            origins.append(ctx.origins(x)[ins[0]])
+            factors.append(before[ins[0]])
+            continue
+        known = _merged_by_relation(ctx, op, [before[d] for d in ins]) if len(outs) == 1 else None
+        if known is not None:
+            axes.append(known)
+            origins.append(None)
+            factors.append(None)
+            continue
+        opened = [d for d in ins if x.shape[d] > 1 and is_open(ctx.axes(x)[d])][:1]
+        origin = ctx.origins(x)[opened[0]] if opened else None
+        read = [ctx.axes(x)[d] if d in opened else ctx.use(x, d) for d in ins]
+        whole = merge(ctx, op, read, [x.shape[d] for d in ins])
+        sizes, fork = [out.shape[d] for d in outs], ctx.fork(op, part)
+        parts = divide(ctx, op, fork, whole, sizes, outs)
+        axes += parts
+        grows = next((i for i, axis in enumerate(parts) if is_open(axis)), None)
+        if grows is None and origin is not None:
+            ctx.role(x, opened[0], "copy")
+        origins += [origin if i == grows else None for i in range(len(outs))]
+        division = Division(fork, ctx.axes(x)[ins[0]], tuple(sizes)) if len(ins) == 1 else None
+        factors += [(division, i) if division else None for i in range(len(outs))]
+    ctx.put(op, axes, origins)
+    if any(factors):
+        ctx.factors[id(out)] = factors
+
+
+def _merged_by_relation(ctx: Context, op: Op, factors: list[Factor]) -> Axis | None:
+    return next((axis for relation in ctx.relations if (axis := relation.merge(ctx, op, factors)) is not None), None)
+
+
+def segments(ins: Sequence[int], outs: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """The finest pairing of consecutive axes with equal products.
+
+    >>> segments((2, 12, 5), (2, 3, 4, 5))
+    [([0], [0]), ([1], [1, 2]), ([2], [3])]
+    """
+    pairs: list[tuple[list[int], list[int]]] = []
+    i = j = 0
+    while i < len(ins) and j < len(outs):
+        a, b = [i], [j]
+        i, j = i + 1, j + 1
+        p, q = ins[a[0]], outs[b[0]]
+        while p != q:
+            if p < q:
+                p, a, i = p * ins[i], [*a, i], i + 1
+            else:
+                q, b, j = q * outs[j], [*b, j], j + 1
+        pairs.append((a, b))
+    if i < len(ins) or j < len(outs):  # trailing axes of size one
+        pairs.append((list(range(i, len(ins))), list(range(j, len(outs)))))
+    return pairs
+
+
+def merge(ctx: Context, op: Op, axes: list[Axis], sizes: list[int]) -> Axis:
+    """Several axes as one, row-major; at most one of them stays open."""
+    opened = [i for i, axis in enumerate(axes) if is_open(axis) and sizes[i] > 1]
+    for i, axis in enumerate(axes):
+        if i not in opened[:1]:
+            fix(axis, ctx.reason(op, "merged with another axis that grows"))
+    if not opened:
+        fixed = [group.fixed for axis in axes for group, _ in resolve(axis) if group.fixed]
+        return constant(prod(sizes), fixed[0] if fixed else ctx.reason(op, "merged"))
+    at = opened[0]
+    return scaled(axes[at], prod(sizes[at + 1 :])) * prod(sizes[:at])
+
+
+def divide(ctx: Context, op: Op, fork: Fork, axis: Axis, sizes: list[int], dims: list[int]) -> list[Axis]:
+    """One axis as several, row-major; one of the new axes takes the remapping (none if the choice is NO_FACTOR)."""
+    candidates = [i for i in reversed(range(len(sizes))) if sizes[i] > 1]
+    if not is_open(axis) or not candidates:
+        if candidates:
+            reason = next(group.fixed for group, _ in resolve(axis) if group.fixed)
+        else:
+            reason = ctx.reason(op, "an axis of size one")
+            fix(axis, reason)
+        return [constant(n, reason) for n in sizes]
+    if ctx.choice(fork) == NO_FACTOR:
+        return [constant(n, ctx.reason(op, "a channel shuffle")) for n in sizes]
+    at = candidates[min(ctx.choice(fork), len(candidates) - 1)]
+    if ctx.student is not None:  # the student shows which factor grows
+        shape = ctx.student.outputs[0].shape
+        grows = [i for i, d in enumerate(dims) if shape[d] != sizes[i]]
+        if len(grows) > 1:
+            reason = ctx.reason(op, "two factors of one view grow in the student")
+            fix(axis, reason)
+            return [constant(n, reason) for n in sizes]
+        at = grows[0] if grows else at
+    grown: Axis = [(Group(sizes[at]), 1)]
+    unify(axis, scaled(grown, prod(sizes[at + 1 :])) * prod(sizes[:at]))
+    reason = ctx.reason(op, "another factor of this view grows", fork=fork if len(candidates) > 1 else None)
+    ctx.forks[fork] = (grown, 1 if ctx.student is not None else len(candidates))
+    return [grown if i == at else constant(n, reason) for i, n in enumerate(sizes)]

@@ -1,0 +1,164 @@
+"""The function gap: max |student - teacher| over max |teacher|, over every output on one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from n2n_cli.growth.errors import GrowthError
+from n2n_cli.growth.groups.operations import OPERATIONS
+from n2n_cli.growth.trace.calls import call, first_line, in_mode, leaves, module_path, prepared
+from n2n_cli.growth.trace.copies import twin
+from n2n_cli.growth.trace.dispatch import NARROW, InDouble, WithoutChance, WritesWeights, storages
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Function gaps: max |student - teacher| / max |teacher| over every output, on one batch.
+
+    ``floor`` is the teacher's own response to an input changed by one unit in the last place: no student can be
+    expected below it. ``kind`` says what was compared and in which precision.
+    """
+
+    eval: float
+    train: float
+    floor: float = 0.0
+    kind: str = "float32"
+
+    @property
+    def worst(self) -> float:
+        return max(self.eval, self.train)
+
+
+Weights = Mapping[str, Callable[[], Tensor]]
+"""Parameter or buffer -> what makes the tensor that stands for it."""
+
+
+def function_gap(teacher: nn.Module, student: nn.Module, batch: Any, *, training: bool | None = None) -> float:
+    """max |student - teacher| / max |teacher| over every output on one batch.
+
+    Args:
+        teacher: any module; neither model is changed.
+        student: a module with the same outputs.
+        batch: images ``[N, C, H, W]``, a tuple of arguments or a dict of keyword arguments.
+        training: in train (True) or eval mode (False); None: the larger gap of the two. Dropout is off in both.
+
+    Returns:
+        float: the worst over the outputs, in the models' own precision; ``inf`` where an output is NaN.
+
+    Raises:
+        GrowthError: a model does not run on the batch (its module is named), or the outputs have other shapes.
+
+    >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
+    >>> function_gap(net, net, torch.randn(2, 3))
+    0.0
+    """
+    modes = [False, True] if training is None else [training]
+    gaps = []
+    for one in modes:
+        theirs = outputs(teacher, prepared(teacher, batch, pair=one), training=one)
+        ours = outputs(student, prepared(student, batch, pair=one), training=one)
+        gaps.append(relative(ours, theirs))
+    return max(gaps)
+
+
+def measured_gap(teacher: nn.Module, student: nn.Module, batch: Any, kind: str = "measured") -> Gap:
+    """The function gaps in both modes, where none is asked for."""
+    gaps = [function_gap(teacher, student, batch, training=training) for training in (False, True)]
+    return Gap(gaps[0], gaps[1], kind=kind)
+
+
+def relative(ours: list[Tensor], theirs: list[Tensor]) -> float:
+    """max |ours - theirs| / max |theirs|, the worst over the outputs."""
+    if [t.shape for t in ours] != [t.shape for t in theirs]:
+        shapes = [tuple(t.shape) for t in ours], [tuple(t.shape) for t in theirs]
+        raise GrowthError(f"the outputs have shapes {shapes[0]} instead of {shapes[1]}")
+    worst = 0.0
+    for mine, other in zip(ours, theirs, strict=True):
+        if mine.numel():
+            difference = (mine.double() - other.double()).abs().max().item()
+            scale = other.double().abs().max().item()
+            worst = max(worst, difference / scale if scale else difference)
+            if difference != difference:  # NaN compares false with everything
+                return float("inf")
+    return worst
+
+
+def outputs(
+    model: nn.Module, batch: Any, *, training: bool, weights: Weights | None = None, clones: bool = False
+) -> list[Tensor]:
+    """All output tensors in one mode, dropout and stochastic depth off; the model stays untouched.
+
+    With ``weights`` the arithmetic is fp64: these stand for the tensors of their names, all others are widened.
+    ``clones``: the pass, or a hook, may write into parameters.
+
+    Raises:
+        GrowthError: the model does not run on the batch, or returns no tensor of numbers that could be compared.
+    """
+    try:
+        return _outputs(model, batch, training, weights, clones)
+    except WritesWeights:  # masked weights, for example: on clones then
+        if weights is not None:
+            raise GrowthError(f"{type(model).__name__} changes its weights in the forward pass") from None
+        return _outputs(model, batch, training, weights, True)
+
+
+def _outputs(model: nn.Module, batch: Any, training: bool, weights: Weights | None, clones: bool) -> list[Tensor]:
+    kind = type(model).__name__
+    with torch.inference_mode(), torch.random.fork_rng(devices=[]), ExitStack() as stack:
+        model, state = twin(model, lambda name, tensor: _stand_in(name, tensor, weights, clones))
+        guarded = set() if clones else storages(p for p in state.values() if isinstance(p, nn.Parameter))
+        torch.manual_seed(0)  # a random operation that the table does not know draws alike twice
+        if weights is not None:
+            stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+            torch.set_default_dtype(torch.float64)
+            parameters = {name: tensor for name, tensor in state.items() if isinstance(tensor, nn.Parameter)}
+            made = {id(parameters[n]): make for n, make in weights.items() if n in parameters}
+            stack.enter_context(InDouble(made, storages(parameters.values())))
+        try:
+            with in_mode(model, training), module_path(model) as where, WithoutChance(OPERATIONS, guarded):
+                result = call(model, batch)
+        except WritesWeights:
+            raise
+        except Exception as error:
+            path = where() or "the top module"
+            raise GrowthError(f"{kind} does not run: in {path}: {first_line(error)}") from error
+        found = [torch.view_as_real(t).clone() if t.is_complex() else t.clone() for t in leaves(result)]
+    if not any(t.is_floating_point() and t.numel() for t in found):
+        raise GrowthError(f"{kind} returns no tensor of numbers: there is nothing to compare")
+    return found
+
+
+def _stand_in(name: str, tensor: Tensor, weights: Weights | None, clones: bool) -> Tensor:
+    """Parameters as they are; buffers, which a forward pass may change, are cloned (in fp64 with ``weights``)."""
+    if isinstance(tensor, nn.Parameter):
+        return tensor.detach().clone() if clones else tensor
+    if weights is None:
+        return tensor.clone()
+    found = weights[name]() if name in weights else tensor
+    return found.double() if found.dtype in NARROW else found.clone()
+
+
+def runs_as_it_is(model: nn.Module, batch: Any) -> None:
+    """One eval pass as a user would run it, PyTorch's fast paths included.
+
+    Raises:
+        GrowthError: it does not run; names the module.
+    """
+    kind = type(model).__name__
+    with torch.inference_mode(), torch.random.fork_rng(devices=[]):
+        model, _ = twin(model, lambda _, tensor: tensor.clone())
+        with module_path(model) as where:
+            try:
+                call(model.eval(), prepared(model, batch))
+            except Exception as error:
+                place = where() or "the top module"
+                raise GrowthError(
+                    f"the deeper {kind} does not run: in {place}: {first_line(error)} (does its code read a layer's "
+                    "weights itself?)"
+                ) from error

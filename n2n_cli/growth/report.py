@@ -1,0 +1,143 @@
+"""What an operator returns, and what it says about the groups: which layers grew, and what held the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from n2n_cli.growth.build.maps import AxisMap
+from n2n_cli.growth.groups.axes import Group, resolve
+from n2n_cli.growth.groups.reasons import OBVIOUS, Reason
+from n2n_cli.growth.groups.structure import Sizes, Structure
+from n2n_cli.growth.proof.gap import Gap
+
+
+@dataclass(frozen=True)
+class GroupInfo:
+    """One set of units that grow together: the layers that produce them, their number before and after.
+
+    ``tied``: why every unit must be copied the same whole number of times; ``fixed``: why they may not grow at all.
+    """
+
+    layers: list[str]
+    units: int
+    grown: int
+    tied: Reason | None
+    fixed: Reason | None
+
+
+@dataclass
+class Growth:
+    """What an operator returns: the student, the proof, and how to repeat it.
+
+    ``recipe`` is plain data (for a lineage; ``rebuild`` replays it); ``notes`` name what stayed fixed and why;
+    ``warnings`` say what will disappoint.
+    ``maps[name]`` tells for every axis of a parameter or buffer which teacher positions its positions copy (None: the
+    axis did not grow); ``consumed`` the (name, axis) whose entries were divided by the number of copies; ``renamed``
+    the teacher's tensors that have another name in the student; ``exact_optimizer`` whether every unit is a plain copy.
+    """
+
+    student: nn.Module
+    gap: Gap
+    recipe: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+    groups: list[GroupInfo] = field(default_factory=list)
+    maps: dict[str, list[AxisMap | None]] = field(default_factory=dict)
+    consumed: set[tuple[str, int]] = field(default_factory=set)
+    renamed: dict[str, str] = field(default_factory=dict)
+    exact_optimizer: bool = True
+    warnings: list[str] = field(default_factory=list)
+
+
+def layer_of(name: str) -> str:
+    """The layer of a weight; a parameter of another kind (a class token) by its own name.
+
+    >>> layer_of("layer1.0.conv1.weight"), layer_of("encoder.pos_embedding")
+    ('layer1.0.conv1', 'encoder.pos_embedding')
+    """
+    is_weight = "weight" in name.rpartition(".")[2]
+    return (name.rpartition(".")[0] if is_weight else name) or name
+
+
+def group_infos(structure: Structure, sizes: Sizes) -> list[GroupInfo]:
+    """Every group that a layer produces, in the order of the model."""
+    tied = structure.tied()
+    infos = []
+    for group, places in structure.groups().items():
+        layers = list(
+            dict.fromkeys(
+                name.rpartition(".")[0] or name
+                for name, dim in places
+                if (name, dim) not in structure.consumed and len(structure.axes[name]) > 1
+            )
+        )
+        if layers and not (group.fixed and group.fixed.kind in {*OBVIOUS, "spatial", "output"}):
+            why = tied[group][0] if group in tied else None
+            infos.append(GroupInfo(layers, group.n, sizes.get(group, group.n), why, group.fixed))
+    return infos
+
+
+def held_units(structure: Structure) -> list[str]:
+    """What may not grow, and the operation that forbids it; inputs, kernels and the classifier itself left out."""
+    found: dict[Reason, list[str]] = {}
+    for name, axes in structure.axes.items():
+        for dim, axis in enumerate(axes):
+            for group, _ in resolve(axis):
+                reason = group.fixed
+                if reason is None or reason.kind in OBVIOUS or (dim > 1 and reason.kind == "spatial"):
+                    continue
+                layers = found.setdefault(reason, [])
+                layer = name.rpartition(".")[0] or name
+                if layer not in layers:
+                    layers.append(layer)
+    outputs = [reason for reason in found if reason.kind == "output"]
+    if len(outputs) == 1 and len(found[outputs[0]]) == 1 and any(not group.fixed for group in structure.groups()):
+        del found[outputs[0]]
+    said = [f"{', '.join(layers[:3])}{' ...' if len(layers) > 3 else ''}: {reason}" for reason, layers in found.items()]
+    ways = len(structure.recordings)
+    if any(recording.data for recording in structure.recordings):
+        said.append(f"which branch the code takes may depend on the data: proved on the {ways} ways that were seen")
+    return said
+
+
+def copies_that_never_part(structure: Structure, grown: Iterable[Group]) -> list[str]:
+    """A warning, if copies without noise get equal gradients for ever: those of groups that no dropout reaches.
+
+    Dropout parts copies, as it drops each of them at other times (paper section 2.3).
+    """
+    parted: set[Group] = set()
+    for recording, labels in zip(structure.recordings, structure.labels, strict=True):
+        for op in recording.ops if recording.training else []:
+            row = structure.table.of(op)
+            if row.parts_copies and op.arg(1, "p", 0.5) and op.arg(2, "train", True) is not False:
+                parted |= {group for axis in labels[id(op.args[0])] for group, _ in resolve(axis)}
+    grown = set(grown)
+    met = [group for group in structure.groups() if group in grown]
+    alike = [group for group in met if group not in parted]
+    if not alike:
+        return []
+    return [
+        f"copies in {len(alike)} of {len(met)} widened groups never part: without noise or dropout on them they "
+        "get equal gradients, and the new width is never used; noise parts them (op.noise=0.3)"
+    ]
+
+
+def recipe_of(
+    op: str, model: nn.Module, student: nn.Module, plan: Any, seed: int, attributes: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A growth step as plain data: what was asked for, the shapes that changed, the numbers of modules that follow."""
+    before, after = ({name: list(t.shape) for name, t in _tensors(net)} for net in (model, student))
+    return {
+        "op": op,
+        "plan": "student" if isinstance(plan, nn.Module) else dict(plan) if isinstance(plan, Mapping) else float(plan),
+        "seed": seed,
+        "shapes": {name: shape for name, shape in after.items() if before.get(name) != shape},
+        "attributes": attributes,
+    }
+
+
+def _tensors(model: nn.Module) -> list[tuple[str, Any]]:
+    return [*model.named_parameters(), *model.named_buffers(remove_duplicate=False)]

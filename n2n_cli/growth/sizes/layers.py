@@ -1,0 +1,102 @@
+"""What a plan asks for: a factor for all groups, or factors and widths for the layers that patterns name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from math import floor, isfinite
+
+from n2n_cli.errors import suggest
+from n2n_cli.growth.errors import GrowthError
+from n2n_cli.growth.groups.axes import Axis, Group, is_open, length, resolve
+from n2n_cli.growth.groups.structure import Sizes, Structure, Wish
+
+
+def by_factor(structure: Structure, factor: float) -> Wish:
+    """``factor`` times the units of every group that may grow, rounded half up.
+
+    Raises:
+        GrowthError: the factor is no finite number of at least 1.
+    """
+    _check_factor(factor, "the factor")
+    return Wish(
+        {group: _scaled(group, factor) for group in structure.groups() if not group.fixed}, "factor", coupled=True
+    )
+
+
+def by_layer(structure: Structure, plan: Mapping[str, float], *, coupled: bool = False) -> Wish:
+    """``{layer pattern: factor (1.5) or width (96)}``.
+
+    Raises:
+        GrowthError: a pattern matches no layer or none that may grow, or the amounts contradict each other.
+    """
+    layers = _produced(structure)
+    sizes: Sizes = {}
+    asked: dict[Group, str] = {}
+    for pattern, amount in plan.items():
+        if not isinstance(pattern, str):
+            raise GrowthError(f"{pattern!r} is no layer pattern: expected text, for example 'layer1.*'")
+        matched = [layer for layer in layers if fnmatchcase(layer, pattern)]
+        if not matched:
+            raise GrowthError(f"no layer matches '{pattern}'{suggest(pattern, layers)}")
+        if not any(layers[layer] for layer in matched):
+            weight = structure.axes.get(f"{matched[0]}.weight", [[]])
+            reason = next((g.fixed for g, _ in resolve(weight[0]) if g.fixed), "its output is fixed")
+            raise GrowthError(f"layer '{matched[0]}' cannot be widened: {reason}")
+        for layer in matched:
+            for axis in layers[layer]:
+                for group, size in _axis_sizes(layer, axis, amount).items():
+                    if sizes.setdefault(group, size) != size:
+                        raise GrowthError(
+                            f"the plan contradicts itself: layers '{asked[group]}' and '{layer}' share their units "
+                            f"(tied) but are asked for {sizes[group]} and {size}"
+                        )
+                    asked[group] = layer
+    return Wish(sizes, "layers", set(asked), coupled)
+
+
+def _check_factor(factor: float, what: str) -> None:
+    if isinstance(factor, bool) or not isinstance(factor, int | float) or not isfinite(factor) or factor < 1:
+        raise GrowthError(f"{what} is {factor!r}: expected a finite number of at least 1 (growth never shrinks)")
+
+
+def _scaled(group: Group, factor: float) -> int:
+    return max(group.n, floor(group.n * factor + 0.5))
+
+
+def _produced(structure: Structure) -> dict[str, list[Axis]]:
+    """Layer name -> the axes that it produces and that may grow (the output axis of its weight)."""
+    layers: dict[str, list[Axis]] = {}
+    for name, axes in structure.axes.items():
+        layer, _, leaf = name.rpartition(".")
+        if len(axes) >= 2 and "weight" in leaf:
+            dims = [d for d in range(2) if (name, d) not in structure.consumed and is_open(axes[d])]
+            layers.setdefault(layer, []).extend(axes[d] for d in dims)
+    return layers
+
+
+def _axis_sizes(layer: str, axis: Axis, amount: float) -> Sizes:
+    """Sizes of an axis's groups for a factor (float) or a width in positions (int)."""
+    total = length(axis)
+    if isinstance(amount, bool) or not isinstance(amount, int | float):
+        raise GrowthError(f"layer '{layer}': expected a factor (1.5) or a width (96), got {amount!r}")
+    if isinstance(amount, float):
+        _check_factor(amount, f"the factor of layer '{layer}'")
+        return {group: _scaled(group, amount) for group, _ in resolve(axis) if not group.fixed}
+    if amount < total:
+        hint = f" (for a factor write {amount}.0)" if amount <= 8 else ""
+        raise GrowthError(f"layer '{layer}' has {total} channels and cannot shrink to {amount}{hint}")
+    each: dict[Group, int] = {}  # positions that one more unit adds; a grouped layer's units stand there several times
+    for group, k in resolve(axis):
+        if not group.fixed:
+            each[group] = each.get(group, 0) + k
+    fixed = total - sum(group.n * k for group, k in each.items())
+    factor = (amount - fixed) / (total - fixed)
+    sizes = {group: _scaled(group, factor) for group in each}
+    short = int(amount) - fixed - sum(sizes[group] * k for group, k in each.items())
+    if short:
+        last, k = list(each.items())[-1]
+        if short % k or sizes[last] + short // k < last.n:
+            raise GrowthError(f"layer '{layer}' cannot have {amount} channels: its units cover {k} channels each")
+        sizes[last] += short // k
+    return sizes

@@ -1,0 +1,67 @@
+"""Copies of a model: whole, or around other tensors."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from n2n_cli.growth.errors import GrowthError
+
+
+def named_buffers(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Every buffer under every name that it has."""
+    return list(model.named_buffers(remove_duplicate=False))
+
+
+def slots(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Every place that holds a parameter or buffer, once: a tied tensor has several places, a shared module is one."""
+    found: list[tuple[str, Tensor]] = []
+    for path, module in model.named_modules():
+        for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            if tensor is not None:
+                found.append((f"{path}.{name}" if path else name, tensor))
+    return found
+
+
+def twin(model: nn.Module, double: Callable[[str, Tensor], Tensor]) -> tuple[nn.Module, dict[str, Tensor]]:
+    """A copy of the modules around ``double(name, tensor)`` for every parameter and buffer, and these by name.
+
+    What the copy's ``forward`` leaves behind (caches, counters) the model itself never sees.
+    """
+    memo: dict[int, Any] = {}
+    state: dict[str, Tensor] = {}
+    for name, tensor in slots(model):
+        if id(tensor) not in memo:
+            other = double(name, tensor)
+            is_parameter = isinstance(tensor, nn.Parameter)
+            memo[id(tensor)] = nn.Parameter(other, requires_grad=False) if is_parameter else other
+        state[name] = memo[id(tensor)]
+    return deep_copy(model, memo), state
+
+
+def deep_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """A deep copy; activations that modules remember are copied without their history.
+
+    ``memo`` is that of ``copy.deepcopy``: what stands for an object, by its ``id``.
+
+    Raises:
+        GrowthError: the model holds what cannot be copied (a lock, an open file).
+    """
+    memo = {} if memo is None else memo
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                memo.setdefault(id(value), value.detach().clone())
+    try:
+        return copy.deepcopy(model, memo)
+    except (RuntimeError, TypeError) as error:
+        text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise GrowthError(f"{type(model).__name__} cannot be copied: {text}") from error
+
+
+def in_double(model: nn.Module) -> nn.Module:
+    """A copy of the model in fp64."""
+    return deep_copy(model).double()
