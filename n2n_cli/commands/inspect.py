@@ -95,9 +95,9 @@ def run(cfg: schema.Inspect) -> None:
 
 def _plain_group(group: GroupRow) -> dict[str, Any]:
     def plain(reason: Reason | None) -> dict[str, str] | None:
-        return reason and {
-            "operation": reason.operation, "module": reason.path, "kind": reason.kind, "text": reason.text
-        }  # fmt: skip
+        if reason is None:
+            return None
+        return {"operation": reason.operation, "module": reason.path, "kind": reason.kind, "text": reason.text}
 
     reasons = {"tied": plain(group.tied), "moved": plain(group.moved), "fixed": plain(group.fixed)}
     return {**asdict(group), **reasons, "growing": group.growing}

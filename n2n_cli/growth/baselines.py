@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from n2n_cli.growth.proof.gap import measured_gap
-from n2n_cli.growth.report import Growth, GroupInfo, group_infos, held_units, recipe_of
+from n2n_cli.growth.report import GroupInfo, Growth, group_infos, held_units, recipe_of
 from n2n_cli.growth.sizes.solve import Plan
 from n2n_cli.growth.trace.calls import first_samples
 from n2n_cli.growth.trace.copies import deep_copy, named_buffers

@@ -107,7 +107,7 @@ def survey(model: nn.Module, example_input: Any, plan: Plan | None = None) -> Su
     recordings = trace(model, prepared(model, example_input, pair=False))
     student: nn.Module | None = None
     if plan is None:
-        structure, sizes = relax(model, recordings, infer(model, recordings)), {}
+        structure, sizes = relax(model, recordings, infer(model, recordings)), Sizes()
     else:
         structure, solution = group_and_size(model, recordings, plan)
         student, sizes = (

@@ -7,12 +7,12 @@ import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from n2n_cli.growth.depth.blocks import align, new_blocks
 from nets import perturb, same_state, state_of, storages
 from torch import nn
 
 from n2n_cli import growth, lineage
 from n2n_cli.growth import GrowthError
+from n2n_cli.growth.depth.blocks import align, new_blocks
 
 M = torchvision.models
 

@@ -41,8 +41,8 @@ def infer(
     Args:
         model: the recorded model; its tensors may lie on the meta device.
         recordings: of its forward pass, at least one in train and one in eval mode.
-        relaxed: with relations that let units grow by any factor where whole numbers are the rule (layer and RMS norms).
-        student: built by its own constructor: where a choice is open (heads or their width), its shapes decide.
+        relaxed: with relations that let units grow by any factor where whole numbers are the rule (layer and RMS
+        norms). student: built by its own constructor: where a choice is open (heads or their width), its shapes decide.
 
     Everything is inferred anew after each change of a choice, because labels cannot be taken back.
     """

@@ -1,7 +1,7 @@
 """The table of operations: all that growth knows of each ATen operation, one row each. Nothing else lists their names.
 
-A row's fields are explained at `table.Operation`. What PyTorch itself marks as pointwise needs no row; whatever else has
-none keeps its axes as they are, and the report names it. `register` adds a row for an operation of the user's own.
+A row's fields are explained at `table.Operation`. What PyTorch itself marks as pointwise needs no row; whatever else
+has none keeps its axes as they are, and the report names it. `register` adds a row for an operation of the user's own.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ POINTWISE = Operation(elementwise.pointwise)
 UNKNOWN = Operation(elementwise.unknown)
 _SAME = Operation(elementwise.same, linear=True)
 _CONVOLUTION = Operation(contractions.convolution, linear=_one_group, weight=1, bias=2)
-_TRANSPOSED = replace(_CONVOLUTION, rule=partial(contractions.convolution, transposed=True))
+_TRANSPOSED = replace(_CONVOLUTION, rule=partial(contractions.convolution, transposed=True), transposed=True)
 _BATCH_NORM = Operation(reductions.batch_norm, norm=True, weight=1, bias=2)
 _DROPOUT = replace(_SAME, zero="first", still=_first, parts_copies=True)
 _ALPHA_DROPOUT = Operation(elementwise.same, still=_first, parts_copies=True)
@@ -114,7 +114,8 @@ ROWS: dict[str, Operation] = {
     **_rows("sum", Operation(reductions.sum_over, linear=True, zero="first")),
     **_rows("nansum var std prod logsumexp any all", Operation(reductions.sum_over)),
     **_rows("linalg_vector_norm norm", Operation(partial(reductions.sum_over, dims_at=2))),
-    **_rows("amax amin max min", Operation(reductions.extremum)),
+    **_rows("amax max", Operation(reductions.extremum, largest=True)),
+    **_rows("amin min", Operation(reductions.extremum)),
     **{
         name: Operation(partial(reductions.pool, spatial=n), linear=linear, zero="first" if zero else None)
         for n in (1, 2, 3)

@@ -12,10 +12,11 @@ from torch import Tensor
 class Remapping:
     """``index[j]`` is the teacher unit that student unit ``j`` copies, ``copies[j]`` its replication factor.
 
-    ``holds[j]`` is what unit ``j`` holds, as a multiple of the teacher's unit (None: 1 everywhere), and ``share[j]`` what
-    a reader's weight for that teacher unit is multiplied by (None: divided by ``copies``); the shares of all that holds a
-    unit's value sum to 1. With ``mean``, units beyond the teacher's own hold the mean of all the teacher's units.
-    ``idle`` units hold something of their own, which nobody reads. All have the shape ``[n']``; numbers are fp64.
+    ``holds[j]`` is what unit ``j`` holds, as a multiple of the teacher's unit (None: 1 everywhere), and ``share[j]``
+    what a reader's weight for that teacher unit is multiplied by (None: divided by ``copies``); the shares of all that
+    holds a unit's value sum to 1. With ``mean``, units beyond the teacher's own hold the mean of all the teacher's
+    units. ``idle`` units hold something of their own, which nobody reads. All have the shape ``[n']``; numbers are
+    fp64.
     """
 
     index: Tensor

@@ -53,9 +53,9 @@ Factor = tuple[Division, int] | None
 
 @dataclass
 class Wish:
-    """Sizes as a plan asks for them. A "factor" may be rounded; "layers" name some ``groups`` exactly and leave the others
-    free; a "student" gives every size. ``coupled``: what is asked for brings along widths that are equal to it in the
-    same module."""
+    """Sizes as a plan asks for them. A "factor" may be rounded; "layers" name some ``groups`` exactly and leave the
+    others free; a "student" gives every size. ``coupled``: what is asked for brings along widths that are equal to it
+    in the same module."""
 
     sizes: Sizes
     plan: Literal["factor", "layers", "student"]
@@ -158,10 +158,10 @@ class Relation:
 class Structure:
     """What inference found.
 
-    ``axes[name]`` are the axes of the parameter or buffer ``name``; ``consumed`` the (name, dim) whose entries are divided
-    among copies; ``labels`` the axes of every recorded tensor, by ``id``, one dict a recording; ``aliases`` every name
-    of a tied tensor -> the name that its axes are kept under; ``readers`` parameter -> the operation that used it;
-    ``grouped`` convolution weight -> whether its ``groups`` follow its output channels.
+    ``axes[name]`` are the axes of the parameter or buffer ``name``; ``consumed`` the (name, dim) whose entries are
+    divided among copies; ``labels`` the axes of every recorded tensor, by ``id``, one dict a recording; ``aliases``
+    every name of a tied tensor -> the name that its axes are kept under; ``readers`` parameter -> the operation that
+    used it; ``grouped`` convolution weight -> whether its ``groups`` follow its output channels.
     """
 
     axes: dict[str, list[Axis]]

@@ -22,16 +22,17 @@ class Operation:
     ``rule``: how the axes of its arguments and results hang together.
     ``linear``: whether each unit of its result is linear in that unit of its argument, in the same way for all units.
     ``moves``: its result holds entries of its first argument (or zeros), and computes nothing.
-    ``weight``, ``bias``: at which argument they stand; ``norm``: it is a normalization.
-    ``zero``: which arguments must be zero for its result to be zero, in a way that lets what is zero learn: its "first",
-    "all" of ``terms``, "any" of them, or none at all ("always": it makes zeros). ``signs``: it adds its first two
+    ``weight``, ``bias``: at which argument they stand; ``norm``: it is a normalization; ``transposed``: the
+    weight's first axis is what it reads; ``largest``: it takes the largest value along an axis.
+    ``zero``: which arguments must be zero for its result to be zero, in a way that lets what is zero learn: its
+    "first", "all" of ``terms``, "any" of them, or none at all ("always": it makes zeros). ``signs``: it adds its first two
     arguments, with these signs.
-    ``idempotent``: the module class of an activation f with f(f(v)) = f(v), built from ``numbers`` (name, default), which
-    follow the first argument; ``reads_as``: with these numbers, the (name, numbers) of a simpler one that it equals;
-    ``homogeneous``: f(c v) = c f(v) for c > 0; ``jumps``: f is not continuous.
+    ``idempotent``: the module class of an activation f with f(f(v)) = f(v), built from ``numbers`` (name, default),
+    which follow the first argument; ``reads_as``: with these numbers, the (name, numbers) of a simpler one that it
+    equals; ``homogeneous``: f(c v) = c f(v) for c > 0; ``jumps``: f is not continuous.
     ``blank``: the values of its result mean nothing yet.
-    ``still``: what stands for it where nothing may be drawn, called with (func, args, kwargs); ``parts_copies``: what it
-    draws differs from unit to unit. ``on_meta``: a cheaper way to the shape of its result.
+    ``still``: what stands for it where nothing may be drawn, called with (func, args, kwargs); ``parts_copies``: what
+    it draws differs from unit to unit. ``on_meta``: a cheaper way to the shape of its result.
     """
 
     rule: Rule
@@ -40,6 +41,8 @@ class Operation:
     weight: int | None = None
     bias: int | None = None
     norm: bool = False
+    transposed: bool = False
+    largest: bool = False
     zero: Literal["first", "all", "any", "always"] | None = None
     terms: tuple[int, ...] = (0, 1)
     signs: tuple[int, ...] = ()
@@ -69,7 +72,8 @@ def row_name(func: Any) -> str:
 
 
 class Table:
-    """The rows by operation name (``conv2d``, ``add_``, ``my_library::scale``); what PyTorch marks as pointwise needs none.
+    """The rows by operation name (``conv2d``, ``add_``, ``my_library::scale``); what PyTorch marks as pointwise needs
+    none.
 
     ``elementwise``: the row of pointwise operations that have none; ``unknown``: of all others.
     """

@@ -74,10 +74,10 @@ def find(
 def _beside(recording: Recording, teacher: nn.Module, example: Any, training: bool) -> list[Op | None]:
     """The recorded operation that belongs to each operation of a run on real tensors, or None.
 
-    The recording was made on meta tensors, where PyTorch takes small detours: it performs a few operations more or fewer
-    (an ``expand`` of a mask, a ``clone``). So each performed operation is looked for among the next eight recorded
-    ones; one that is not there has no counterpart, and the search goes on from the same place. With a wider window a
-    repeated block might be taken for the one behind it.
+    The recording was made on meta tensors, where PyTorch takes small detours: it performs a few operations more or
+    fewer (an ``expand`` of a mask, a ``clone``). So each performed operation is looked for among the next eight
+    recorded ones; one that is not there has no counterpart, and the search goes on from the same place. With a wider
+    window a repeated block might be taken for the one behind it.
     """
     performed: list[Any] = []
     run(teacher, example, OPERATIONS, lambda op: performed.append(_looks(op)), training=training, on="still")
@@ -92,7 +92,8 @@ def _beside(recording: Recording, teacher: nn.Module, example: Any, training: bo
 
 
 def _looks(op: Op) -> tuple[str, str, list[tuple[int, ...]]]:
-    """What an operation looks like on any samples of the same input: its name, module and shapes without the first axis."""
+    """What an operation looks like on any samples of the same input: its name, module and shapes without the first
+    axis."""
     return op.name, op.path, [tuple(out.shape[1:]) for out in op.outputs]
 
 

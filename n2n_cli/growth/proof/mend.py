@@ -1,7 +1,7 @@
 """Build, prove, and mend or hold until it holds: the one loop of every operator that widens, and of `inspect`.
 
-A student that fails is located (`locate`). First the numbers of the module where it goes astray are read in another way;
-if that does not help and the plan is a factor, the groups that meet there stay as they are, by name, and the rest
+A student that fails is located (`locate`). First the numbers of the module where it goes astray are read in another
+way; if that does not help and the plan is a factor, the groups that meet there stay as they are, by name, and the rest
 grows.
 """
 

@@ -1,4 +1,5 @@
-"""What groups owe each other beyond one remapping. Taking a class out of ``RELATIONS`` costs its feature, nothing else."""
+"""What groups owe each other beyond one remapping. Taking a class out of ``RELATIONS`` costs its feature, nothing
+else."""
 
 from n2n_cli.growth.groups.relations.heads import HeadWidths
 from n2n_cli.growth.groups.relations.lengths import EqualLengths, Widths

@@ -3,9 +3,9 @@
 ``chunk`` cuts a tensor into parts of equal size: each may have a remapping of its own, as long as the parts stay
 equal. Rounding can set them apart (3 units by 1.5 are 5, 6 half-units 9); the axis with the larger units decides then.
 
-`Widths` is the same for lengths that a module's code takes for granted. An attention module meets a width of 6, and 3 heads
-of 2: two groups, one length. By 1.5 the width becomes 9 and the heads 5 times 2, which are 10. The larger unit decides
-(the width becomes 10), unless one side was asked for by name, or may only grow by whole numbers.
+`Widths` is the same for lengths that a module's code takes for granted. An attention module meets a width of 6, and 3
+heads of 2: two groups, one length. By 1.5 the width becomes 9 and the heads 5 times 2, which are 10. The larger unit
+decides (the width becomes 10), unless one side was asked for by name, or may only grow by whole numbers.
 """
 
 from __future__ import annotations

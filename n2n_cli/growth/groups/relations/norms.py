@@ -8,11 +8,11 @@ everything that writes the stream is linear there is more freedom, for any n' >=
 * RMS norm: r copies of a unit hold it divided by sqrt(r), so the sum of squares stays. With weight x sqrt(r n / n')
   and eps x n / n' every copy's result is the teacher's.
 
-The stream and the norm's result are groups of their own then: [x, mean] is what the one holds, [y, 0] the other. So a norm
-is refused (and tied to whole numbers) where that would show: if the stream meets anything that is not linear, or another
-norm's result, or a mean; if the zeros meet anything but the norm's own bias before something linear reads them; if one
-result comes from two streams. And whoever shares a group with a refused norm is refused as well: a stream of ViT is
-read by every block's norm, and either all of them find mean units in it, or none.
+The stream and the norm's result are groups of their own then: [x, mean] is what the one holds, [y, 0] the other. So a
+norm is refused (and tied to whole numbers) where that would show: if the stream meets anything that is not linear, or
+another norm's result, or a mean; if the zeros meet anything but the norm's own bias before something linear reads
+them; if one result comes from two streams. And whoever shares a group with a refused norm is refused as well: a stream
+of ViT is read by every block's norm, and either all of them find mean units in it, or none.
 """
 
 from __future__ import annotations

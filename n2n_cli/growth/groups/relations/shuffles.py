@@ -177,9 +177,9 @@ class Shuffles(Relation):
             return {}
         moved = _drawn(self.live(), set(structure.groups()), sizes, generator)
         if moved is None:
+            place = self.found[0].fork[0]
             raise GrowthError(
-                f"the student cannot be reached: with these widths the channel shuffle at {self.found[0].fork[0]} would "
-                "lose a unit"
+                f"the student cannot be reached: with these widths the channel shuffle at {place} would lose a unit"
             )
         found: Remappings = {}
         for group, (index, idle) in moved.items():
@@ -216,9 +216,9 @@ def _proportional(widths: Sizes) -> bool:
 class _Fates:
     """Where every unit goes, with the sizes of ``sizes`` (the teacher's own if it is empty).
 
-    For a network in which A (4 units) enters a shuffle in two groups and the result is cut into B and C: unit 0 of A goes
-    to B, unit 1 to B, units 2 and 3 to C, say. Grown to 6 units, places 0, 1, 4 of A may go to B: only units 0 and 1 can be
-    copied there.
+    For a network in which A (4 units) enters a shuffle in two groups and the result is cut into B and C: unit 0 of A
+    goes to B, unit 1 to B, units 2 and 3 to C, say. Grown to 6 units, places 0, 1, 4 of A may go to B: only units 0
+    and 1 can be copied there.
     """
 
     def __init__(self, shuffles: Sequence[Shuffle], used: set[Group], sizes: Mapping[Group, int]) -> None:

@@ -1,7 +1,7 @@
 """Ties: units that may only be copied the same whole number of times.
 
-The mean over n units (layer norm, group norm, ``x.mean(1)``) stays what it is if every unit stands there r times, and in
-general under no other copies. Ties that share a group are one class, which grows by one common whole number.
+The mean over n units (layer norm, group norm, ``x.mean(1)``) stays what it is if every unit stands there r times, and
+in general under no other copies. Ties that share a group are one class, which grows by one common whole number.
 
 >>> from n2n_cli.growth.groups.axes import Group
 >>> a, b = Group(4), Group(6)
@@ -85,10 +85,11 @@ class Ties(Relation):
             if wish.plan != "factor" and any(ratio != factor for ratio in ratios):
                 why = f"{tie.reason}" + (f"; tied to a part that cannot grow ({tie.fixed})" if tie.fixed else "")
                 asked = f"{min(ratios):g}" + (f" to {max(ratios):g}" if min(ratios) != max(ratios) else "")
-                names = structure.layers(tie.groups)
+                layers = structure.layers(tie.groups)
+                named = ", ".join(layers[:3]) + (" ..." if layers[3:] else "")
                 raise GrowthError(
-                    f"the plan asks for {asked} times the units of {', '.join(names[:3])}{' ...' if names[3:] else ''}, "
-                    f"but {why}: every unit must be copied the same whole number of times"
+                    f"the plan asks for {asked} times the units of {named}, but {why}: every unit must be copied the same "
+                    "whole number of times"
                 )
             sizes.update({group: group.n * factor for group in tie.groups})
         return sizes, []

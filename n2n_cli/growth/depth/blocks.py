@@ -1,7 +1,8 @@
-"""New blocks of a deeper constructor that add nothing at first: the last factor of each residual branch is zero.
+"""New blocks of a deeper constructor that add nothing at first: ``x + B(x)`` where the last factor of ``B`` is zero.
 
-Two parts: where a block's branch joins the stream and which parameters close it, read from a recorded pass; and which
-tensor of a deeper student is which of the teacher's, where numbered layers have moved up.
+Two parts. `Blocks` reads from a recorded pass where a block's branch ``B`` joins the stream ``x``, and which parameters
+close it. `align` and `new_blocks` tell which tensor of a deeper student is which of the teacher's, where numbered
+layers have moved up.
 """
 
 from __future__ import annotations
@@ -12,60 +13,31 @@ from typing import Any
 from torch import Tensor, nn
 
 from n2n_cli.errors import suggest
-from n2n_cli.growth.common import arg, tensors
 from n2n_cli.growth.errors import GrowthError
-from n2n_cli.growth.identity import IDEMPOTENT
-from n2n_cli.growth.record import Op, Recording
-
-_KIND = {  # of operation
-    name: kind
-    for kind, names in {
-        # zero in, zero out, and nothing is lost
-        "move": "view reshape flatten unflatten _unsafe_view permute transpose swapaxes movedim t contiguous clone"
-        " alias detach to _to_copy type_as roll flip slice select narrow chunk split split_with_sizes unbind index"
-        " squeeze unsqueeze expand repeat constant_pad_nd pixel_shuffle pixel_unshuffle dropout feature_dropout"
-        " native_dropout",
-        "linear": "neg div mean sum avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d"
-        " adaptive_avg_pool3d upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d"
-        " upsample_bicubic2d upsample_linear1d",
-        "smooth": "gelu silu tanh leaky_relu prelu elu selu celu mish hardswish softsign",  # f(0) = 0, f'(0) is not 0
-        "zeros": "zeros zeros_like new_zeros",
-        "sum": "add sub",
-        "join": "cat stack",
-        "product": "mul matmul mm bmm",
-    }.items()
-    for name in names.split()
-}
-# operation -> where its weight and bias stand
-_CLOSING: dict[str, tuple[int, int]] = {
-    **{f"conv{kind}{n}d": (1, 2) for kind in ("", "_transpose") for n in (1, 2, 3)},
-    "linear": (1, 2),
-    "batch_norm": (1, 2),
-    "instance_norm": (1, 2),
-    "layer_norm": (2, 3),
-    "group_norm": (2, 3),
-    "rms_norm": (2, 3),
-}
+from n2n_cli.growth.groups.operations import OPERATIONS
+from n2n_cli.growth.trace.record import Op, Recording
 
 
 class _Open(Exception):
     """A branch that no parameter closes, and why."""
 
 
-def _base(op: Op) -> str:
-    return op.name.removesuffix("_")
-
-
-def _kind(op: Op) -> str | None:
-    return _KIND.get(_base(op))
+def _moves(op: Op) -> bool:
+    """Whether the result of an operation holds its first argument, entries dropped at random left aside."""
+    row = OPERATIONS.of(op)
+    return row.moves or row.is_dropout
 
 
 def _under(path: str, blocks: Iterable[str]) -> bool:
+    """Whether a module stands in one of the blocks, or is one."""
     return any(path == block or path.startswith(f"{block}.") for block in blocks)
 
 
 class Blocks:
-    """What a recorded pass of a student tells about its new blocks. ``new``: names of the student's own tensors."""
+    """What a recorded pass of a student tells about its new blocks.
+
+    ``blocks``: the paths of the new blocks; ``new``: the names of the parameters that the teacher lacks.
+    """
 
     def __init__(self, recording: Recording, blocks: Collection[str], new: Collection[str]) -> None:
         self.ops, self.names = recording.ops, recording.tensors
@@ -74,8 +46,11 @@ class Blocks:
     def closing(self, block: str) -> tuple[list[str], set[str]]:
         """Parameters that, when zero, make ``block`` add nothing; and the blocks that make up its branch.
 
-        Nothing where no sum joins a branch to what enters the block. The sum may stand in the block (a stage may hold
-        several), or behind it.
+        The sum may stand in the block (a stage may hold several), or behind it.
+
+        Returns:
+            tuple[list[str], set[str]]: names of parameters, and paths of blocks, of which ``block`` is one; both are
+            empty where no sum joins a branch to what enters the block.
 
         Raises:
             GrowthError: a branch has no such parameters; names the block and the operation in the way.
@@ -83,7 +58,7 @@ class Blocks:
         inside = [i for i, op in enumerate(self.ops) if _under(op.path, [block])]
         made, entering = set(self.names), None
         for i in inside:
-            entering = entering or next(([t] for t in tensors(self.ops[i]) if id(t) not in made), None)
+            entering = entering or next(([t] for t in self.ops[i].tensors() if id(t) not in made), None)
             made.update(id(t) for t in self.ops[i].outputs)
         if not entering:
             return [], set()
@@ -95,7 +70,7 @@ class Blocks:
                 if names is not None:
                     found += names
                     stream.add(id(op.outputs[0]))
-                elif (_kind(op) == "move" or _base(op) in IDEMPOTENT) and id(op.args[0]) in stream:
+                elif (_moves(op) or OPERATIONS.of(op).idempotent) and id(op.args[0]) in stream:
                     stream.update(id(t) for t in op.outputs)
                 elif any(id(t) in stream for t in op.outputs):  # overwritten by something else
                     stream -= {id(t) for t in op.outputs}
@@ -107,11 +82,13 @@ class Blocks:
             raise GrowthError(f"the new block '{block}' cannot start as nothing: {error}") from error
 
     def _behind(self, at: int, stream: set[int], block: str) -> tuple[list[str], set[str]]:
-        """The sum is the caller's: follow what leaves the block, through other new blocks, to where it is added."""
+        """`closing` where the sum is the caller's: what leaves operation ``at``, the block's last, is followed through
+        other new blocks to where it is added.
+        """
         covered = {block}
         while True:
             made = {id(t) for t in self.ops[at].outputs}
-            readers = [i for i in range(at + 1, len(self.ops)) if any(id(t) in made for t in tensors(self.ops[i]))]
+            readers = [i for i in range(at + 1, len(self.ops)) if any(id(t) in made for t in self.ops[i].tensors())]
             if not readers:
                 return [], set()
             names = self._joined(readers[0], stream)
@@ -119,20 +96,23 @@ class Blocks:
                 return names, covered
             op = self.ops[readers[0]]
             through = {b for b in self.blocks if _under(op.path, [b])}
-            if len(readers) > 1 or not (through or _kind(op) in ("move", "linear", "smooth", "product")):
+            if len(readers) > 1 or not (through or OPERATIONS.of(op).zero in ("first", "any")):
                 return [], set()
             covered |= through
             at = readers[0]
 
     def _joined(self, at: int, stream: set[int]) -> list[str] | None:
-        """If operation ``at`` adds a branch to the stream: the parameters that close the branch."""
-        op = self.ops[at]
-        if _kind(op) != "sum" or len(op.args) < 2:
+        """If operation ``at`` adds a branch to the stream: the parameters that close the branch; else None.
+
+        ``stream``: the ``id`` of every tensor that holds what enters the block, with the sums so far.
+        """
+        op, signs = self.ops[at], OPERATIONS.of(self.ops[at]).signs
+        if not signs or len(op.args) < 2:
             return None
         a, b = op.args[:2]
         if not isinstance(a, Tensor) or not isinstance(b, Tensor) or (id(a) in stream) == (id(b) in stream):
             return None
-        if _base(op) == "sub" and id(b) in stream:
+        if signs[1] < 0 and id(b) in stream:  # a zero branch would leave the stream negated
             return None
         return self._zeros(b if id(a) in stream else a, at)
 
@@ -146,34 +126,31 @@ class Blocks:
         at = next((i for i in range(before - 1, -1, -1) if any(t is tensor for t in self.ops[i].outputs)), None)
         if at is None:
             raise _Open("what it adds is not its own")
-        op, kind = self.ops[at], _kind(self.ops[at])
-        if kind == "zeros":
+        op, row = self.ops[at], OPERATIONS.of(self.ops[at])
+        if row.zero == "always":
             return []
-        if kind in ("move", "linear", "smooth"):
+        if row.zero == "first":
             return self._zeros(op.args[0], at)
-        if kind in ("sum", "join"):
-            parts = op.args[:2] if kind == "sum" else op.args[0]
+        if row.zero == "all":
+            parts = op.args[0] if isinstance(op.args[0], list | tuple) else [op.args[i] for i in row.terms]  # or cat
             return [name for part in parts for name in self._zeros(part, at)]
-        if kind == "product":
+        if row.zero == "any":
             return self._factor(op, at)
-        if _base(op) == "addmm":
-            return [name for part in (op.args[0], op.args[2]) for name in self._zeros(part, at)]
-        if _base(op) in _CLOSING:
-            weight, bias = _CLOSING[_base(op)]
-            held = [t for t in (arg(op, weight, "weight"), arg(op, bias, "bias")) if t is not None]
-            names = [self._parameter(t, at) for t in held]
-            if arg(op, weight, "weight") is None:
+        if row.weight is not None:
+            weight, bias = op.arg(row.weight, "weight"), op.arg(row.bias, "bias") if row.bias is not None else None
+            names = [self._parameter(t, at) for t in (weight, bias) if t is not None]
+            if weight is None:
                 raise _Open(f"{op} ends its branch and has no scale")
             if None in names:
                 raise _Open(f"{op} ends its branch with a weight that is computed")
             return [self._owned(name) for name in names if name is not None]
-        if _base(op) in IDEMPOTENT:
+        if row.idempotent:
             raise _Open(f"{op} ends its branch, and behind it a zero would never learn")
         raise _Open(f"{op} ends its branch, and no parameter behind it can be zero")
 
     def _factor(self, op: Op, at: int) -> list[str]:
         """A product is zero where one factor is: a parameter of its own first, else what either is made of."""
-        factors = [t for t in op.args[:2] if isinstance(t, Tensor)]
+        factors = [op.args[i] for i in OPERATIONS.of(op).terms if isinstance(op.args[i], Tensor)]
         reason = _Open(f"{op} ends its branch")
         for tensor in sorted(factors, key=lambda t: self._parameter(t, at) is None):
             try:
@@ -183,17 +160,18 @@ class Blocks:
         raise reason
 
     def _parameter(self, tensor: Tensor, before: int) -> str | None:
-        """The parameter that ``tensor`` is, or is a view of."""
+        """The name of the parameter that ``tensor`` is, or is a view of, before operation ``before``; else None."""
         for op in reversed(self.ops[:before]):
             if id(tensor) in self.names:
                 break
             if any(t is tensor for t in op.outputs):
-                if _kind(op) != "move" or not isinstance(op.args[0], Tensor):
+                if not _moves(op) or not isinstance(op.args[0], Tensor):
                     return None
                 tensor = op.args[0]
         return self.names.get(id(tensor))
 
     def _owned(self, name: str) -> str:
+        """The name itself, if the teacher has no such parameter: what is the teacher's cannot be zero."""
         if name not in self.new:
             raise _Open(f"'{name}', which ends its branch, is the teacher's")
         return name
@@ -211,6 +189,11 @@ def align(teacher: nn.Module, student: nn.Module) -> dict[str, str]:
 
     Raises:
         GrowthError: a tensor has no place in the student; names the first.
+
+    >>> teacher = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    >>> student = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    >>> align(teacher, student)["2.weight"]
+    '4.weight'
     """
     theirs, ours = _tensors(teacher), _tensors(student)
     if all(name in ours and ours[name].shape == tensor.shape for name, tensor in theirs.items()):
@@ -236,7 +219,10 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _embed(teacher: nn.Module, student: nn.Module, at: str, to: str, paths: dict[str, str]) -> bool:
-    """Whether the student holds the teacher's layers; ``paths`` gets the names of the tensors."""
+    """Whether the student's module at path ``to`` holds the layers of the teacher's at path ``at``.
+
+    If it does, ``paths`` gets the names of the tensors, as `align` returns them. Paths end with a dot, or are empty.
+    """
     own = {key: tensor for key, tensor in [*teacher._parameters.items(), *teacher._buffers.items()]}
     has = {key: tensor for key, tensor in [*student._parameters.items(), *student._buffers.items()]}
     if {k: None if t is None else t.shape for k, t in own.items()} != {
@@ -269,6 +255,8 @@ def _embed(teacher: nn.Module, student: nn.Module, at: str, to: str, paths: dict
 
 def new_blocks(student: nn.Module, new: Iterable[str], taken: Collection[str]) -> list[str]:
     """The largest modules of the student that hold only ``new`` tensors, in the order of its ``state_dict``.
+
+    ``taken``: the names of all its other tensors, which are the teacher's.
 
     Raises:
         GrowthError: a new tensor stands in a layer that the teacher has too.

@@ -1,36 +1,38 @@
-"""Where an identity layer fits: (conv | linear) -> [norm] -> f, with f idempotent (paper section 2.4)."""
+"""Where an identity layer fits: (conv | linear) -> [norm] -> f, with f(f(v)) = f(v) (paper, section 2.4).
+
+One recorded pass shows what stands behind each layer of weights: at most one norm, dropout, and the activation. Nobody
+else may read what is in between, since the new layers are put behind the norm, where the activation reads.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
-from n2n_cli.growth.common import arg, tensors
-from n2n_cli.growth.identity import IDEMPOTENT, Activation
-from n2n_cli.growth.prove import prepared
-from n2n_cli.growth.record import Op, Recording, record
-from n2n_cli.growth.rules import rule_for
+from n2n_cli.growth.depth.identity import Activation, module_of
+from n2n_cli.growth.groups.operations import OPERATIONS
+from n2n_cli.growth.groups.rules import movement
+from n2n_cli.growth.groups.table import row_name
+from n2n_cli.growth.trace.calls import prepared
+from n2n_cli.growth.trace.record import Op, Recording, record
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-WEIGHTED = ("linear", *(f"conv{t}{n}d" for t in ("", "_transpose") for n in (1, 2, 3)))
-NORMS = ("batch_norm", "instance_norm", "group_norm", "layer_norm", "rms_norm")
 NORM_MODULES = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
-DROPOUT = ("dropout", "feature_dropout")
-JUMPS = ("threshold", "hardshrink")
-VIEWS = ("view", "reshape", "unflatten", "_unsafe_view")
 
 
 @dataclass(frozen=True)
 class Site:
     """A place behind ``module`` (the norm, or the layer itself) and before its activation.
 
-    ``layer`` is the weighted layer's path; ``kernel`` the identity's kernel size (empty for linear), ``groups`` its
-    groups; ``channels`` what leaves ``module``. ``refusal`` tells why no identity layer fits. ``expansion``: a dense
-    layer that only depthwise ones read; an identity behind it is depthwise, of the reader's kernel.
+    ``layer``: the path of the layer of weights. ``channels``: what leaves ``module``. ``kernel``, ``groups``: those of
+    an identity layer here; the kernel of a linear one is empty. ``norm``: the class of the norm, by name.
+    ``refusal``: why no identity layer fits; None if one does. ``follows``: the layer of weights whose activation feeds
+    this one directly. ``expansion``: a dense layer that only depthwise ones read; an identity behind it is depthwise,
+    with their kernel.
     """
 
     layer: str
@@ -41,7 +43,7 @@ class Site:
     groups: int
     norm: str | None
     refusal: str | None = None
-    follows: str | None = None  # the weighted layer whose activation feeds this one directly
+    follows: str | None = None
     expansion: bool = False
 
     def vertical_horizontal(self, other: Site | None) -> bool:
@@ -53,12 +55,24 @@ class Site:
 
 
 def find_sites(model: nn.Module, example_input: Any) -> list[Site]:
-    """Every weighted layer in the order of the forward pass, with what follows it."""
-    recording = record(model, prepared(model, example_input), lambda f: rule_for(f) is not None, training=True)
+    """Every layer of weights in the order of the forward pass, with what follows it.
+
+    Raises:
+        GrowthError: the model does not run on the example input; names the module.
+
+    >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    >>> for site in find_sites(net, torch.randn(2, 3)):
+    ...     print(site.layer, site.activation, site.refusal)
+    0 ('relu',) None
+    2 ('nothing',) its output is an output of the network
+    """
+    recording = record(model, prepared(model, example_input), OPERATIONS, training=True)
     return _Finder(model, recording).sites()
 
 
 class _Finder:
+    """The operations of one recorded pass, and what reads what."""
+
     def __init__(self, model: nn.Module, recording: Recording) -> None:
         self.modules = dict(model.named_modules())
         self.recording = recording
@@ -74,24 +88,24 @@ class _Finder:
         found: list[Site] = []
         produced: dict[int, str] = {}  # tensor that an activation made -> the layer before it
         for at, op in enumerate(self.ops):
-            if _base(op) not in WEIGHTED or id(op.args[1]) not in self.recording.tensors:
+            row = OPERATIONS.of(op)
+            if row.weight is None or row.norm or id(op.arg(row.weight, "weight")) not in self.recording.tensors:
                 continue
             if isinstance(self.modules[op.path], (nn.Linear, *CONVOLUTIONS)):
                 site, end = self._site(at)
-                found.append(_following(site, produced.get(id(op.args[0]))))
+                found.append(replace(site, follows=produced.get(id(op.args[0]))))
                 if end is not None:
                     produced[id(self.ops[end].outputs[0])] = op.path
         return found
 
     def _site(self, at: int) -> tuple[Site, int | None]:
-        """The site of the weighted layer that operation ``at`` computes, and the operation that is its activation."""
+        """The site of the layer that operation ``at`` computes, and the operation that ends its activation."""
         op, ops = self.ops[at], self.ops
         module = self.modules[op.path]
-        place, norm, refusal = at, None, None
+        place, norm, refusal, dropped = at, None, None, False
         nxt, why = self._reader(at)
-        dropped = False
-        while nxt is not None and (_base(ops[nxt]) in DROPOUT or (norm is None and _base(ops[nxt]) in NORMS)):
-            if _base(ops[nxt]) in NORMS:
+        while nxt is not None and ((row := OPERATIONS.of(ops[nxt])).is_dropout or (norm is None and row.norm)):
+            if row.norm:
                 norm, place, dropped = self.modules[ops[nxt].path], nxt, False
                 if not isinstance(norm, NORM_MODULES):
                     refusal = f"its {_base(ops[nxt])} is not a module of its own"
@@ -105,14 +119,14 @@ class _Finder:
             refusal = refusal or why
         else:
             activation, nxt = self._activation(nxt, ops[place].outputs[0], linear)
-            shown = _shown(activation)
-            if activation[0] not in IDEMPOTENT:
+            shown, row = _shown(activation), OPERATIONS.rows.get(activation[0], OPERATIONS.unknown)
+            if module_of(activation) is None:
                 refusal = refusal or (
                     f"it feeds {shown}, and an identity layer needs an activation f with f(f(v)) = f(v)"
                 )
-            elif dropped and activation[0] not in ("relu", "abs"):
+            elif dropped and not row.homogeneous:
                 refusal = refusal or f"it feeds dropout and then {shown}, which does not pass dropout's scale"
-            elif isinstance(norm, nn.modules.batchnorm._BatchNorm) and activation[0] in JUMPS:
+            elif isinstance(norm, nn.modules.batchnorm._BatchNorm) and row.jumps:
                 refusal = refusal or f"it feeds {shown}, which jumps, and undoing batch norm is exact up to rounding"
         if any(self.calls[ops[i].path, _base(ops[i])] > 1 for i in (at, place)):
             refusal = "it is called more than once"
@@ -132,15 +146,16 @@ class _Finder:
         if groups > 1 and groups == module.in_channels:
             return tuple(module.kernel_size), channels, False
         readers = [self.ops[i] for i in self._readers(at, self.ops[at].outputs[0])] if at is not None else []
-        if readers and groups == 1 and channels > 1 and all(_depthwise(op, channels) for op in readers):
-            return tuple(readers[0].args[1].shape[2:]), channels, True
+        kernels = [_depthwise_kernel(op, channels) for op in readers]
+        if kernels and kernels[0] and groups == 1 and channels > 1 and all(kernels):
+            return kernels[0], channels, True
         return tuple(module.kernel_size), groups, False
 
     def _readers(self, at: int, tensor: Tensor) -> list[int]:
         """The operations after ``at`` that read ``tensor``, up to the first that overwrites it."""
         found = []
         for i in range(at + 1, len(self.ops)):
-            if any(t is tensor for t in tensors(self.ops[i])):
+            if any(t is tensor for t in self.ops[i].tensors()):
                 found.append(i)
                 if self.ops[i].outputs and self.ops[i].outputs[0] is tensor:
                     break
@@ -161,28 +176,16 @@ class _Finder:
         )
 
     def _activation(self, at: int, x: Tensor, linear: bool) -> tuple[Activation, int]:
-        """The activation that reads ``x`` at operation ``at``, and the operation that ends it."""
+        """The activation that reads ``x`` at operation ``at``, with its numbers, and the operation that ends it."""
         op = self.ops[at]
-        name = _base(op)
-        if name in VIEWS and (found := self._maxout(at, x, x.ndim - 1 if linear else 1)):
+        name, row = _base(op), OPERATIONS.of(op)
+        if row.rule is movement.view and (found := self._maxout(at, x, x.ndim - 1 if linear else 1)):
             return found
-        numbers = {
-            "hardtanh": (("min_val", -1.0), ("max_val", 1.0)),
-            "clamp": (("min", None), ("max", None)),
-            "clamp_min": (("min", None),),
-            "clamp_max": (("max", None),),
-            "threshold": (("threshold", None), ("value", None)),
-            "hardshrink": (("lambd", 0.5),),
-        }.get(name, ())
-        values = [arg(op, i, key, default) for i, (key, default) in enumerate(numbers, 1)]
+        values = [op.arg(i, key, default) for i, (key, default) in enumerate(row.numbers, 1)]
         if any(isinstance(value, Tensor) for value in values):
             return (f"{name} with tensors for bounds",), at
-        if name in ("clamp_min", "clamp_max"):
-            values = [values[0], None] if name == "clamp_min" else [None, values[0]]
-            name = "clamp"
-        if (name, values) in (("clamp", [0, None]), ("threshold", [0, 0])):
-            return ("relu",), at
-        return ("relu6",) if (name, values) == ("hardtanh", [0, 6]) else (name, *values), at
+        simpler = row.reads_as(*values) if row.reads_as is not None else None
+        return simpler or (name, *values), at
 
     def _maxout(self, at: int, x: Tensor, channel: int) -> tuple[Activation, int] | None:
         """``view`` of the channels as (units, pieces) or (pieces, units), and the maximum over the pieces."""
@@ -192,32 +195,33 @@ class _Finder:
         nxt, _ = self._reader(at)
         if shape[channel + 2 :] != x.shape[channel + 1 :] or nxt is None:
             return None
-        dim = arg(self.ops[nxt], 1, "dim")
+        if not OPERATIONS.of(self.ops[nxt]).largest or len(self.ops[nxt].tensors()) > 1:
+            return None
+        dim = self.ops[nxt].arg(1, "dim")
         dims = [d % len(shape) for d in ([dim] if isinstance(dim, int) else dim or [])]
-        if _base(self.ops[nxt]) not in ("amax", "max") or len(dims) != 1 or dims[0] not in (channel, channel + 1):
+        if len(dims) != 1 or dims[0] not in (channel, channel + 1):
             return None
         axis = -1 if channel == x.ndim - 1 else channel
         return ("maxout", shape[dims[0]], axis, dims[0] == channel + 1), nxt
 
 
 def _base(op: Op) -> str:
-    return op.name.removesuffix("_")
+    """The operation's name in the table, without the mark of its in-place form."""
+    return row_name(op.func).removesuffix("_")
 
 
-def _following(site: Site, layer: str | None) -> Site:
-    return Site(**{**site.__dict__, "follows": layer})
+def _depthwise_kernel(op: Op, channels: int) -> tuple[int, ...] | None:
+    """The kernel size of a convolution of ``channels`` channels, each by filters of its own; None for all else."""
+    row = OPERATIONS.of(op)
+    if row.weight is None or row.norm or row.transposed:
+        return None
+    shape = tuple(op.arg(row.weight, "weight").shape)
+    return shape[2:] if shape[1] == 1 and op.arg(6, "groups", 1) == channels else None
 
 
 def _shown(activation: Activation) -> str:
     name, *numbers = activation
     return f"{name}({', '.join(map(str, numbers))})" if numbers else str(name)
-
-
-def _depthwise(op: Op, channels: int) -> bool:
-    """A convolution of ``channels`` channels, each by filters of its own."""
-    if not _base(op).startswith("conv") or "transpose" in _base(op):
-        return False
-    return bool(op.args[1].shape[1] == 1 and arg(op, 6, "groups", 1) == channels)
 
 
 def choose(found: Sequence[Site]) -> list[Site]:

@@ -1,4 +1,8 @@
-"""The identity layer, the activation in front of it, and the batch norm behind it (paper section 2.4)."""
+"""The identity layer, the activation in front of it, and the batch norm behind it (paper, section 2.4).
+
+A layer that copies each channel, ``W[c, c] = 1`` at the kernel's centre, behind an activation that may be repeated,
+``f(f(v)) = f(v)``. The batch norm behind it is undone by its scale ``sqrt(var + eps)`` and its bias ``mean``.
+"""
 
 from __future__ import annotations
 
@@ -9,37 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from n2n_cli.growth.errors import GrowthError
-from n2n_cli.growth.prove import outputs, prepared
+from n2n_cli.growth.groups.operations import OPERATIONS
+from n2n_cli.growth.proof.gap import outputs
+from n2n_cli.growth.trace.calls import prepared
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
-Activation = tuple[Any, ...]  # a name and its numbers, for example ("hardtanh", -1, 1)
-
-
-class Clamp(nn.Module):
-    """min(max(v, low), high); None is no bound."""
-
-    def __init__(self, low: float | None = None, high: float | None = None) -> None:
-        super().__init__()
-        self.low, self.high = low, high
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.clamp(self.low, self.high)
-
-    def extra_repr(self) -> str:
-        return f"{self.low}, {self.high}"
-
-
-class Abs(nn.Module):
-    """|v|."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.abs()
+Activation = tuple[Any, ...]
+"""A name and its numbers, for example ``("hardtanh", -1, 1)``: a row of the table of operations, or ``"maxout"``."""
 
 
 class Maxout(nn.Module):
     """The largest of ``pieces`` values a unit: axis ``dim`` becomes ``1 / pieces`` as long.
 
-    ``units_first``: a unit's pieces are neighbours (channel = unit * pieces + piece); else piece * units + unit.
+    ``units_first``: the pieces of a unit are neighbours (channel = unit * pieces + piece); else all first pieces come
+    first (channel = piece * units + unit).
     """
 
     def __init__(self, pieces: int, dim: int, units_first: bool = True) -> None:
@@ -55,50 +42,74 @@ class Maxout(nn.Module):
         return f"pieces={self.pieces}, dim={self.dim}, units_first={self.units_first}"
 
 
-# f(f(v)) == f(v) for every v
-IDEMPOTENT: dict[str, type[nn.Module]] = {
-    "relu": nn.ReLU,
-    "relu6": nn.ReLU6,
-    "clamp_min": nn.ReLU,  # as lineages of before write relu
-    "hardtanh": nn.Hardtanh,
-    "clamp": Clamp,
-    "abs": Abs,
-    "threshold": nn.Threshold,
-    "hardshrink": nn.Hardshrink,
-    "maxout": Maxout,
-}
+def module_of(activation: Activation) -> type[nn.Module] | None:
+    """The class of an idempotent activation, f(f(v)) = f(v), which is built from its numbers; None for any other.
+
+    >>> module_of(("hardtanh", -1, 1)), module_of(("gelu",))
+    (<class 'torch.nn.modules.activation.Hardtanh'>, None)
+    """
+    if activation[0] == "maxout":
+        return Maxout
+    row = OPERATIONS.rows.get(activation[0])
+    return row.idempotent if row is not None else None
 
 
 def plain(activation: Activation) -> Any:
-    """As a recipe holds it: the name, or a list of the name and its numbers."""
+    """An activation as a recipe holds it: the name, or a list of the name and its numbers.
+
+    >>> plain(("relu",)), plain(("hardtanh", -1, 1))
+    ('relu', ['hardtanh', -1, 1])
+    """
     return list(activation) if len(activation) > 1 else activation[0]
 
 
 def activation_of(saved: Any) -> Activation:
-    """The inverse of ``plain``."""
+    """The inverse of `plain`."""
     return (saved,) if isinstance(saved, str) else tuple(saved)
 
 
 def make_identity(
     channels: int, kernel: Sequence[int], groups: int, activation: Activation, norm: nn.Module | None
 ) -> list[nn.Module]:
-    """Activation, identity layer (its weights are set by ``set_identity``), and the norm (to be calibrated).
+    """The modules of one identity: activation, layer, and norm if there is one.
 
-    ``channels`` enter the activation and leave the layer; ``kernel`` is empty for a linear layer.
+    Args:
+        channels: what enters the activation and leaves the layer.
+        kernel: the layer's kernel size, of odd numbers; empty for a linear layer.
+        groups: the layer's groups, if it is a convolution.
+        activation: one that `module_of` knows.
+        norm: the batch norm behind the layer, which has no bias then.
+
+    Returns:
+        list[nn.Module]: in the order they run. The layer's weights are random until `identify` sets them, and the norm
+        is as it was given.
+
+    Raises:
+        GrowthError: the activation is none that is known to be idempotent.
     """
-    layers: list[nn.Module] = [IDEMPOTENT[activation[0]](*activation[1:])]
+    repeated = module_of(activation)
+    if repeated is None:
+        raise GrowthError(f"growth knows no activation '{activation[0]}' with f(f(v)) = f(v)")
     inner = channels // int(activation[1]) if activation[0] == "maxout" else channels
+    layer: nn.Module
     if kernel:
-        kind = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[len(kernel)]
+        convolution: Any = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[len(kernel)]
         padding = tuple(k // 2 for k in kernel)
-        layers.append(kind(inner, channels, tuple(kernel), padding=padding, groups=groups, bias=norm is None))  # type: ignore[arg-type]
+        layer = convolution(inner, channels, tuple(kernel), padding=padding, groups=groups, bias=norm is None)
     else:
-        layers.append(nn.Linear(inner, channels, bias=norm is None))
+        layer = nn.Linear(inner, channels, bias=norm is None)
+    layers = [repeated(*activation[1:]), layer]
     return [*layers, norm] if norm is not None else layers
 
 
 def columns(activation: Activation, channels: int) -> Tensor | None:
-    """For maxout the unit that each of ``channels`` outputs copies (its replicated columns); else None."""
+    """For maxout the unit that each of ``channels`` outputs of the identity copies, ``[channels]``; else None.
+
+    All pieces of a unit copy that unit, so that the largest of them is what it was.
+
+    >>> columns(("maxout", 2, 1, True), 6)
+    tensor([0, 0, 1, 1, 2, 2])
+    """
     if activation[0] != "maxout":
         return None
     pieces, units_first = int(activation[1]), bool(activation[3])
@@ -108,12 +119,19 @@ def columns(activation: Activation, channels: int) -> Tensor | None:
 
 @torch.no_grad()
 def set_identity(layer: nn.Module, source: Tensor | None = None) -> None:
-    """Weights of the identity: one at the kernel's centre from channel c to channel c, bias zero.
+    """Give a layer the weights of the identity: one at the kernel's centre from channel c to channel c, bias zero.
 
-    ``source[c]`` is the input channel that output channel c copies; None: its own.
+    Args:
+        layer: a linear layer, or a convolution of any groups and dilation; it is changed in place.
+        source: ``[outputs]``, the input channel that each output channel copies; None: its own.
 
     Raises:
         ValueError: the layer cannot be an identity (its shape, stride or padding forbids it).
+
+    >>> layer = nn.Linear(2, 2)
+    >>> set_identity(layer)
+    >>> layer.weight.tolist(), layer.bias.tolist()
+    ([[1.0, 0.0], [0.0, 1.0]], [0.0, 0.0])
     """
     weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
     if isinstance(layer, nn.Linear):
@@ -143,11 +161,20 @@ def set_identity(layer: nn.Module, source: Tensor | None = None) -> None:
 
 @torch.no_grad()
 def identify(student: nn.Module, layers: Sequence[str], sources: Mapping[str, Tensor], batches: Sequence[Any]) -> int:
-    """Make new layers the identity (``sources``: see ``set_identity``); new batch norms undo the statistics they meet.
+    """Make new layers the identity, and let new batch norms undo the statistics that they meet.
 
     Runs the student in train mode over the batches. Every new batch norm is set to undo the very batch that enters
-    it before it runs, so that everything behind it sees the teacher's activations; at the end it gets the
-    pooled biased statistics. Returns the number of channels that never vary.
+    it before it runs, so that everything behind it sees the teacher's activations. At the end it gets the mean over
+    the batches of their means and of their biased variances.
+
+    Args:
+        student: the network that holds the new layers; these alone are changed, in place.
+        layers: the paths of the new layers and batch norms.
+        sources: for some of the layers, what `set_identity` takes as ``source``.
+        batches: inputs of the student, as many samples each as batch norm shall see at once.
+
+    Returns:
+        int: how many channels of new batch norms never vary (their scale is ``sqrt(eps)``).
 
     Raises:
         GrowthError: a layer cannot be an identity, or is not reached; names it.
@@ -162,20 +189,35 @@ def identify(student: nn.Module, layers: Sequence[str], sources: Mapping[str, Te
             set_identity(module, sources.get(name))
         except ValueError as error:
             raise GrowthError(f"the new layer '{name}' cannot be an identity: {error}") from error
-    moments: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in modules}
-    reached: set[str] = set()
+    met = _undone_as_met(student, modules, batches)
+    dead = 0
+    for name, module in modules.items():
+        if name not in met:
+            raise GrowthError(f"the new layer '{name}' was not reached in the forward pass")
+        if isinstance(module, BatchNorm):
+            mean, var = (torch.stack(moments).mean(0) for moments in zip(*met[name], strict=True))
+            _undo(module, name, mean, var)
+            dead += int((var <= 1e-12).sum())
+    return dead
 
-    def undo(module: nn.Module, args: Any, name: str) -> None:
-        reached.add(name)
+
+def _undone_as_met(
+    student: nn.Module, modules: Mapping[str, nn.Module], batches: Sequence[Any]
+) -> dict[str, list[tuple[Tensor, Tensor]]]:
+    """Run the batches, each new batch norm set to undo what enters it; the modules reached, with (mean, var) a call."""
+    met: dict[str, list[tuple[Tensor, Tensor]]] = {}
+
+    def watch(module: nn.Module, args: Any, name: str) -> None:
+        moments = met.setdefault(name, [])
         if isinstance(module, BatchNorm):
             x = args[0]
             over = [d for d in range(x.ndim) if d != 1]
             var, mean = torch.var_mean(x.double() if x.dtype != torch.float64 else x, dim=over, correction=0)
-            moments[name].append((mean, var))
-            _set_norm(module, name, mean, var)
+            moments.append((mean, var))
+            _undo(module, name, mean, var)
 
     hooks = [
-        module.register_forward_pre_hook(lambda m, a, name=name: undo(m, a, name)) for name, module in modules.items()
+        module.register_forward_pre_hook(lambda m, a, name=name: watch(m, a, name)) for name, module in modules.items()
     ]
     try:
         for batch in batches:
@@ -183,20 +225,11 @@ def identify(student: nn.Module, layers: Sequence[str], sources: Mapping[str, Te
     finally:
         for hook in hooks:
             hook.remove()
-    dead = 0
-    for name, module in modules.items():
-        if name not in reached:
-            raise GrowthError(f"the new layer '{name}' was not reached in the forward pass")
-        if isinstance(module, BatchNorm):
-            mean = torch.stack([mean for mean, _ in moments[name]]).mean(0)
-            var = torch.stack([var for _, var in moments[name]]).mean(0)
-            _set_norm(module, name, mean, var)
-            dead += int((var <= 1e-12).sum())
-    return dead
+    return met
 
 
 @torch.no_grad()
-def _set_norm(norm: BatchNorm, name: str, mean: Tensor, var: Tensor) -> None:
+def _undo(norm: BatchNorm, name: str, mean: Tensor, var: Tensor) -> None:
     """weight = sqrt(var + eps), bias = mean, with the very tensors that are stored as running statistics."""
     if norm.weight is None or norm.bias is None:
         raise GrowthError(f"the new batch norm '{name}' has no scale and bias (affine=False): it cannot be undone")

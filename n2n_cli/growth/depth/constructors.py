@@ -1,4 +1,7 @@
-"""A deeper student built by its own constructor: the teacher's weights in their places, and what is new in it."""
+"""A deeper student built by its own constructor: the teacher's weights in their places, and what is new in it.
+
+New residual blocks start as nothing (their last factor is zero), all other new layers become the identity.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +12,24 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from n2n_cli.growth.blocks import Blocks, align, new_blocks
+from n2n_cli.growth.depth.blocks import Blocks, align, new_blocks
+from n2n_cli.growth.depth.identity import columns, module_of
+from n2n_cli.growth.depth.sites import find_sites
 from n2n_cli.growth.errors import GrowthError
-from n2n_cli.growth.identity import IDEMPOTENT, columns
-from n2n_cli.growth.prove import outputs, prepared, relative
-from n2n_cli.growth.record import copied, record
-from n2n_cli.growth.rules import rule_for
-from n2n_cli.growth.sites import find_sites
+from n2n_cli.growth.groups.operations import OPERATIONS
+from n2n_cli.growth.proof.gap import outputs, relative
+from n2n_cli.growth.trace.calls import prepared
+from n2n_cli.growth.trace.copies import deep_copy
+from n2n_cli.growth.trace.record import record
 
 
 @dataclass
 class Change:
     """What is new in a student, by name.
 
-    ``layers``: modules that become the identity (``sources[name]``: the inputs that a maxout layer's outputs copy);
-    ``zeros``: parameters that close residual branches; ``blocks``: modules that must pass their input on;
-    ``renamed``: the teacher's tensors that have another name.
+    ``layers``: modules that become the identity (``sources[name]``: for maxout, the input that each of a layer's
+    outputs copies); ``zeros``: parameters that close residual branches; ``blocks``: modules that must pass their input
+    on; ``renamed``: the teacher's tensors that have another name in the student, and that name.
     """
 
     layers: list[str]
@@ -35,8 +40,33 @@ class Change:
 
 
 def to_student(model: nn.Module, student: nn.Module, example: Any) -> tuple[nn.Module, Change]:
-    """A constructor's deeper student with the teacher's weights, and what is new in it."""
-    student = copied(student)
+    """A constructor's deeper student with the teacher's weights, its new branches closed, and what is new in it.
+
+    Args:
+        model: the teacher; it is not modified.
+        student: what the constructor built; it is not modified either.
+        example: an input of both.
+
+    Returns:
+        tuple[nn.Module, Change]: a copy of the student on the teacher's device, in its type, its mode, and with its
+        ``requires_grad``. Its ``Change.zeros`` are zero; its ``Change.layers`` are as the constructor made them.
+
+    Raises:
+        GrowthError: the student does not hold the teacher's layers, has none of its own, or holds a block that cannot
+            start as nothing; names the layer.
+    """
+    student = deep_copy(student)
+    names = _take_over(model, student)
+    change = _what_is_new(student, example, set(names.values()))
+    change.renamed = {name: to for name, to in names.items() if name != to}
+    with torch.no_grad():
+        for name in change.zeros:
+            student.get_parameter(name).zero_()
+    return student.train(model.training), change
+
+
+def _take_over(model: nn.Module, student: nn.Module) -> dict[str, str]:
+    """Load the teacher's weights into the student, in place; its tensors' names in the student."""
     reference = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
     student.to(reference.device, reference.dtype)
     names = align(model, student)
@@ -45,13 +75,17 @@ def to_student(model: nn.Module, student: nn.Module, example: Any) -> tuple[nn.M
     needs = {names[name]: p.requires_grad for name, p in model.named_parameters() if name in names}
     for name, parameter in student.named_parameters():
         parameter.requires_grad_(needs.get(name, parameter.requires_grad))
-    taken = set(names.values())
-    new = [name for name in ours if name not in taken]
+    return names
+
+
+def _what_is_new(student: nn.Module, example: Any, taken: set[str]) -> Change:
+    """The new layers and blocks of a student, whose tensors ``taken`` are the teacher's."""
+    new = [name for name in student.state_dict() if name not in taken]
     if not new:
         raise GrowthError("the student has no layer that the teacher lacks")
-    change = Change([], renamed={name: to for name, to in names.items() if name != to})
+    change = Change([])
     found = new_blocks(student, new, taken)
-    recording = record(student, prepared(student, example), lambda f: rule_for(f) is not None, training=True)
+    recording = record(student, prepared(student, example), OPERATIONS, training=True)
     seen, closed = Blocks(recording, found, new), set[str]()
     for block in found:
         if block not in closed:
@@ -62,15 +96,18 @@ def to_student(model: nn.Module, student: nn.Module, example: Any) -> tuple[nn.M
     change.zeros = list(dict.fromkeys(change.zeros))
     layers = dict.fromkeys(name.rpartition(".")[0] for name in new)
     change.layers = [name for name in layers if not any(f"{name}.".startswith(f"{block}.") for block in closed)]
-    sizes = [(name, student.get_submodule(name)) for name in change.layers]
-    if any(isinstance(m, nn.Linear) and m.in_features != m.out_features for _, m in sizes) or any(
-        isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d) and m.in_channels != m.out_channels for _, m in sizes
-    ):  # of maxout units
+    if any(_changes_width(student.get_submodule(name)) for name in change.layers):  # of maxout units
         for site in find_sites(student, example):
             source = columns(site.activation, site.channels)
             if source is not None and site.layer in change.layers:
                 change.sources[site.layer] = source
-    return student, change
+    return change
+
+
+def _changes_width(layer: nn.Module) -> bool:
+    if isinstance(layer, nn.Linear):
+        return layer.in_features != layer.out_features
+    return isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) and layer.in_channels != layer.out_channels
 
 
 def same_rates(teacher: nn.Module, student: nn.Module) -> None:
@@ -89,9 +126,16 @@ def same_rates(teacher: nn.Module, student: nn.Module) -> None:
 
 
 def explained(failure: str, student: nn.Module, change: Change, batch: Any) -> str:
-    """Why the proof failed: a new layer's activation, or the first new block that changes what passes through it."""
+    """Why the proof failed: a new layer's activation, or the first new block that changes what passes through it.
+
+    Args:
+        failure: what the proof said; it is returned where there is nothing to add.
+        student: the student that failed, its new layers calibrated.
+        change: what is new in it.
+        batch: the input of the proof.
+    """
     for site in find_sites(student, batch):
-        if site.layer in change.layers and site.activation[0] not in (*IDEMPOTENT, "nothing"):
+        if site.layer in change.layers and site.activation[0] != "nothing" and module_of(site.activation) is None:
             return f"the new layer '{site.layer}' cannot be an identity: {site.refusal}"
     seen: list[tuple[str, list[Tensor], list[Tensor]]] = []
 

@@ -1,0 +1,163 @@
+"""Identity layers put behind the layers of a network: where, as plain data, and the network with them.
+
+An insertion says what stands behind one module, in words and numbers that a recipe can hold:
+``{"after": "layer1.0.bn1", "kernels": [[3, 3]], "channels": 64, "groups": 1, "activation": "relu", "norm":
+"BatchNorm2d"}``; ``norm`` is None where no batch norm follows the identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import Tensor, nn
+
+from n2n_cli.errors import suggest
+from n2n_cli.growth.depth.identity import BatchNorm, activation_of, columns, make_identity, plain
+from n2n_cli.growth.depth.sites import Site, choose, find_sites
+from n2n_cli.growth.errors import GrowthError
+from n2n_cli.growth.trace.copies import deep_copy
+
+Insertion = Mapping[str, Any]
+
+
+def insertions(model: nn.Module, example: Any, patterns: Sequence[str] | None, pairs: int) -> list[dict[str, Any]]:
+    """Which identity layers are put where.
+
+    Args:
+        model: the teacher; it is not modified.
+        example: its input, on its device and in its type.
+        patterns: of the names of layers or norms; None: the default sites (see `sites.choose`).
+        pairs: how many vertical-horizontal pairs (n x 1, 1 x n), or single layers, at each site.
+
+    Returns:
+        list[dict[str, Any]]: an insertion a site, in the order of the patterns and of the forward pass.
+
+    Raises:
+        GrowthError: no layer matches a pattern, or none that does has a place for an identity layer, and why.
+
+    >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    >>> [(found["after"], found["activation"]) for found in insertions(net, torch.randn(2, 3), None, 1)]
+    [('0', 'relu')]
+    """
+    found = find_sites(model, example)
+    by_layer = {site.layer: site for site in found}
+    chosen = _default(model, found) if patterns is None else _matching(found, patterns)
+    return [_insertion(model, site, by_layer.get(site.follows or ""), pairs) for site in chosen]
+
+
+def _default(model: nn.Module, found: Sequence[Site]) -> list[Site]:
+    chosen = choose(found)
+    if not chosen:
+        why = f"{found[0].layer}: {found[0].refusal}" if found else "it has no layer of weights"
+        raise GrowthError(
+            f"{type(model).__name__} has no place for an identity layer ({why}); a deeper constructor may serve"
+        )
+    return chosen
+
+
+def _matching(found: Sequence[Site], patterns: Sequence[str]) -> list[Site]:
+    chosen: list[Site] = []
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        matched = [s for s in found if fnmatchcase(s.layer, pattern) or fnmatchcase(s.module, pattern)]
+        if not matched:
+            raise GrowthError(f"no layer matches '{pattern}'{suggest(pattern, [site.layer for site in found])}")
+        if all(s.refusal for s in matched):
+            raise GrowthError(f"no identity layer fits behind '{matched[0].layer}': {matched[0].refusal}")
+        chosen += [s for s in matched if not s.refusal and s not in chosen]
+    return chosen
+
+
+def _insertion(model: nn.Module, site: Site, before: Site | None, pairs: int) -> dict[str, Any]:
+    """``before``: the site whose activation feeds this one. An even kernel has no centre: 3 stands for it."""
+    n = max(site.kernel, default=0)
+    kernels = [[n, 1], [1, n]] if site.vertical_horizontal(before) else [[k if k % 2 else 3 for k in site.kernel]]
+    return {
+        "after": site.module,
+        "kernels": [list(kernel) for _ in range(pairs) for kernel in kernels],
+        "channels": site.channels,
+        "groups": site.groups,
+        "activation": plain(site.activation),
+        "norm": site.norm if isinstance(model.get_submodule(site.module), BatchNorm) else None,
+    }
+
+
+def insert(model: nn.Module, plans: Sequence[Insertion]) -> tuple[nn.Module, list[str]]:
+    """A copy of ``model`` in which each named module M became (M, f, layer, norm, f, layer, norm ...).
+
+    The model's own activation follows the last, so shared and functional ones serve too.
+
+    Args:
+        model: it is not modified.
+        plans: insertions, as `insertions` makes them and recipes hold them.
+
+    Returns:
+        tuple[nn.Module, list[str]]: the student, and the paths of its new layers and norms. Their weights are drawn
+        from PyTorch's global random state; `identity.identify` makes them the identity.
+
+    >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    >>> insert(net, insertions(net, torch.randn(2, 3), ["0"], 1))[1]
+    ['0.2']
+    """
+    student = deep_copy(model)
+    new: list[str] = []
+    for plan in plans:
+        path = plan["after"]
+        before = student.get_submodule(path)
+        reference = next(before.parameters(), next(student.parameters()))
+        groups = plan["groups"] if "groups" in plan else plan["channels"] if plan["depthwise"] else 1  # old recipes
+        body: list[nn.Module] = [before]
+        for kernel in plan["kernels"]:
+            norm = _norm_like(before) if plan["norm"] else None
+            for module in make_identity(plan["channels"], kernel, groups, activation_of(plan["activation"]), norm):
+                body.append(module.to(reference.device, reference.dtype))
+                if any(True for _ in module.parameters()):
+                    new.append(f"{path}.{len(body) - 1}")
+        _replace(student, before, nn.Sequential(*body))
+    return student.train(model.training), new
+
+
+def _replace(student: nn.Module, module: nn.Module, sequence: nn.Sequential) -> None:
+    """Put a sequence, which holds the module, in its place: under all names, as a module may have several."""
+    for parent in list(student.modules()):
+        if parent is not sequence:
+            for key in [key for key, child in parent._modules.items() if child is module]:
+                parent._modules[key] = sequence
+
+
+def sources(student: nn.Module, plans: Sequence[Insertion]) -> dict[str, Tensor]:
+    """Of every maxout identity layer of a student of `insert`: the unit that each of its outputs copies."""
+    found: dict[str, Tensor] = {}
+    for plan in plans:
+        source = columns(activation_of(plan["activation"]), plan["channels"])
+        if source is not None:
+            for key, module in student.get_submodule(plan["after"]).named_children():
+                if key != "0" and isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+                    found[f"{plan['after']}.{key}"] = source
+    return found
+
+
+def moved(model: nn.Module, plans: Sequence[Insertion]) -> dict[str, str]:
+    """The teacher's tensors whose module M is the first of a Sequential in the student, and their names there.
+
+    >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    >>> moved(net, insertions(net, torch.randn(2, 3), ["0"], 1))
+    {'0.weight': '0.0.weight', '0.bias': '0.0.bias'}
+    """
+    before = {id(model.get_submodule(plan["after"])) for plan in plans}
+    paths = [path for path, module in model.named_modules(remove_duplicate=False) if id(module) in before]
+    return {
+        name: f"{path}.0{name[len(path) :]}"
+        for name in model.state_dict()
+        for path in paths
+        if name.startswith(f"{path}.")
+    }
+
+
+def _norm_like(norm: nn.Module) -> nn.Module:
+    """A fresh batch norm with the settings of another, and with scale and bias, which the identity needs."""
+    assert isinstance(norm, BatchNorm)
+    return type(norm)(
+        norm.num_features, eps=norm.eps, momentum=norm.momentum, track_running_stats=norm.track_running_stats
+    )
