@@ -272,6 +272,7 @@ def test_recipes_rebuild_the_architecture():
 
 NUMBERS = {
     "hardtanh": st.lists(st.floats(-3, 3), min_size=2, max_size=2, unique=True).map(sorted),
+    "clamp_max": st.tuples(st.none(), st.floats(-3, 3)),
     "clamp": st.tuples(st.none() | st.floats(-3, 3), st.floats(-3, 3)),
     "threshold": st.tuples(st.floats(-3, 3), st.floats(-3, 3)),
     "hardshrink": st.tuples(st.floats(0, 3)),

@@ -187,7 +187,7 @@ ROWS: dict[str, Operation] = {
     # activations
     **_rows("relu relu_", Operation(elementwise.pointwise, idempotent=nn.ReLU, homogeneous=True)),
     **_rows("relu6 relu6_", Operation(elementwise.pointwise, idempotent=nn.ReLU6)),
-    **_rows("abs", Operation(elementwise.pointwise, idempotent=Abs, homogeneous=True)),
+    **_rows("abs abs_", Operation(elementwise.pointwise, idempotent=Abs, homogeneous=True)),
     **_rows(
         "hardtanh hardtanh_",
         Operation(
@@ -221,7 +221,7 @@ ROWS: dict[str, Operation] = {
             elementwise.pointwise,
             idempotent=Clamp,
             numbers=(("max", None),),
-            reads_as=lambda high: ("clamp", None, high),
+            reads_as=lambda high: ("clamp", None, high),  # so that its only number is not taken for the lower bound
         ),
     ),
     **_rows(

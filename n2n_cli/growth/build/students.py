@@ -1,0 +1,124 @@
+"""The student itself: a copy of the teacher (or the constructor's student) around grown tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from n2n_cli.growth.build.attributes import follow, set_attributes, told_by_relations
+from n2n_cli.growth.build.maps import Maps, all_maps
+from n2n_cli.growth.build.weights import grown_weights, multipliers
+from n2n_cli.growth.groups.structure import Attributes, Remappings, Sizes, Structure
+from n2n_cli.growth.trace.copies import deep_copy, named_buffers
+
+
+@dataclass
+class Candidate:
+    """A student before its proof, and all that it was made of. ``given``: the student whose shapes were asked for."""
+
+    structure: Structure
+    remappings: Remappings
+    maps: Maps
+    attributes: Attributes
+    given: nn.Module | None
+    student: nn.Module
+
+    @property
+    def sizes(self) -> Sizes:
+        """Units in the student, of the groups that grew."""
+        return {group: len(remapping.index) for group, remapping in self.remappings.items()}
+
+    @property
+    def plain(self) -> bool:
+        """Whether every unit is a copy that its readers share equally, and nothing else was multiplied."""
+        special = multipliers(self.structure, self.remappings)
+        return not special and all(remapping.plain for remapping in self.remappings.values())
+
+
+def build(
+    teacher: nn.Module,
+    structure: Structure,
+    remappings: Remappings,
+    attributes: Attributes | None = None,
+    *,
+    given: nn.Module | None = None,
+    noise: float = 0.0,
+    seed: int = 0,
+) -> Candidate:
+    """A student with the teacher's weights, of the teacher's class (or the ``given`` student's).
+
+    ``attributes``: numbers of modules that must follow; None: as they are read first.
+    """
+    maps = all_maps(structure, remappings)
+    if given is not None:
+        attributes = told_by_relations(structure, remappings)
+    elif attributes is None:
+        attributes = follow(teacher, structure, remappings)
+    candidate = Candidate(structure, remappings, maps, attributes, given, teacher)
+    candidate.student = student_of(teacher, candidate, noise=noise, seed=seed)
+    return candidate
+
+
+def student_of(teacher: nn.Module, candidate: Candidate, *, noise: float = 0.0, seed: int = 0) -> nn.Module:
+    """The candidate's student with the weights of ``teacher``, which may be a copy of it in another precision."""
+    structure, given = candidate.structure, candidate.given
+    state = grown_weights(teacher, structure, candidate.remappings, candidate.maps, noise=noise, seed=seed)
+    student = with_state(teacher if given is None else given, state, structure.aliases)
+    if given is not None:  # what is frozen stays frozen, and the mode is the teacher's
+        frozen = {name for name, parameter in teacher.named_parameters() if not parameter.requires_grad}
+        for name, parameter in student.named_parameters():
+            parameter.requires_grad_(name not in frozen)
+        student.train(teacher.training)
+    set_attributes(student, candidate.attributes)
+    return student
+
+
+def shapes_alone(
+    model: nn.Module, structure: Structure, remappings: Remappings, attributes: Attributes | None = None
+) -> Candidate:
+    """`build` on the meta device: no weight is made or copied."""
+    maps = all_maps(structure, remappings)
+    attributes = follow(model, structure, remappings) if attributes is None else attributes
+    state: dict[str, Tensor] = {}
+    for name, tensor in [*model.named_parameters(remove_duplicate=False), *named_buffers(model)]:
+        first = structure.aliases[name]
+        sizes = [n if axis is None else len(axis.index) for axis, n in zip(maps[first], tensor.shape, strict=True)]
+        state.setdefault(first, torch.empty(sizes, dtype=tensor.dtype, device="meta"))
+    student = with_state(model, state, structure.aliases)
+    set_attributes(student, attributes)
+    return Candidate(structure, remappings, maps, attributes, None, student)
+
+
+def with_state(model: nn.Module, state: Mapping[str, Tensor], aliases: Mapping[str, str]) -> nn.Module:
+    """A copy of ``model`` of the same class that holds ``state``; tied tensors stay tied."""
+    memo: dict[int, Any] = {}
+    made: dict[str, Tensor] = {}
+    for name, tensor in [*model.named_parameters(remove_duplicate=False), *named_buffers(model)]:
+        first = aliases[name]
+        if first not in made:
+            made[first] = (
+                nn.Parameter(state[first], requires_grad=tensor.requires_grad)
+                if isinstance(tensor, nn.Parameter)
+                else state[first]
+            )
+            made[first].__dict__.update(vars(tensor))  # what users pin to a parameter, such as _no_weight_decay
+        memo[id(tensor)] = made[first]  # deepcopy takes these for the copies, so nothing is copied twice
+    return deep_copy(model, memo)
+
+
+def reshape(model: nn.Module, shapes: Mapping[str, list[int]], attributes: Attributes) -> nn.Module:
+    """``model`` with parameters and buffers of new shapes (zeros) and attributes to match: a lineage replayed."""
+    aliases: dict[str, str] = {}
+    state: dict[str, Tensor] = {}
+    first: dict[int, str] = {}
+    for name, tensor in [*model.named_parameters(remove_duplicate=False), *named_buffers(model)]:
+        aliases[name] = first.setdefault(id(tensor), name)
+        if aliases[name] == name:
+            state[name] = tensor.detach().new_zeros(shapes.get(name, tensor.shape))
+    student = with_state(model, state, aliases)
+    set_attributes(student, attributes)
+    return student

@@ -1,0 +1,123 @@
+"""The student's weights: ``U[o, c] = W[g_out(o), g_in(c)] / r_in(c)`` (paper, section 2.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
+
+import torch
+from torch import Tensor, nn
+
+from n2n_cli.growth.build.maps import AxisMap, Maps
+from n2n_cli.growth.groups.structure import Remappings, Structure
+from n2n_cli.growth.trace.copies import named_buffers
+
+
+def grown_weights(
+    model: nn.Module, structure: Structure, remappings: Remappings, maps: Maps, *, noise: float = 0.0, seed: int = 0
+) -> dict[str, Tensor]:
+    """Every parameter and buffer of the student, by name; no storage is shared with the teacher.
+
+    ``noise``: standard deviation of the noise on all but the first copy of each unit, relative to that of the weight.
+    """
+    generator = torch.Generator().manual_seed(seed + 0x5EED)
+    special = multipliers(structure, remappings)
+    state: dict[str, Tensor] = {}
+    with torch.no_grad():
+        for name, tensor in [*model.named_parameters(), *named_buffers(model)]:
+            if structure.aliases[name] != name:
+                continue
+            grown = grow_tensor(name, tensor.detach(), structure, maps[name], special)
+            if noise and isinstance(tensor, nn.Parameter):
+                grown = _with_noise(name, grown, structure, maps[name], noise, generator)
+            state[name] = grown.clone() if grown.data_ptr() == tensor.data_ptr() else grown
+    return state
+
+
+def weights_in_double(
+    model: nn.Module, structure: Structure, remappings: Remappings, maps: Maps
+) -> dict[str, Callable[[], Tensor]]:
+    """The noiseless student's parameters and buffers in fp64, each made when it is asked for and not kept."""
+    special = multipliers(structure, remappings)
+    source = dict([*model.named_parameters(), *named_buffers(model)])
+
+    def one(first: str) -> Tensor:
+        tensor = source[first].detach()
+        tensor = tensor.double() if tensor.is_floating_point() else tensor
+        return grow_tensor(first, tensor, structure, maps[first], special)
+
+    return {name: partial(one, first) for name, first in structure.aliases.items()}
+
+
+def multipliers(structure: Structure, remappings: Remappings) -> dict[str, Tensor]:
+    """Parameters whose first axis is multiplied by more than copies ask for: [n'] each, in fp64."""
+    found: dict[str, Tensor] = {}
+    for relation in structure.relations:
+        found |= relation.multipliers(structure, remappings)
+    return found
+
+
+def grow_tensor(
+    name: str,
+    tensor: Tensor,
+    structure: Structure,
+    maps: list[AxisMap | None],
+    special: Mapping[str, Tensor] = MappingProxyType({}),
+) -> Tensor:
+    """``U[o, c] = W[g_out(o), g_in(c)] / r_in(c)``, on as many axes as the tensor has.
+
+    ``special[name]`` multiplies the first axis (see `multipliers`).
+    """
+    for dim, axis in reversed(list(enumerate(maps))):  # inner axes first, while the tensor is small
+        if axis is None:
+            continue
+        consumed = (name, dim) in structure.consumed
+        grown = _select(tensor, dim, axis)
+        for start, stop, begin, units, k in [] if consumed else axis.means:
+            mean = tensor.narrow(dim, begin, units * k).unflatten(dim, (units, k)).mean(dim)
+            grown.narrow(dim, start, stop - start).unflatten(dim, (-1, k)).copy_(mean.unsqueeze(dim))
+        tensor = grown
+        shape = [-1 if d == dim else 1 for d in range(tensor.ndim)]
+        by = axis.share if consumed else axis.holds
+        if dim == 0 and name in special:
+            by = special[name]
+        if by is not None:
+            tensor = tensor.mul_(by.to(tensor.device, tensor.dtype).view(shape))
+        elif consumed:
+            tensor = tensor.div_(axis.copies.to(tensor.device, tensor.dtype).view(shape))
+    return tensor
+
+
+def _select(tensor: Tensor, dim: int, axis: AxisMap) -> Tensor:
+    """``index_select``; the teacher's own positions at the front, where they stand in order, are copied as one block."""
+    own = axis.own if dim else 0
+    later = tensor.index_select(dim, axis.index[own:].to(tensor.device))
+    return torch.cat([tensor.narrow(dim, 0, own), later], dim) if own else later
+
+
+def _with_noise(
+    name: str,
+    tensor: Tensor,
+    structure: Structure,
+    maps: list[AxisMap | None],
+    size: float,
+    generator: torch.Generator,
+) -> Tensor:
+    """Noise of ``size`` times the weight's own standard deviation, on all but the first copy of each unit."""
+    rows = [d for d, axis in enumerate(maps) if axis is not None and (name, d) not in structure.consumed]
+    if tensor.ndim < 2 or not tensor.is_floating_point() or not rows:
+        return tensor
+    square, mean = torch.linalg.vector_norm(tensor) ** 2 / tensor.numel(), tensor.mean()
+    spread = size * (square - mean**2).clamp(min=0).sqrt()  # the standard deviation, five times as fast as ``std``
+    known = [axis for dim in rows if (axis := maps[dim]) is not None]
+    later = [(~axis.first).nonzero().flatten() for axis in known]
+    if len(rows) == 1:
+        shape = [len(later[0]) if d == rows[0] else n for d, n in enumerate(tensor.shape)]
+        noise = torch.randn(shape, generator=generator, dtype=torch.float32).to(tensor.device) * spread
+        return tensor.index_add_(rows[0], later[0].to(tensor.device), noise.to(tensor.dtype))
+    mask = torch.zeros(tensor.shape, dtype=torch.bool)
+    for dim, places in zip(rows, later, strict=True):
+        mask.index_fill_(dim, places, True)
+    noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float32) * mask
+    return tensor + (spread * noise.to(tensor.device)).to(tensor.dtype)
