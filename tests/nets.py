@@ -19,6 +19,11 @@ from n2n_cli.growth.groups.structure import Structure
 from n2n_cli.growth.trace.dispatch import WithoutChance
 
 
+def double_gap(teacher: nn.Module, student: nn.Module, x: Tensor) -> float:
+    """The gap of a student grown in fp64 itself: nothing but rounding may remain."""
+    return growth.function_gap(teacher, student, x.double())
+
+
 def inferred(model: nn.Module, example: Any, **options: Any) -> Structure:
     """The groups of a model."""
     return infer(model, trace(model, example), **options)

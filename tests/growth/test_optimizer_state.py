@@ -256,7 +256,7 @@ def test_units_that_are_no_copies() -> None:
     train(teacher, old, 2, 0)
     grown = growth.widen(teacher, batch(torch.Generator())[0], 1.5)
     for name in ("1.weight", "1.bias", "3.weight"):
-        grown.maps[name] = [axis and replace(axis, value=torch.ones(len(axis.index))) for axis in grown.maps[name]]
+        grown.maps[name] = [axis and replace(axis, holds=torch.ones(len(axis.index))) for axis in grown.maps[name]]
     grown.exact_optimizer = False
     new = OPTIMIZERS["adam"](grown.student.parameters())
     with pytest.raises(growth.GrowthError, match="no plain copies"):

@@ -9,7 +9,7 @@ import torch
 import torchvision
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from nets import KINDS, RandomNet, perturb, same_state, state_of, storages
+from nets import KINDS, RandomNet, double_gap, perturb, same_state, state_of, storages
 from torch import nn
 from torch.nn import functional as F
 
@@ -25,11 +25,6 @@ SQRT03 = math.sqrt(0.3)
 
 def images(size=64, n=2):
     return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(1))
-
-
-def double_gap(teacher, student, x):
-    """The gap of a student grown in fp64 itself: nothing but rounding may remain."""
-    return growth.function_gap(teacher, student, x.double())
 
 
 def small_vgg():

@@ -20,7 +20,7 @@ class AxisMap:
     ``index``: the teacher's position that a position copies; ``copies``: the replication factor of that one; ``first``:
     whether it is its first copy. ``holds`` and ``share`` are those of `groups.remapping.Remapping`. ``means``: blocks
     (start, stop, teacher's start, units, k) whose positions hold the mean over a group's units. ``own``: as many
-    positions at the front are the teacher's first ones, in order.
+    positions at the front are the teacher's first ones, in order. ``idle``: positions that nobody reads.
     """
 
     index: Tensor
@@ -30,6 +30,7 @@ class AxisMap:
     share: Tensor | None = None
     means: list[tuple[int, int, int, int, int]] = field(default_factory=list)
     own: int = 0
+    idle: Tensor | None = None
 
     @property
     def plain(self) -> bool:
@@ -49,7 +50,7 @@ def axis_map(axis: Axis, remappings: Mapping[Group, Remapping]) -> AxisMap | Non
     spans = resolve(axis)
     if not any(group in remappings for group, _ in spans):
         return None
-    index, copies, first, holds, share = [], [], [], [], []
+    index, copies, first, holds, share, idle = [], [], [], [], [], []
     means: list[tuple[int, int, int, int, int]] = []
     offset = at = 0
     plain = True
@@ -64,6 +65,8 @@ def axis_map(axis: Axis, remappings: Mapping[Group, Remapping]) -> AxisMap | Non
         held = torch.ones(size, dtype=torch.float64) if found.holds is None else found.holds
         holds.append(held.repeat_interleave(k))
         share.append((1 / found.copies.double() if found.share is None else found.share).repeat_interleave(k))
+        none = torch.zeros(size, dtype=torch.bool)
+        idle.append((none if found.idle is None else found.idle).repeat_interleave(k))
         offset += group.n * k
         at += size * k
     positions = torch.cat(index)
@@ -75,6 +78,7 @@ def axis_map(axis: Axis, remappings: Mapping[Group, Remapping]) -> AxisMap | Non
         None if plain else torch.cat(share),
         means,
         int((positions == torch.arange(len(positions))).cumprod(0).sum()),
+        None if plain else torch.cat(idle),
     )
 
 
