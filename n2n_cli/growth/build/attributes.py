@@ -21,7 +21,7 @@ READ = (nn.Unflatten,)  # of torch.nn, and yet read like a user's module
 
 @dataclass
 class Option:
-    """An attribute that may have to follow: the values that it may take, the likeliest first, and the teacher's ``own``."""
+    """An attribute that may have to follow: the values that it may take, the likeliest first, and its ``own``."""
 
     path: str
     attribute: str

@@ -90,7 +90,7 @@ def grow_tensor(
 
 
 def _select(tensor: Tensor, dim: int, axis: AxisMap) -> Tensor:
-    """``index_select``; the teacher's own positions at the front, where they stand in order, are copied as one block."""
+    """``index_select``; the teacher's own positions at the front, if they stand in order, are copied as one block."""
     own = axis.own if dim else 0
     later = tensor.index_select(dim, axis.index[own:].to(tensor.device))
     return torch.cat([tensor.narrow(dim, 0, own), later], dim) if own else later

@@ -25,8 +25,8 @@ class Operation:
     ``weight``, ``bias``: at which argument they stand; ``norm``: it is a normalization; ``transposed``: the
     weight's first axis is what it reads; ``largest``: it takes the largest value along an axis.
     ``zero``: which arguments must be zero for its result to be zero, in a way that lets what is zero learn: its
-    "first", "all" of ``terms``, "any" of them, or none at all ("always": it makes zeros). ``signs``: it adds its first two
-    arguments, with these signs.
+    "first", "all" of ``terms``, "any" of them, or none at all ("always": it makes zeros). ``signs``: it adds its first
+    two arguments, with these signs.
     ``idempotent``: the module class of an activation f with f(f(v)) = f(v), built from ``numbers`` (name, default),
     which follow the first argument; ``reads_as``: with these numbers, the (name, numbers) of a simpler one that it
     equals; ``homogeneous``: f(c v) = c f(v) for c > 0; ``jumps``: f is not continuous.

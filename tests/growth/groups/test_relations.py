@@ -4,7 +4,6 @@ import pytest
 import torch
 from nets import double_gap, perturb
 from torch import Tensor, nn
-from torchvision.models.shufflenetv2 import ShuffleNetV2
 
 from n2n_cli import growth
 from n2n_cli.growth.groups import infer as room
@@ -55,16 +54,16 @@ class Attention(nn.Module):
 
 
 def shuffled() -> nn.Module:
-    return ShuffleNetV2([1, 1, 1], [8, 8, 16, 32, 32], num_classes=3)
+    return nn.Sequential(nn.Conv2d(3, 8, 1), nn.ChannelShuffle(2), nn.ReLU(), nn.Conv2d(8, 6, 1), nn.Conv2d(6, 2, 1))
 
 
 NETS = {
     "normed": (Normed, (5, 4), 1.5),
     "halves": (Halves, (5, 4), 1.5),
     "attention": (Attention, (2, 5, 4), 2.0),
-    "shuffled": (shuffled, (2, 3, 64, 64), 1.5),
+    "shuffled": (shuffled, (2, 3, 4, 4), 1.5),
 }
-NEEDS = {  # relation -> the network that grows less without it (None: a constructor's student alone shows it)
+NEEDS = {  # relation -> the network and factor that need it: held without it, or rounded to whole numbers
     Ties: ("normed", 2.0),
     RelaxedNorms: ("normed", 1.5),
     Shuffles: ("shuffled", 1.5),
@@ -88,7 +87,7 @@ def test_without_a_relation_everything_else_still_grows_exactly(kind, monkeypatc
     for name, (_, _, factor) in NETS.items():
         grown_parameters(name, factor)
     if needs:
-        assert grown_parameters(*needs) < before
+        assert grown_parameters(*needs) != before
 
 
 def test_a_stream_without_ties_is_held_and_named(monkeypatch):

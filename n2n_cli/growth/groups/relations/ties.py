@@ -88,8 +88,8 @@ class Ties(Relation):
                 layers = structure.layers(tie.groups)
                 named = ", ".join(layers[:3]) + (" ..." if layers[3:] else "")
                 raise GrowthError(
-                    f"the plan asks for {asked} times the units of {named}, but {why}: every unit must be copied the same "
-                    "whole number of times"
+                    f"the plan asks for {asked} times the units of {named}, but {why}: every unit must be copied the "
+                    "same whole number of times"
                 )
             sizes.update({group: group.n * factor for group in tie.groups})
         return sizes, []
