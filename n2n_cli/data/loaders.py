@@ -37,13 +37,11 @@ class Loader(Protocol):
 def train_loader(
     source: Source, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, workers: int = 0
 ) -> Loader:
-    """Shuffled, augmented batches; ``batch_size`` in global images, split evenly over the ranks.
+    """Shuffled, augmented batches; ``batch_size`` in global images, a multiple of ``world_size``: a rank gets its part.
 
     The images that do not fill a last batch are left out (others each epoch). Raises `N2NError` where there
-    is no full batch, or where the ranks do not divide it.
+    is no full batch.
     """
-    if batch_size % world_size:
-        raise N2NError(f"batch_size {batch_size} does not divide into {world_size} equal parts (devices)")
     if len(source) < batch_size:
         raise N2NError(f"{len(source)} training images are too few for one batch of batch_size {batch_size}")
     return _TrainLoader(source, batch_size, seed, rank, world_size, workers)

@@ -104,18 +104,17 @@ def build_optimizer(
     Args:
         name: ``sgd`` or ``rmsprop`` (TensorFlow's semantics).
         lr: rate of the first step; the loop sets every step's rate from `lr_at`.
-        decay, eps: of RMSProp's mean square; SGD ignores them. nesterov: SGD only.
+        decay, eps: of RMSProp's mean square; SGD ignores them.
+        nesterov: of SGD with momentum; RMSProp ignores it.
 
     Raises:
-        N2NError: unknown name; nesterov without momentum or with rmsprop; nothing to train.
+        N2NError: unknown name; nothing to train.
     """
     if name not in OPTIMIZERS:
         raise N2NError(f"optim.name={name!r}: expected one of {', '.join(OPTIMIZERS)}{suggest(name, OPTIMIZERS)}")
     groups = parameter_groups(model, weight_decay)
     if not groups:
         raise N2NError("the model has no trainable parameters")
-    if nesterov and (name != "sgd" or momentum <= 0):
-        raise N2NError("optim.nesterov=true needs optim.name=sgd and optim.momentum above 0")
     if name == "rmsprop":
         return TFRMSprop(groups, lr, decay=decay, momentum=momentum, eps=eps)
     # foreach: 1.5x faster than the loop form on CPU, where fused=True is slower than either.

@@ -21,7 +21,7 @@ from n2n_cli.training import checkpoint
 from n2n_cli.training.ema import EMA
 from n2n_cli.training.evaluate import Loader, Normalize, evaluate, main_output
 from n2n_cli.training.optim import build_optimizer, lr_at
-from n2n_cli.training.options import FitOptions
+from n2n_cli.training.options import FitOptions, check_batch
 from n2n_cli.training.precision import autocast_dtype, use_channels_last
 from n2n_cli.training.ranks import Ranks
 from n2n_cli.training.schedule import step_seed
@@ -50,7 +50,7 @@ class Run:
         mean: Sequence[float],
         std: Sequence[float],
     ) -> None:
-        options.check(ranks.world_size, steps_per_epoch)
+        check_batch(options.batch_size, options.accumulate, ranks.world_size)
         self.folder, self.options, self.ranks = folder, options, ranks
         self.checkpoints = folder / "checkpoints"
         self.steps_per_epoch = steps_per_epoch
