@@ -15,8 +15,8 @@ from n2n_cli.errors import N2NError, suggest
 
 NAMES = ("shapes", "imagefolder", "cifar10", "fake")
 AUGMENTS = ("auto", "none", "crop", "imagenet")
-SMALL = 64
-"""Up to this size images are treated as CIFAR's: no margin for a centre crop; pad, crop, flip in training."""
+CIFAR_LIKE = 64
+"""Up to this size in pixels images are treated as CIFAR's: no margin for a centre crop; pad, crop, flip in training."""
 
 Triple = tuple[float, float, float]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -93,14 +93,14 @@ def load(
 
 def _augment(augment: str, image_size: int) -> Augment:
     if augment == "auto":
-        return "crop" if image_size <= SMALL else "imagenet"
+        return "crop" if image_size <= CIFAR_LIKE else "imagenet"
     return augment  # type: ignore[return-value]  # checked in load
 
 
 def _shapes(seed: int, train: int | None, val: int | None, size: int, augment: str, difficulty: float) -> Dataset:
     if not isinstance(difficulty, int | float) or not 0 <= difficulty <= 4:
         raise N2NError(f"data.difficulty must be a number in [0, 4], not {difficulty!r}")
-    kind = _augment(augment, SMALL)
+    kind = _augment(augment, CIFAR_LIKE)
     return Dataset(
         name="shapes",
         train=ArraySource(*shapes.generate(seed, "train", train or 12_000, size, float(difficulty)), kind),
@@ -173,7 +173,7 @@ def _imagefolder(
     counts: tuple[int | None, int | None],
     seed: int,
 ) -> Dataset:
-    resize = resize or (size if size <= SMALL else round(size * 256 / 224))
+    resize = resize or (size if size <= CIFAR_LIKE else round(size * 256 / 224))
     folder = _layout(root)
     names, paths, labels = scan(folder / "train")
     val_names, val_paths, val_labels = scan(folder / "val")

@@ -1,4 +1,4 @@
-"""Loaders: which rank sees which images in which order, and who decodes them.
+"""Loaders: which rank sees which images in which order, and which process decodes them.
 
 The order of an epoch is a permutation f(seed, epoch) and augmentation is f(seed, epoch, index), so the images
 of a global step are the same for any number of ranks and workers, and after any stop. A loader never touches
@@ -27,6 +27,8 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Loader(Protocol):
+    """What training and evaluation ask of a loader; `train_loader` and `eval_loader` make them."""
+
     steps_per_epoch: int
     """Batches of one epoch: full global batches in training, all images in evaluation."""
 
@@ -138,8 +140,7 @@ class _Batches(Dataset[Any]):
         return self.source.batch(indices, draws), self.source.labels[indices]
 
     def __getitem__(self, key: tuple[int, list[int]]) -> Batch | str:
-        # In a worker. The message travels as data: an exception would come back wrapped in the worker's
-        # traceback.
+        # In a worker. The message is returned: an exception would come back wrapped in the worker's traceback.
         try:
             return self.fetch(key[0], torch.tensor(key[1]))
         except N2NError as error:

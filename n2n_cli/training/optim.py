@@ -124,10 +124,15 @@ def build_optimizer(
 def restored(
     model: nn.Module, state: dict[str, Any], rates: Rates | None = None, **options: Any
 ) -> torch.optim.Optimizer:
-    """The optimizer that a checkpoint of ``model`` holds: ``state`` its state dict, ``options`` of `build_optimizer`.
+    """The optimizer of ``model`` with the state that a checkpoint holds.
+
+    Args:
+        state: the optimizer's state dict.
+        rates: the checkpoint's rate for each entry (op.optimizer=equivariant); None or empty: one rate for all.
+        options: of `build_optimizer`.
 
     Raises:
-        N2NError: it is another optimizer's, or another network's.
+        N2NError: the state is that of another optimizer or network.
     """
     optimizer = build_optimizer(model, **options)
     try:
@@ -142,9 +147,16 @@ def restored(
 def travelled(
     how: str, old: torch.optim.Optimizer, teacher: nn.Module, grown: growth.Growth, **options: Any
 ) -> tuple[dict[str, Any], Rates]:
-    """State dict and rates of the student's optimizer (``options`` of `build_optimizer`), its state from ``old``.
+    """The teacher's optimizer state as the student's.
 
-    ``how``: carry or equivariant, see `n2n_cli.growth.optimizer`.
+    Args:
+        how: ``carry`` or ``equivariant``, see `n2n_cli.growth.optimizer`.
+        old: the optimizer of ``teacher``, with its state.
+        grown: the growth that made the student of ``teacher``.
+        options: of `build_optimizer`, for the student's optimizer.
+
+    Returns:
+        The state dict of the student's optimizer, and its rate for each entry (empty for ``carry``).
     """
     new = build_optimizer(grown.student, **options)
     {"carry": growth.carry, "equivariant": growth.equivariant}[how](old, teacher, new, grown)

@@ -1,4 +1,4 @@
-"""How a run trains: the one argument of `fit` that a study never varies between its arms but for ``lr``."""
+"""How a run trains, as one value for `fit`. The students of a study share all but rate and seed."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class FitOptions:
     channels_last: bool | str = "auto"  # auto | true | false
     compile: bool = False
     sync_bn: bool = True  # batch-norm statistics over all ranks
-    eval_batch_size: int = 256  # the caller's val loader has it; kept with the rest for the record
-    evals_first_epoch: int = 4
+    eval_batch_size: int = 256  # of the validation loader, which the caller makes; `fit` does not read it
+    evals_first_epoch: int = 4  # evaluations within the first epoch, evenly spaced
     eval_every_epochs: float = 1.0
     checkpoint_every_epochs: float = 1.0  # 0: when stopped and at the end only
     log_every: int = 50  # steps
