@@ -15,6 +15,7 @@ from n2n_cli import models, schema
 from n2n_cli.convert import convert
 from n2n_cli.errors import N2NError, suggest
 from n2n_cli.models import OURS, custom
+from n2n_cli.training.options import check_batch
 
 
 def conf_dir() -> Path:
@@ -39,15 +40,7 @@ def check(command: str, tree: Mapping[str, Any]) -> Any:
         optim, training = cfg.optim, cfg.training
         if optim.nesterov and not (optim.name == "sgd" and optim.momentum > 0):
             raise N2NError("optim.nesterov: needs optim.name=sgd and optim.momentum above 0")
-        if training.batch_size % cfg.devices:
-            raise N2NError(
-                f"training.batch_size: {training.batch_size} images do not divide over devices={cfg.devices}"
-            )
-        if training.accumulate > training.batch_size // cfg.devices:
-            raise N2NError(
-                f"training.accumulate: {training.accumulate} micro-batches are more than the "
-                f"{training.batch_size // cfg.devices} images of a device's batch"
-            )
+        check_batch(training.batch_size, training.accumulate, cfg.devices)
         if cfg.data.train_images and cfg.data.train_images < training.batch_size:
             raise N2NError(
                 f"data.train_images: {cfg.data.train_images} images are fewer than one batch "
@@ -149,8 +142,9 @@ def check_data(data: schema.Data) -> None:
         need = 8 * labels + (256 if data.name == "fake" else labels) * 3 * (data.image_size or 0) ** 2
         if need > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
             raise N2NError(f"data: {need / 1e9:,.0f} GB of images are more than the memory of this machine")
-    if data.image_size and data.resize_size and data.resize_size < data.image_size:
-        raise N2NError(f"data.resize_size: {data.resize_size} px are fewer than data.image_size={data.image_size}")
+    size = data.image_size or (224 if data.name == "imagefolder" else 0)  # null: what `data.load` takes
+    if data.resize_size and data.resize_size < size:
+        raise N2NError(f"data.resize_size: {data.resize_size} px are fewer than data.image_size={size}")
 
 
 def _check_teacher(cfg: schema.Student) -> None:

@@ -137,6 +137,16 @@ def test_a_folder_with_other_settings_is_refused(tmp_path: Path) -> None:
         folders.check_same(planned)
 
 
+@pytest.mark.parametrize("size", ["image_size=224", "image_size=null"])  # null: the loader takes 224 px
+def test_a_validation_image_is_no_smaller_than_its_crop(size: str, tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    (tmp_path / "val").mkdir()
+    words = ["data=imagefolder", f"data.root={tmp_path}", f"data.{size}"]
+    assert checked("train_teacher", *words, "data.resize_size=224").data.resize_size == 224
+    with pytest.raises(N2NError, match=r"^data.resize_size: 223 px are fewer than data.image_size=224$"):
+        checked("train_teacher", *words, "data.resize_size=223")
+
+
 def test_the_config_of_a_run_comes_back(tmp_path: Path) -> None:
     cfg = checked("train_teacher", "optim=rmsprop", "seed=4")
     tree = folders.plan_fresh(cfg, "teacher").config

@@ -16,7 +16,7 @@ from n2n_cli.errors import N2NError, suggest
 NAMES = ("shapes", "imagefolder", "cifar10", "fake")
 AUGMENTS = ("auto", "none", "crop", "imagenet")
 CIFAR_LIKE_PX = 64
-"""Up to this size images are treated as CIFAR's: no margin for a centre crop; pad, crop, flip in training."""
+"""Up to this size in pixels images are treated as CIFAR's: no margin for a centre crop; pad, crop, flip in training."""
 
 Triple = tuple[float, float, float]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -51,14 +51,22 @@ def load(
     augment: str = "auto",
     difficulty: float = 1.0,
 ) -> Dataset:
-    """The data set ``name``. What an argument does not say has the data set's own default.
+    """The data set ``name``. An argument that is None is the data set's own default.
 
-    ``image_size``: pixels of the square images. ``resize_size``: imagefolder's short side before the centre
-    crop (default: image_size up to 64 px, else 256/224 of it). ``seed``: which images `shapes` and `fake`
-    draw, and which ``train_images`` and ``val_images`` of the others are kept. ``num_classes``: for `fake`;
-    elsewhere only checked. ``augment``: "crop" (pad 4, crop, flip), "imagenet" (random resized crop, flip),
-    "none", or "auto" by image size. ``difficulty``: of `shapes`.
-    Raises `N2NError` for a wrong name or value, a wrong folder, and a failed download.
+    Args:
+        root: folder of `imagefolder` (train/ and val/ in it) or of `cifar10` (downloaded into it).
+        image_size: side of the square images in pixels.
+        resize_size: of `imagefolder`: the short side before the centre crop, ``image_size`` or more. Default:
+            ``image_size`` up to 64 px, else 256/224 of it.
+        seed: which images `shapes` and `fake` draw; which ``train_images`` and ``val_images`` of the others are kept.
+        train_images, val_images: how many images; default: all of a folder or of CIFAR-10.
+        num_classes: of `fake`; elsewhere only compared with what is there.
+        augment: of training images: "crop" (pad 4, crop, flip), "imagenet" (random resized crop, flip), "none", or
+            "auto": by image size.
+        difficulty: of `shapes`, 0 (clean) to 4.
+
+    Raises:
+        N2NError: a wrong name or value, a wrong folder, or a failed download.
     """
     if name not in NAMES:
         raise N2NError(f"unknown data '{name}'{suggest(name, NAMES)}; expected {', '.join(NAMES)}")
@@ -166,8 +174,6 @@ def _imagefolder(
     seed: int,
 ) -> Dataset:
     resize = resize or (size if size <= CIFAR_LIKE_PX else round(size * 256 / 224))
-    if resize < size:
-        raise N2NError(f"data.resize_size {resize} must be at least data.image_size {size}")
     folder = _layout(root)
     names, paths, labels = scan(folder / "train")
     val_names, val_paths, val_labels = scan(folder / "val")

@@ -1,4 +1,4 @@
-"""Loaders: which rank sees which images in which order, and who decodes them.
+"""Loaders: which rank sees which images in which order, and which process decodes them.
 
 The order of an epoch is a permutation f(seed, epoch) and augmentation is f(seed, epoch, index), so the images
 of a global step are the same for any number of ranks and workers, and after any stop. A loader never touches
@@ -27,17 +27,15 @@ Batch = tuple[Tensor, Tensor]
 
 
 class TrainLoader:
-    """Shuffled, augmented batches; ``batch_size`` in global images, split evenly over the ranks.
+    """Shuffled, augmented batches; ``batch_size`` in global images, a multiple of ``world_size``: a rank gets its part.
 
     ``steps_per_epoch``: full global batches. The images that do not fill a last one are left out (others each epoch).
-    Raises `N2NError` where there is no full batch, or where the ranks do not divide it.
+    Raises `N2NError` where there is no full batch.
     """
 
     def __init__(
         self, source: Source, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, workers: int = 0
     ) -> None:
-        if batch_size % world_size:
-            raise N2NError(f"batch_size {batch_size} does not divide into {world_size} equal parts (devices)")
         if len(source) < batch_size:
             raise N2NError(f"{len(source)} training images are too few for one batch of batch_size {batch_size}")
         self.steps_per_epoch = len(source) // batch_size
@@ -130,8 +128,7 @@ class _Batches(Dataset[Any]):
         return self.source.batch(indices, draws), self.source.labels[indices]
 
     def __getitem__(self, key: tuple[int, list[int]]) -> Batch | str:
-        # In a worker. The message travels as data: an exception would come back wrapped in the worker's
-        # traceback.
+        # In a worker. The message is returned: an exception would come back wrapped in the worker's traceback.
         try:
             return self.fetch(key[0], torch.tensor(key[1]))
         except N2NError as error:

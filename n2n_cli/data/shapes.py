@@ -1,12 +1,11 @@
-"""The embedded data set: synthetic colour images, class = shape x texture, drawn from a seed in a few
-seconds.
+"""The embedded data set: synthetic colour images, class = shape x texture, drawn from a seed in a few seconds.
 
 An image shows one object (disc, square, triangle or cross; solid, striped, checked or dotted) at a random
 place, size, angle and colour, on a background with a gradient and a grating of its own, among clutter: small
 discs and bars behind the object, a bar across it, noise. Signed distances give smooth edges, so 32 pixels are
 enough to tell.
 
-All difficulty is one number: 0 is clean, 1 the default. It scales what `DIFFICULTY` lists.
+The difficulty is one number, 0 (clean) to 4, 1 by default: it multiplies all that `Difficulty` lists.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ CLASS_NAMES = tuple(f"{texture} {shape}" for shape in SHAPES for texture in TEXT
 
 
 class Difficulty(NamedTuple):
-    """What makes the task hard; every field is multiplied by the dial."""
+    """What makes the task hard, at difficulty 1; another difficulty multiplies every field."""
 
     rotation: float = 0.3
     """Largest rotation of the object either way, in radians."""
@@ -54,8 +53,8 @@ _CODE = {"train": 0, "val": 1}
 def generate(seed: int, split: str, count: int, size: int = 32, difficulty: float = 1.0) -> tuple[Tensor, Tensor]:
     """(uint8 ``[count, 3, size, size]``, int64 labels ``[count]``) of split "train" or "val".
 
-    Cached: do not write to them. Labels go round the classes. A longer data set begins with the shorter one of
-    the same seed.
+    Cached: do not write to the tensors. Image i is of class i modulo 16. A longer data set begins with the shorter
+    one of the same seed.
     """
     images = torch.empty(count, 3, size, size, dtype=torch.uint8)
     labels = torch.arange(count) % len(CLASS_NAMES)

@@ -63,8 +63,8 @@ class FolderSource:
     decodes = True
 
     def __init__(self, paths: list[str], labels: list[int], size: int, resize: int, augment: Augment = "none"):
-        # One block of bytes: a million Python strings would be copied into every worker as it counts
-        # references.
+        # One block of bytes: the pages of a million Python strings would be copied into every worker, as reading a
+        # string writes its reference count.
         self.paths = np.array([os.fsencode(path) for path in paths])
         self.labels = torch.tensor(labels, dtype=torch.int64)
         self.size, self.resize, self.augment = size, resize, augment
@@ -105,11 +105,9 @@ def read_image(path: str) -> Tensor:
 
 
 def scan(folder: Path) -> tuple[list[str], list[str], list[int]]:
-    """(class names, paths, labels) of ``folder/<class>/**/<image>``: sorted, as torchvision's ImageFolder
-    does.
+    """(class names, paths, labels) of ``folder/<class>/**/<image>``, sorted as torchvision's ImageFolder sorts them.
 
-    Hidden folders are no classes. Raises `N2NError` for a folder without classes and for a class without
-    images.
+    Hidden folders are no classes. Raises `N2NError` for a folder without classes and for a class without images.
     """
     try:
         names = [entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")]

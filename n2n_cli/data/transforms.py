@@ -10,20 +10,21 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 Augment = Literal["none", "crop", "imagenet"]
-"""Of training images: as for evaluation; reflect-pad, random crop and flip; random resized crop and flip."""
+"""Of training images. none: as in evaluation; crop: padded by reflection, cropped, flipped; imagenet: a random part,
+resized, flipped."""
 
 PAD = 4
 ATTEMPTS = 10
 DRAWS = 3 + 2 * ATTEMPTS
-"""Uniform numbers of an image in an epoch: flip, two for the position, two an attempt at a crop's size."""
+"""Uniform numbers that an image gets in an epoch: the flip, two for the position, two for each try at a crop's size."""
 
 
 def crop_flip(images: Tensor, draws: Tensor, pad: int = PAD) -> Tensor:
-    """uint8 ``[N, 3, H, W]`` shifted by up to ``pad`` pixels each way (edges reflected), half of them
-    mirrored.
+    """Images uint8 ``[N, 3, H, W]`` shifted by up to ``pad`` pixels each way (edges reflected), half of them mirrored.
 
-    The usual augmentation of CIFAR; reflected rather than black edges, which needs no padded copy: one
-    gather. The result is in channels_last memory format.
+    ``draws`` are `DRAWS` uniform numbers for each, ``[N, DRAWS]``. The usual augmentation of CIFAR, but with reflected
+    edges instead of black ones: that needs no padded copy, one gather does it. The result is in channels_last memory
+    format.
     """
     n, _, height, width = images.shape
     rows = _reflected(draws[:, 1], height, pad)

@@ -95,7 +95,7 @@ def _layers(meta: nn.Module, image_size: int) -> list[Layer]:
 
 
 def _measured(model: nn.Module, measure: Callable[[nn.Module], Any]) -> Any:
-    """``measure`` of a copy without values; with them where the network looks at values as it runs."""
+    """``measure`` of a copy without values, or of one with them where ``forward`` needs values (as `Tensor.item`)."""
     try:
         return measure(_on_meta(model))
     except N2NError:

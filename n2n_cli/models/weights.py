@@ -31,7 +31,7 @@ PREFIXES = ("module.", "_orig_mod.")
 def load(model: nn.Module, path: Path, name: str, num_classes: int, advice: str) -> str:
     """Puts the weights in ``path`` into ``model``; the file's SHA-256.
 
-    ``name`` and ``num_classes`` are the network's; ``advice`` is told where only the number of classes is another.
+    ``name`` and ``num_classes`` are the network's; ``advice`` ends the error where only the number of classes differs.
 
     Raises:
         N2NError: no readable file, no state_dict in it, or another network's: its first tensor that does not fit.

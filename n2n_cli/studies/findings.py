@@ -26,14 +26,14 @@ BASELINES = {
 
 @dataclass(frozen=True)
 class Finding:
-    """Sentences under their catchword."""
+    """What is said of one topic."""
 
     topic: str
     sentences: list[str]
 
 
 def findings(arms: Sequence[ArmStatistics]) -> list[Finding]:
-    """The paragraphs, in reading order: start, speed, end, the teacher, rates, caveats."""
+    """The findings in reading order; a topic that nothing can be said of is left out."""
     students = [arm for arm in arms if arm.arm != "teacher" and arm.n]
     if not students:
         return [Finding("Nothing to compare yet", ["No student has finished."])]

@@ -1,4 +1,4 @@
-"""Run folders, read back. A study knows of a run what its folder says, and nothing else."""
+"""Run folders, read back: all that a report knows of a run stands in its folder."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def collect(folder: str | Path) -> list[Run]:
 
 
 def read_run(folder: Path) -> Run:
-    """One run folder, its teacher not looked for."""
+    """One run folder, without its teacher. Raises N2NError for a file that cannot be read."""
     info = _json(folder / "run.json")
     missing = [key for key in ("arm", "seed") if key not in info]
     if missing:

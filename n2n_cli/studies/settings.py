@@ -30,7 +30,7 @@ def text(run: Run) -> str:
 
 
 def shared(runs: Sequence[Run]) -> dict[str, Any]:
-    """What all runs have in common, without what is not set."""
+    """The settings that are set and equal in all runs, flat; those of a run, an arm or a machine are left out."""
     configs = [config(run) for run in runs]
     return {
         key: value
@@ -40,7 +40,7 @@ def shared(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def differing(runs: Sequence[Run]) -> list[str]:
-    """The settings, beside those of an arm, that are not the same in all runs."""
+    """The names of the settings that differ between the runs; those of a run, an arm or a machine are left out."""
     configs = [config(run) for run in runs]
     keys = dict.fromkeys(key for one in configs for key in one if not _told_elsewhere(key))
     return [key for key in keys if any(one.get(key) != configs[0].get(key) for one in configs)]

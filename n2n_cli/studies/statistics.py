@@ -161,7 +161,7 @@ def student_t(freedom: int) -> float:
 
 
 def first_at(evaluations: Sequence[Evaluation], accuracy: float) -> Evaluation | None:
-    """The first evaluation at or above ``accuracy`` (both are ratios of counts: rounding is forgiven)."""
+    """The first evaluation at or above ``accuracy``, to 1e-9: rounding must not part two equal ratios of counts."""
     return next((at for at in evaluations if at.top1 >= accuracy - 1e-9), None)
 
 

@@ -12,11 +12,14 @@ from torch import nn
 class EMA:
     """Average of ``model``'s weights *and* buffers, in ``self.module`` (same class, eval mode, no gradients).
 
-    After update number t (from 1) every floating-point tensor is ``d * average + (1 - d) * model`` with ``d
-    = min(decay, (1 + t) / (10 + t))``: TensorFlow's rule, which the public Inception recipe uses. The ramp
-    keeps arms comparable: a constant 0.9999 would show a random start's own weights for thousands of steps.
-    Integer tensors are copied. Before the first update the average equals the model, unless it was loaded: ``age``
-    is then the number of updates behind it, and t goes on from there.
+    Update number t (from 1) sets every floating-point tensor to ``d * average + (1 - d) * model`` with
+    ``d = min(decay, (1 + t) / (10 + t))``: TensorFlow's rule, which the public Inception recipe uses. Without that ramp
+    a decay of 0.9999 would keep the random start in the average for thousands of steps, and a random arm would look
+    worse than it is. Integer tensors are copied. The average begins as the model itself, or as the averaged weights
+    that a student took from its teacher: ``age`` is the number of updates in those, and t goes on from it.
+
+    ``torch.optim.swa_utils.AveragedModel`` gives the same bits, but gathers and groups the tensors at every update:
+    1.6 ms instead of 0.14 ms for the tiny Inception, 7 % of its training step, and on CUDA a wait for the device.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:

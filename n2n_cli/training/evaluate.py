@@ -4,30 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from n2n_cli.data import Loader
 from n2n_cli.errors import N2NError
 from n2n_cli.training.ranks import Ranks
 
 
-class Loader(Protocol):
-    """What training needs from a data loader (n2n_cli.data makes them)."""
-
-    steps_per_epoch: int
-
-    def batches(self, epoch: int, start_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """This rank's batches of ``epoch``: uint8 images ``[b, 3, H, W]`` and int64 labels ``[b]``."""
-        ...
-
-
 class Normalize:
-    """uint8 ``[b, 3, H, W]`` on any device -> float32 on ours: ``(x / 255 - mean) / std``, in one pass there.
+    """uint8 images ``[b, 3, H, W]`` on any device -> float32 on ``device``: ``(x / 255 - mean) / std`` by channel.
 
-    Bytes travel, not floats: a quarter of the traffic to the device.
+    The images are moved as bytes and computed with there: a quarter of the traffic that floats would make.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The training loop. Grown, random and resumed networks take the same way: from the newest checkpoint on."""
+"""The training loop. Every run, grown, random or resumed, goes on from the newest checkpoint in its folder."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from n2n_cli.data import Loader
 from n2n_cli.errors import N2NError
 from n2n_cli.training import checkpoint
-from n2n_cli.training.evaluate import Loader
 from n2n_cli.training.options import FitOptions
 from n2n_cli.training.ranks import Ranks
 from n2n_cli.training.runlog import RunLog
@@ -44,14 +44,16 @@ def fit(
 ) -> dict[str, Any]:
     """Train ``model`` in the run folder ``folder`` from its newest checkpoint to the end.
 
-    The weights come from ``folder/checkpoints`` (a start checkpoint of step 0 has only those), so a run
-    that was stopped after any step goes on bit-identically. Writes metrics.jsonl, TensorBoard events,
+    Weights, optimizer and step come from ``folder/checkpoints`` (the checkpoint of step 0 need hold no optimizer),
+    so a run that was stopped after any step goes on bit-identically. Writes metrics.jsonl, TensorBoard events,
     checkpoints and, at the end, done.json; a run that is done returns at once.
 
     Args:
-        model: the checkpoint's network (``lineage.build``), with any weights.
+        model: the checkpoint's network (``lineage.build``); its weights are overwritten.
         train, val: this rank's loaders of uint8 images.
-        lineage, config: plain data and YAML text, carried by every checkpoint.
+        options: how to train.
+        ranks: the processes of this run.
+        lineage, config: plain data and YAML text, written into every checkpoint.
         mean, std: of images in [0, 1], by channel.
         progress: True a bar, False nothing, None a bar on a terminal and plain lines elsewhere.
 
@@ -159,7 +161,7 @@ def _done(folder: Path, total_steps: int) -> dict[str, Any] | None:
 
 
 def _hparams(options: FitOptions, lineage: dict[str, Any]) -> dict[str, Any]:
-    """Plain values for TensorBoard, under the same keys in every run."""
+    """Plain values for TensorBoard's HParams page, which needs the same keys in every run."""
     steps = lineage.get("steps") or [{}]
     values = {
         "model": steps[0].get("name", ""),

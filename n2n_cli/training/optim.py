@@ -104,18 +104,17 @@ def build_optimizer(
     Args:
         name: ``sgd`` or ``rmsprop`` (TensorFlow's semantics).
         lr: rate of the first step; the loop sets every step's rate from `lr_at`.
-        decay, eps: of RMSProp's mean square; SGD ignores them. nesterov: SGD only.
+        decay, eps: of RMSProp's mean square; SGD ignores them.
+        nesterov: of SGD with momentum; RMSProp ignores it.
 
     Raises:
-        N2NError: unknown name; nesterov without momentum or with rmsprop; nothing to train.
+        N2NError: unknown name; nothing to train.
     """
     if name not in OPTIMIZERS:
         raise N2NError(f"optim.name={name!r}: expected one of {', '.join(OPTIMIZERS)}{suggest(name, OPTIMIZERS)}")
     groups = parameter_groups(model, weight_decay)
     if not groups:
         raise N2NError("the model has no trainable parameters")
-    if nesterov and (name != "sgd" or momentum <= 0):
-        raise N2NError("optim.nesterov=true needs optim.name=sgd and optim.momentum above 0")
     if name == "rmsprop":
         return TFRMSprop(groups, lr, decay=decay, momentum=momentum, eps=eps)
     # foreach: 1.5x faster than the loop form on CPU, where fused=True is slower than either.
@@ -125,10 +124,15 @@ def build_optimizer(
 def restored(
     model: nn.Module, state: dict[str, Any], rates: Rates | None = None, **options: Any
 ) -> torch.optim.Optimizer:
-    """The optimizer that a checkpoint of ``model`` holds: ``state`` its state dict, ``options`` of `build_optimizer`.
+    """The optimizer of ``model`` with the state that a checkpoint holds.
+
+    Args:
+        state: the optimizer's state dict.
+        rates: the checkpoint's rate for each entry (op.optimizer=equivariant); None or empty: one rate for all.
+        options: of `build_optimizer`.
 
     Raises:
-        N2NError: it is another optimizer's, or another network's.
+        N2NError: the state is that of another optimizer or network.
     """
     optimizer = build_optimizer(model, **options)
     try:
@@ -143,9 +147,16 @@ def restored(
 def travelled(
     how: str, old: torch.optim.Optimizer, teacher: nn.Module, grown: growth.Growth, **options: Any
 ) -> tuple[dict[str, Any], Rates]:
-    """State dict and rates of the student's optimizer (``options`` of `build_optimizer`), its state from ``old``.
+    """The teacher's optimizer state as the student's.
 
-    ``how``: carry or equivariant, see `n2n_cli.growth.optimizer`.
+    Args:
+        how: ``carry`` or ``equivariant``, see `n2n_cli.growth.optimizer`.
+        old: the optimizer of ``teacher``, with its state.
+        grown: the growth that made the student of ``teacher``.
+        options: of `build_optimizer`, for the student's optimizer.
+
+    Returns:
+        The state dict of the student's optimizer, and its rate for each entry (empty for ``carry``).
     """
     new = build_optimizer(grown.student, **options)
     {"carry": growth.carry, "equivariant": growth.equivariant}[how](old, teacher, new, grown)

@@ -1,4 +1,4 @@
-"""How a run trains: the one argument of `fit` that a study never varies between its arms but for ``lr``."""
+"""How a run trains, as one value for `fit`. The students of a study share all but rate and seed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,24 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from n2n_cli.errors import N2NError
+
+
+def check_batch(batch_size: int, accumulate: int, devices: int) -> None:
+    """Whether a batch of ``batch_size`` images divides over ``devices`` ranks, and a rank's part into micro-batches.
+
+    Asked twice with other numbers: of the config, before anything starts, and of the ranks that run, since
+    ``torchrun`` may start more of them than the config's ``devices``.
+
+    Raises:
+        N2NError: it does not.
+    """
+    if batch_size % devices:
+        raise N2NError(f"training.batch_size: {batch_size} images do not divide over devices={devices}")
+    if accumulate > batch_size // devices:
+        raise N2NError(
+            f"training.accumulate: {accumulate} micro-batches are more than the {batch_size // devices} images of a "
+            "device's batch"
+        )
 
 
 @dataclass(frozen=True)
@@ -26,8 +44,8 @@ class FitOptions:
     channels_last: bool | str = "auto"  # auto | true | false
     compile: bool = False
     sync_bn: bool = True  # batch-norm statistics over all ranks
-    eval_batch_size: int = 256  # the caller's val loader has it; kept with the rest for the record
-    evals_first_epoch: int = 4
+    eval_batch_size: int = 256  # of the validation loader, which the caller makes; `fit` does not read it
+    evals_first_epoch: int = 4  # evaluations within the first epoch, evenly spaced
     eval_every_epochs: float = 1.0
     checkpoint_every_epochs: float = 1.0  # 0: when stopped and at the end only
     log_every: int = 50  # steps
@@ -35,18 +53,6 @@ class FitOptions:
     aux_weight: float = 0.3  # of each auxiliary loss (GoogLeNet, Inception v3)
     deterministic: bool = False  # bit-identical on CUDA too, slower there; CPU runs are in any case
     stop_after: int | None = None  # end after this optimizer step of the run, as if stopped by a signal
-
-    def check(self, world_size: int, steps_per_epoch: int) -> None:
-        """Raise an N2NError where the numbers do not fit together."""
-        if self.batch_size % world_size:
-            raise N2NError(f"training.batch_size={self.batch_size} does not divide over devices={world_size}")
-        if not 1 <= self.accumulate <= self.batch_size // world_size:
-            raise N2NError(
-                f"training.accumulate={self.accumulate}: expected 1 to {self.batch_size // world_size}, "
-                "the images a rank gets in one step"
-            )
-        if steps_per_epoch < 1:
-            raise N2NError(f"the training set has fewer images than one batch (batch_size={self.batch_size})")
 
     def schedule_at(self, steps_per_epoch: int) -> dict[str, Any]:
         """``schedule`` with its epochs turned into steps, for `optim.lr_at`.

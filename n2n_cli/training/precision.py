@@ -1,4 +1,4 @@
-"""Which number format and memory layout a run computes in."""
+"""The number format and the memory layout that a run computes in."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import torch
 from n2n_cli.errors import N2NError, suggest
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-SMALL = 100_000  # parameters: far above the demo's networks and far below every real one, so arms do not part
+# Parameters. Far above the demo's networks and far below every real one: all arms of a study are on one side of it.
+BF16_FROM = 100_000
 
 
 def autocast_dtype(precision: str, device: torch.device, parameters: int) -> torch.dtype | None:
     """The dtype training runs its forward pass in by autocast; None is plain fp32.
 
     ``auto`` is bf16 where it gains: on GPUs that have it, and on CPUs with bf16 instructions (AVX512-BF16, AMX)
-    for networks of at least `SMALL` ``parameters``. Measured on one core of such a CPU, NHWC, bf16 against fp32:
+    for networks of at least `BF16_FROM` ``parameters``. Measured on one core of such a CPU, NHWC, bf16 against fp32:
     a step of Inception-BN 1.6x faster at 128 px, of ResNet-18 1.4x at 32 px, of the tiny Inception (10 k) 1.0x.
 
     Raises:
@@ -28,7 +29,7 @@ def autocast_dtype(precision: str, device: torch.device, parameters: int) -> tor
     if device.type == "cuda":
         gains = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        gains = parameters >= SMALL and _cpu_has_bf16()
+        gains = parameters >= BF16_FROM and _cpu_has_bf16()
     return torch.bfloat16 if gains else None
 
 
@@ -39,8 +40,12 @@ def _cpu_has_bf16() -> bool:
 
 
 def use_channels_last(choice: bool | str) -> bool:
-    """Whether images and weights are laid out NHWC. ``auto`` is yes: 1.3x on the CPU measured above, and what
-    tensor cores want."""
+    """Whether images and weights are laid out NHWC. ``auto`` is yes: 1.3x faster on the CPU that `autocast_dtype`
+    speaks of, and the layout that the tensor cores of a GPU compute in.
+
+    Raises:
+        N2NError: another word.
+    """
     if choice not in (True, False, "auto", "true", "false"):
         raise N2NError(f"training.channels_last={choice!r}: expected auto, true or false")
     return choice not in (False, "false")

@@ -1,4 +1,4 @@
-"""The processes of one run: who am I, what do the others say, which device is mine."""
+"""The processes (ranks) of one run: their numbers, their devices and what they exchange."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Ranks:
         return self.rank == 0
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Elementwise sum over ranks in rank order: the same bits however many values travel together."""
+        """Elementwise sum over ranks, added in rank order: a value's bits do not depend on the tensor's size."""
         if self.world_size == 1:
             return tensor
         parts = [torch.empty_like(tensor) for _ in range(self.world_size)]

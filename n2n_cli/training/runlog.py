@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl (the source of every report), TensorBoard events, and the terminal."""
+"""The log of a run: metrics.jsonl (the source of every report), TensorBoard events, and the terminal."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ LINE_EVERY_S = 10.0
 
 
 class RunLog:
-    """The log of one run folder; on every rank but the main one, silence.
+    """The log of one run folder; it does nothing on any rank but the main one.
 
     Args:
-        folder: the run folder. start_step: step of the checkpoint the run goes on from. Rows behind it are
-        cut (they will come again, the
-            same); at 0 all are.
+        folder: the run folder.
+        start_step: step of the checkpoint that the run goes on from. Later rows are removed, as the run will write
+            the same ones again; at step 0 all rows are.
         total_steps: optimizer steps of the whole run, for the bar.
         progress: True a tqdm bar, False nothing, None a bar on a terminal and plain lines elsewhere.
         main: whether this rank writes.
@@ -174,7 +174,7 @@ class RunLog:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; a last line cut short by a kill is left out."""
+    """The rows of a metrics.jsonl; a line that is none, as one cut short by a kill, is left out."""
     rows: list[dict[str, Any]] = []
     for line in Path(path).read_text().splitlines():
         try:

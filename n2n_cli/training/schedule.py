@@ -29,9 +29,10 @@ def evaluation_steps(
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
-    """Seed of the global generators in one step of one rank: dropout draws from f(seed, step, rank).
+    """Seed of torch's and Python's global generators in one step of one rank, from which dropout draws.
 
-    So stopping, resuming, evaluating or a loader that draws change nothing, and no generator need be saved.
+    Set anew before every step, so the draws are the same whether a run was stopped, resumed or evaluated before, or
+    its loader drew numbers too; and no generator need be saved.
     """
     digest = hashlib.blake2b(f"{seed}/{step}/{rank}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

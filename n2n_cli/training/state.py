@@ -1,4 +1,4 @@
-"""What a run is made of, and one optimizer step of it. All of it goes into a checkpoint and comes back."""
+"""The state of a run, all of which a checkpoint holds, and one optimizer step of it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from n2n_cli.data import Loader
 from n2n_cli.errors import N2NError
 from n2n_cli.growth.optimizer import Equivariant, Rates
 from n2n_cli.training import checkpoint
 from n2n_cli.training.ema import EMA
-from n2n_cli.training.evaluate import Loader, Normalize, evaluate, main_output
+from n2n_cli.training.evaluate import Normalize, evaluate, main_output
 from n2n_cli.training.optim import build_optimizer, lr_at
-from n2n_cli.training.options import FitOptions
+from n2n_cli.training.options import FitOptions, check_batch
 from n2n_cli.training.precision import autocast_dtype, use_channels_last
 from n2n_cli.training.ranks import Ranks
 from n2n_cli.training.schedule import step_seed
@@ -50,7 +51,7 @@ class Run:
         mean: Sequence[float],
         std: Sequence[float],
     ) -> None:
-        options.check(ranks.world_size, steps_per_epoch)
+        check_batch(options.batch_size, options.accumulate, ranks.world_size)
         self.folder, self.options, self.ranks = folder, options, ranks
         self.checkpoints = folder / "checkpoints"
         self.steps_per_epoch = steps_per_epoch
@@ -68,7 +69,7 @@ class Run:
         scaled = self.autocast_dtype == torch.float16
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=scaled)
         self.ema = EMA(model, options.ema_decay) if options.ema_decay else None
-        self.rates: Rates = {}  # of a student that takes its teacher's steps (op.optimizer=equivariant)
+        self.rates: Rates = {}  # an own rate for each entry, where op.optimizer=equivariant: see growth.optimizer
         self.step, self.time_s, self.lr = 0, 0.0, options.lr
         self.start: dict[str, float] = {}
         self.best: dict[str, float] = {}
@@ -88,9 +89,9 @@ class Run:
         return self.step * self.options.batch_size
 
     def optimizer_step(self, images: Tensor, labels: Tensor) -> None:
-        """One update from this rank's share ``[b, 3, H, W]`` (uint8), ``[b]`` of the global batch.
+        """One update from this rank's part of the global batch: uint8 ``[b, 3, H, W]`` and int64 labels ``[b]``.
 
-        Leaves loss and hits on the device: nothing here waits for it.
+        The loss and the number of correct predictions stay on the device until `flush`, so that no step waits for it.
         """
         options, device = self.options, self.ranks.device
         seed = step_seed(options.seed, self.step, self.ranks.rank)
@@ -104,8 +105,7 @@ class Run:
         total = torch.zeros((), device=device)
         hits = torch.zeros((), dtype=torch.int64, device=device)
         for i in range(options.accumulate):
-            # Every accumulate-th image: micro-batches then hold the same images however many ranks share
-            # them.
+            # Every accumulate-th image: a micro-batch then holds the same images for any number of ranks.
             x, y = self.normalize(images[i :: options.accumulate]), labels[i :: options.accumulate]
             last = i == options.accumulate - 1
             wait = isinstance(self.net, DistributedDataParallel) and not last
@@ -206,7 +206,7 @@ class Run:
             checkpoint.save(self.checkpoints, state, step=self.step)
 
     def summary(self) -> dict[str, Any]:
-        """What done.json says."""
+        """The content of done.json."""
         return {
             "step": self.step,
             "images": self.images,

@@ -59,7 +59,7 @@ class _SyncBatchNorm(torch.autograd.Function):
 
 
 def _gather(mine: torch.Tensor) -> torch.Tensor:
-    """``[ranks, n]`` from every rank's ``[n]``: of two or a few ranks, gloo gathers faster than it reduces."""
+    """``[ranks, n]`` from every rank's ``[n]``. With a few ranks gloo gathers faster than it reduces."""
     parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, mine)
     return torch.stack(parts)

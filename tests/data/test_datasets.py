@@ -151,8 +151,6 @@ def test_wrong_values(name: str, kwargs: dict, message: str) -> None:
 
 
 def test_wrong_sizes_of_a_folder(folder: Path) -> None:
-    with pytest.raises(N2NError, match=r"resize_size 100 must be at least data.image_size 128"):
-        load("imagefolder", root=folder, image_size=128, resize_size=100)
     with pytest.raises(N2NError, match=r"data.train_images=13, but there are only 12"):
         load("imagefolder", root=folder, train_images=13)
     with pytest.raises(N2NError, match=r"imagefolder has 3 classes, not num_classes=10"):

@@ -41,8 +41,7 @@ def synthesize(
     unfinished: tuple[str, ...] = (),
     synthetic: bool = True,
 ) -> Path:
-    """Run folders ``<arm>[-variant]-seed<seed>``; ``finals`` sets the last accuracy of an arm's seeds"
-    " exactly."""
+    """Run folders ``<arm>[-variant]-seed<seed>``; ``finals`` sets the last accuracy of an arm's seeds exactly."""
     plain = [(arm, arm, 1.0 if "init" in arm or arm == "teacher" else 0.1) for arm in arms]
     for name, arm, lr_scale in [*plain, *variants]:
         for seed in range(seeds):

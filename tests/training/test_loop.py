@@ -150,7 +150,7 @@ def test_a_loss_that_is_not_finite(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "changes, line",
     [
-        (dict(accumulate=9), "training.accumulate=9: expected 1 to 8"),
+        (dict(accumulate=9), "training.accumulate: 9 micro-batches are more than the 8 images"),
         (dict(precision="fp8"), "training.precision='fp8'"),
         (dict(optimizer=dict(name="adam")), "optim.name='adam'"),
         (dict(schedule=dict(name="step")), "step_epochs above 0"),
@@ -162,6 +162,16 @@ def test_what_does_not_fit_is_one_line(tmp_path: Path, changes: dict[str, object
     with pytest.raises(N2NError, match=line) as caught:
         worker.run(folder, **changes)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
+
+
+def test_more_ranks_than_the_config_knew_of(tmp_path: Path) -> None:
+    """``torchrun`` may start any number: the batch must divide over those that run."""
+    ranks = Ranks(0, 3)
+    with pytest.raises(N2NError, match=r"training\.batch_size: 8 images do not divide over devices=3"):
+        Run(
+            tmp_path, worker.Tiny(), worker.options(), ranks=ranks, steps_per_epoch=5,
+            lineage={}, config="", mean=worker.MEAN, std=worker.STD,
+        )  # fmt: skip
 
 
 def test_no_checkpoint(tmp_path: Path) -> None:

@@ -82,8 +82,6 @@ def test_sgd_decays_weights_only() -> None:
     "arguments, line",
     [
         (dict(name="rmsprob"), r"optim.name='rmsprob': expected one of sgd, rmsprop \(did you mean 'rmsprop'\?\)"),
-        (dict(name="rmsprop", nesterov=True), "nesterov"),
-        (dict(name="sgd", nesterov=True, momentum=0.0), "nesterov"),
     ],
 )
 def test_wrong_optimizers(arguments: dict[str, object], line: str) -> None:
