@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from n2n_cli.data import Loader
 from n2n_cli.errors import N2NError
 from n2n_cli.training.ranks import Ranks
+
+
+class Loader(Protocol):
+    """What training and evaluation ask of a loader; `n2n_cli.data` makes them."""
+
+    steps_per_epoch: int
+    """Batches of one epoch: full global batches in training, all images in evaluation."""
+
+    def batches(self, epoch: int, start_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """(uint8 ``[b, 3, H, W]``, int64 ``[b]``) for this rank, from step ``start_step`` of the epoch on."""
+        ...
 
 
 class Normalize:

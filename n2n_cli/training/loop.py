@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from n2n_cli.data import Loader
 from n2n_cli.errors import N2NError
 from n2n_cli.training import checkpoint
+from n2n_cli.training.evaluate import Loader
 from n2n_cli.training.options import FitOptions
 from n2n_cli.training.ranks import Ranks
 from n2n_cli.training.runlog import RunLog

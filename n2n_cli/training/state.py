@@ -15,12 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from n2n_cli.data import Loader
 from n2n_cli.errors import N2NError
 from n2n_cli.growth.optimizer import Equivariant, Rates
 from n2n_cli.training import checkpoint
 from n2n_cli.training.ema import EMA
-from n2n_cli.training.evaluate import Normalize, evaluate, main_output
+from n2n_cli.training.evaluate import Loader, Normalize, evaluate, main_output
 from n2n_cli.training.optim import build_optimizer, lr_at
 from n2n_cli.training.options import FitOptions, check_batch
 from n2n_cli.training.precision import autocast_dtype, use_channels_last
