@@ -1,13 +1,7 @@
 """The student itself: its class, its ties, its types, and what is frozen."""
 
 import torch
-from nets import (
-    images,
-    perturb,
-    resnet18,
-    same_state,
-    state_of,
-)
+from nets import images, perturb, resnet18, same_state, state_of
 from torch import nn
 
 from n2n_cli import growth

@@ -1,9 +1,7 @@
 """The student's weights: U[o, c] = W[g_out(o), g_in(c)] / r_in(c), and the noise on copies."""
 
 import torch
-from nets import (
-    Masked,
-)
+from nets import Masked
 from torch import nn
 from torch.nn import functional as F
 

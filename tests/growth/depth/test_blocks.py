@@ -6,16 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import (
-    check_grown,
-    conv,
-    images,
-    lazy,
-    same_state,
-    speaking,
-    state_of,
-    storages,
-)
+from nets import check_grown, conv, images, lazy, same_state, speaking, state_of, storages
 from torch import nn
 from torchvision import models
 

@@ -3,19 +3,7 @@
 import pytest
 import torch
 import torchvision
-from nets import (
-    check_exact,
-    check_grown,
-    conv,
-    images,
-    lazy,
-    perturb,
-    rect,
-    same_state,
-    speaking,
-    state_of,
-    storages,
-)
+from nets import check_exact, check_grown, conv, images, lazy, perturb, rect, same_state, speaking, state_of, storages
 from torch import nn
 
 from n2n_cli import growth, lineage, models

@@ -6,11 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import (
-    check_exact,
-    images,
-    perturb,
-)
+from nets import check_exact, images, perturb
 from torch import nn
 
 from n2n_cli import growth

@@ -4,12 +4,7 @@ import copy
 
 import pytest
 import torch
-from nets import (
-    Masked,
-    images,
-    perturb,
-    resnet18,
-)
+from nets import Masked, images, perturb, resnet18
 from torch import nn
 
 from n2n_cli import growth

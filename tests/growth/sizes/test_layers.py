@@ -2,11 +2,7 @@
 
 import pytest
 import torch
-from nets import (
-    images,
-    perturb,
-    resnet18,
-)
+from nets import images, perturb, resnet18
 from torch import nn
 
 from n2n_cli import growth
