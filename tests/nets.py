@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
 from n2n_cli import growth, models
+from n2n_cli.growth.groups.axes import Group, resolve
 from n2n_cli.growth.groups.infer import infer, trace
 from n2n_cli.growth.groups.operations import OPERATIONS
 from n2n_cli.growth.groups.structure import Structure
@@ -28,6 +29,12 @@ def double_gap(teacher: nn.Module, student: nn.Module, x: Tensor) -> float:
 def inferred(model: nn.Module, example: Any, **options: Any) -> Structure:
     """The groups of a model."""
     return infer(model, trace(model, example), **options)
+
+
+def only_group(structure: Structure, name: str, dim: int = 0) -> Group:
+    """The group that an axis of a parameter consists of."""
+    ((group, _),) = resolve(structure.axes[name][dim])
+    return group
 
 
 def perturb(model: nn.Module, seed: int = 0) -> nn.Module:
