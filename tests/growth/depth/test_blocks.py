@@ -12,7 +12,9 @@ from torchvision import models
 
 from n2n_cli import growth
 from n2n_cli.growth import GrowthError
-from n2n_cli.growth.depth.blocks import align, new_blocks
+from n2n_cli.growth.depth.blocks import Blocks, align, new_blocks
+from n2n_cli.growth.groups.operations import OPERATIONS
+from n2n_cli.growth.trace.record import record
 
 
 def convnext(depths):
@@ -235,3 +237,107 @@ def test_layers_put_in_between_are_found(drawn):
     assert {int(block) for block in new_blocks(student, new, set(names.values()))} == {
         int(n.split(".")[0]) for n in ours
     } - set(places)
+
+
+def closing(net, block, x=None, new=None):
+    """What `Blocks.closing` says of a block all of whose parameters are new."""
+    recording = record(net, images(8) if x is None else x, OPERATIONS, training=True)
+    names = [name for name, _ in net.named_parameters() if name.startswith(f"{block}.")] if new is None else new
+    return Blocks(recording, [block], names).closing(block)
+
+
+def test_a_branch_is_closed_by_its_last_factor():
+    net = nn.Sequential(conv(3), Dead(3, nn.BatchNorm2d(3)), conv(3))
+    assert closing(net, "1") == (["1.activation.weight", "1.activation.bias"], {"1"})
+    net[1].activation = nn.Dropout(0.5)
+    assert closing(net, "1") == (["1.conv.weight", "1.conv.bias"], {"1"})
+    assert closing(net, "2") == ([], set()), "a layer without a sum is no branch"
+
+
+def test_a_factor_of_the_teachers_closes_nothing():
+    net = nn.Sequential(conv(3), Dead(3, nn.Identity()))
+    with pytest.raises(GrowthError, match=r"'1.conv.weight', which ends its branch, is the teacher's"):
+        closing(net, "1", new=[])
+
+
+class Ends(nn.Module):
+    """``form`` says how the branch joins the stream, or what ends it."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.layer, self.scale, self.form = nn.Linear(4, 4), nn.Parameter(torch.ones(4)), form
+
+    def forward(self, x):
+        y = self.layer(x)
+        return {
+            "scaled": lambda: x + self.scale * y,
+            "less": lambda: x - y,
+            "reversed": lambda: y + x,
+            "negated": lambda: y - x,
+            "joined": lambda: x + torch.cat([y[:, :2], torch.tanh(y[:, 2:])], 1),
+            "exponential": lambda: x + torch.exp(y),
+            "relu": lambda: x + torch.relu(y),
+            "constant": lambda: x + torch.cat([y[:, :3], self.scale[None, :1].expand(len(x), 1)], 1),
+        }[self.form]()
+
+
+@pytest.mark.parametrize(
+    ("form", "zeros"),
+    [
+        ("scaled", ["scale"]),
+        ("less", ["layer.weight", "layer.bias"]),
+        ("reversed", ["layer.weight", "layer.bias"]),
+        ("negated", []),
+        ("joined", ["layer.weight", "layer.bias"]),
+        ("constant", ["layer.weight", "layer.bias", "scale"]),
+    ],
+)
+def test_branches_in_all_writings(form, zeros):
+    net, x = nn.Sequential(nn.Linear(4, 4), Ends(form)), torch.randn(3, 4)
+    names, blocks = closing(net, "1", x)
+    assert list(dict.fromkeys(names)) == [f"1.{name}" for name in zeros] and blocks == ({"1"} if zeros else set())
+    if zeros:
+        with torch.no_grad():
+            for name in names:
+                net.get_parameter(name).zero_()
+        assert torch.equal(net(x), net[0](x)), "closed, it passes its input on"
+
+
+@pytest.mark.parametrize(
+    ("form", "words"),
+    [("exponential", "exp at 1 ends its branch, and no parameter"), ("relu", "relu at 1 .* a zero would never learn")],
+)
+def test_branches_that_nothing_closes(form, words):
+    with pytest.raises(GrowthError, match=f"'1' cannot start as nothing: {words}"):
+        closing(nn.Sequential(nn.Linear(4, 4), Ends(form)), "1", torch.randn(3, 4))
+
+
+def test_the_largest_new_modules_are_the_blocks():
+    net = nn.Sequential(
+        nn.Linear(3, 3), nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)), nn.ModuleList([nn.Linear(3, 3)])
+    )
+    names = list(net.state_dict())
+    taken = [name for name in names if name.startswith("0.")]
+    assert new_blocks(net, [name for name in names if name not in taken], taken) == ["1", "2.0"]
+    taken.append("1.0.weight")
+    with pytest.raises(GrowthError, match=r"'1.0.bias' is new in a layer that the teacher has"):
+        new_blocks(net, [name for name in names if name not in taken], taken)
+
+
+@pytest.mark.parametrize(
+    ("student", "words"),
+    [
+        (nn.Sequential(nn.Linear(3, 4)), "lacks the teacher's '2.weight'"),
+        (
+            nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)),
+            r"'0.weight' is \[4, 3\] in the teacher and \[5, 3\]",
+        ),
+        (
+            nn.Sequential(nn.Linear(4, 2), nn.ReLU(), nn.Linear(3, 4)),
+            r"'0.weight' is \[4, 3\] in the teacher and \[2, 4\] in the student: .* widen them first",
+        ),
+    ],
+)
+def test_a_student_without_a_place_for_a_tensor(student, words):
+    with pytest.raises(GrowthError, match=words):
+        align(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), student)

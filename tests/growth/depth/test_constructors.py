@@ -8,6 +8,7 @@ from torch import nn
 
 from n2n_cli import growth, lineage, models
 from n2n_cli.growth import GrowthError
+from n2n_cli.growth.depth.constructors import Change, explained, same_rates, to_student
 
 
 def features(*widths):
@@ -184,3 +185,65 @@ def test_students_that_do_not_fit_are_named():
         growth.deepen(teacher, x, rect())
     with pytest.raises(GrowthError, match="lacks the teacher's"):
         growth.deepen(teacher, x, models.build("inception_bn", 6, stem="small"))
+
+
+class Adds(nn.Module):
+    """Residual blocks in a row, behind a stem."""
+
+    def __init__(self, n):
+        super().__init__()
+        self.stem, self.blocks, self.out = (
+            nn.Linear(3, 4),
+            nn.ModuleList(nn.Linear(4, 4) for _ in range(n)),
+            nn.Linear(4, 2),
+        )
+
+    def forward(self, x):
+        x = self.stem(x)
+        for block in self.blocks:
+            x = x + torch.tanh(block(x))
+        return self.out(x)
+
+
+def test_a_constructors_student_gets_the_teachers_weights_type_mode_and_what_is_frozen():
+    torch.manual_seed(0)
+    teacher, given = Adds(1).double().eval(), Adds(3)
+    teacher.stem.weight.requires_grad_(False)
+    before, x = (state_of(teacher), state_of(given)), torch.randn(5, 3).double()
+    student, change = to_student(teacher, given, x)
+    assert same_state(state_of(teacher), before[0]) and same_state(state_of(given), before[1])
+    assert {p.dtype for p in student.parameters()} == {torch.float64} and not student.training
+    assert not student.stem.weight.requires_grad and student.blocks[1].weight.requires_grad
+    assert (change.layers, change.blocks, change.renamed) == ([], ["blocks.1", "blocks.2"], {})
+    assert change.zeros == [f"blocks.{n}.{kind}" for n in (1, 2) for kind in ("weight", "bias")]
+    assert torch.equal(student.blocks[0].weight, teacher.blocks[0].weight) and not student.blocks[2].weight.any()
+    torch.testing.assert_close(student(x), teacher(x), rtol=0, atol=0)
+
+
+def test_new_layers_that_are_no_branch_are_named_and_left_for_the_identity():
+    torch.manual_seed(0)
+    teacher, given = perturb(stage(nn.ReLU)), stage(nn.ReLU, 1)
+    student, change = to_student(teacher, given, images(8))
+    assert change.layers == ["0.3", "0.4"] and not change.zeros and not change.blocks and not change.sources
+    assert torch.equal(student[0][3].weight, given[0][3].weight), "as the constructor made it"
+
+
+def test_numbers_of_modules_without_weights_become_the_teachers():
+    teacher = nn.Sequential(nn.Dropout(0.1), nn.LeakyReLU(0.2), nn.BatchNorm1d(2, eps=0.5), nn.Dropout(0.3))
+    student = nn.Sequential(nn.Dropout(0.5), nn.LeakyReLU(0.5), nn.BatchNorm1d(2, eps=0.1), nn.ReLU(), nn.Dropout(0.9))
+    same_rates(teacher, student)
+    assert (student[0].p, student[1].negative_slope, student[2].eps, student[4].p) == (0.1, 0.2, 0.1, 0.9)
+
+
+def test_a_failure_is_explained_where_there_is_more_to_say():
+    x = torch.randn(5, 3)
+    assert explained("it failed", Adds(2), Change([]), x) == "it failed"
+    net = nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 2))
+    assert explained("it failed", net, Change(["2"]), x).startswith(
+        "the new layer '2' cannot be an identity: it feeds gelu"
+    )
+    moved = nn.Sequential(nn.Identity(), nn.Linear(3, 3))
+    words = "the new block '1' changes what passes through it beside its branch: it failed"
+    assert explained("it failed", moved, Change([], blocks=["0", "1"]), x) == words
+    torch.nn.init.eye_(moved[1].weight), torch.nn.init.zeros_(moved[1].bias)
+    assert explained("it failed", moved, Change([], blocks=["0", "1"]), x) == "it failed"

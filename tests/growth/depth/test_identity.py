@@ -10,8 +10,18 @@ from nets import check_exact, images, perturb
 from torch import nn
 
 from n2n_cli import growth
+from n2n_cli.growth import GrowthError
 from n2n_cli.growth.deeper import rebuild
-from n2n_cli.growth.depth.identity import Maxout, activation_of, module_of, plain, set_identity
+from n2n_cli.growth.depth.identity import (
+    Maxout,
+    activation_of,
+    columns,
+    identify,
+    make_identity,
+    module_of,
+    plain,
+    set_identity,
+)
 from n2n_cli.growth.groups.operations import OPERATIONS
 
 
@@ -152,3 +162,91 @@ def test_maxout_by_replicated_columns(kind, form, norm):
     with torch.no_grad():
         pieces[0] += 1.0  # negative control: one piece of one unit sees something else
     assert growth.function_gap(teacher, grown.student, x) > 1e-6
+
+
+@pytest.mark.parametrize("units_first", [True, False])
+def test_maxout_is_the_largest_piece_of_each_unit(units_first):
+    x = torch.tensor([[1.0, 5.0, 2.0, 3.0, -1.0, 4.0]])
+    wanted = [[5.0, 3.0, 4.0]] if units_first else [[3.0, 5.0, 4.0]]
+    assert Maxout(2, -1, units_first)(x).tolist() == wanted
+    image = x.view(1, 6, 1, 1).expand(1, 6, 2, 3)
+    assert Maxout(2, 1, units_first)(image)[0, :, 1, 2].tolist() == wanted[0]
+
+
+@pytest.mark.parametrize("units_first", [True, False])
+def test_columns_make_the_largest_piece_what_the_unit_was(units_first):
+    """maxout(W maxout(v)) = maxout(v) where W copies each unit to all its pieces."""
+    activation = ("maxout", 3, -1, units_first)
+    source, layer, f = columns(activation, 12), nn.Linear(4, 12), Maxout(*activation[1:])
+    set_identity(layer, source)
+    once = f(torch.randn(5, 12))
+    assert torch.equal(f(layer(once)), once)
+    set_identity(layer, source.roll(1))
+    assert not torch.equal(f(layer(once)), once)
+    assert columns(("relu",), 12) is None
+
+
+@pytest.mark.parametrize(
+    ("kernel", "groups", "norm", "shape"),
+    [
+        ((), 1, None, (6, 6)),
+        ((3,), 2, None, (6, 3, 3)),
+        ((3, 1), 1, nn.BatchNorm2d(6), (6, 6, 3, 1)),
+        ((1, 5), 6, None, (6, 1, 1, 5)),
+        ((3, 3, 3), 3, None, (6, 2, 3, 3, 3)),
+    ],
+)
+def test_the_modules_of_one_identity(kernel, groups, norm, shape):
+    f, layer, *rest = make_identity(6, kernel, groups, ("hardtanh", -0.5, 2.0), norm)
+    assert (type(f), f.min_val, f.max_val) == (nn.Hardtanh, -0.5, 2.0) and layer.weight.shape == shape
+    assert rest == ([norm] if norm else []) and (layer.bias is None) == (norm is not None)
+    set_identity(layer)
+    x = torch.randn(2, 6, *[7] * len(kernel))
+    assert torch.equal(layer(x), x)
+
+
+def test_maxout_shrinks_what_enters_the_layer_and_unknown_activations_are_refused():
+    layer = make_identity(6, (3, 3), 1, ("maxout", 2, 1, True), None)[1]
+    assert (layer.in_channels, layer.out_channels) == (3, 6)
+    with pytest.raises(GrowthError, match="no activation 'gelu'"):
+        make_identity(6, (), 1, ("gelu",), None)
+
+
+class Stack(nn.Module):
+    """A new layer with a norm behind it, and one that no pass reaches."""
+
+    def __init__(self, affine=True):
+        super().__init__()
+        self.new, self.norm, self.idle = nn.Linear(4, 4, bias=False), nn.BatchNorm1d(4, affine=affine), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.norm(self.new(x))
+
+
+def test_identify_undoes_the_mean_moments_of_all_batches():
+    torch.manual_seed(0)
+    net, batches = Stack().double(), [torch.randn(9, 4).double() + n for n in range(3)]
+    batches[1][:, 2] = batches[0][:, 2] = batches[2][:, 2] = 5.0
+    assert identify(net, ["new", "norm"], {}, batches) == 1, "one channel never varies"
+    mean = torch.stack([b.mean(0) for b in batches]).mean(0)
+    var = torch.stack([b.var(0, correction=0) for b in batches]).mean(0)
+    for found, wanted in ((net.norm.bias, mean), (net.norm.running_mean, mean), (net.norm.running_var, var)):
+        torch.testing.assert_close(found.detach(), wanted, rtol=1e-13, atol=1e-14)
+    assert torch.equal(net.norm.weight, torch.sqrt(net.norm.running_var + net.norm.eps))
+    x = torch.randn(5, 4).double()
+    torch.testing.assert_close(net.eval()(x), x, rtol=1e-13, atol=1e-13)
+    identify(net, ["new", "norm"], {}, batches[:1])
+    torch.testing.assert_close(net.train()(batches[0]), batches[0], rtol=1e-13, atol=1e-13)
+    assert not torch.allclose(net(batches[2]), batches[2]), "a batch of other statistics"
+
+
+def test_what_cannot_be_identified_is_named():
+    x = torch.randn(5, 4)
+    with pytest.raises(GrowthError, match="'idle' was not reached"):
+        identify(Stack(), ["new", "idle"], {}, [x])
+    with pytest.raises(GrowthError, match="batch norm 'norm' has no scale and bias"):
+        identify(Stack(affine=False), ["norm"], {}, [x])
+    net = nn.Sequential(nn.Linear(4, 5))
+    with pytest.raises(GrowthError, match="new layer '0' cannot be an identity: it maps 4 to 5 features"):
+        identify(net, ["0"], {}, [x])
+    assert identify(net, [], {}, [x]) == 0

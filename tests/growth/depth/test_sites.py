@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from n2n_cli import growth
 from n2n_cli.growth import GrowthError
 from n2n_cli.growth.deeper import rebuild
-from n2n_cli.growth.depth.sites import find_sites
+from n2n_cli.growth.depth.sites import Site, choose, find_sites
 
 
 def test_pairs_are_found_and_doubled_without_a_constructor():
@@ -180,3 +180,70 @@ def test_sites_of_a_random_network_hold():
         student = growth.deepen(teacher, x).student
         check_exact(teacher, student, x)
         assert any(site.refusal is None for site in find_sites(teacher, x))
+
+
+def found(net, shape=(2, 3, 8, 8)):
+    return {site.layer: site for site in find_sites(net, torch.randn(shape))}
+
+
+def test_a_site_says_what_stands_there():
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, (3, 1), padding=(1, 0)), nn.BatchNorm2d(4), nn.Hardtanh(-1.0, 2.0),
+        nn.Conv2d(4, 6, 3, groups=2), nn.ReLU(), nn.Flatten(), nn.Linear(216, 5),
+    )  # fmt: skip
+    assert list(found(net).values()) == [
+        Site("0", "1", ("hardtanh", -1.0, 2.0), 4, (3, 1), 1, "BatchNorm2d"),
+        Site("3", "3", ("relu",), 6, (3, 3), 2, None, follows="0"),
+        Site("6", "6", ("nothing",), 5, (), 1, None, "its output is an output of the network"),
+    ]
+
+
+def site(layer="a", kernel=(3, 3), refusal=None, follows=None, expansion=False):
+    return Site(layer, layer, ("relu",), 4, kernel, 1, None, refusal, follows, expansion)
+
+
+def test_a_pair_is_n_by_1_and_then_1_by_n():
+    for before, this, pair in (
+        ((3, 1), (1, 3), True),
+        ((1, 3), (3, 1), False),
+        ((5, 1), (1, 3), False),
+        ((3, 3), (3, 3), False),
+        ((1, 1), (1, 1), False),
+        ((), (1, 3), False),
+        ((3,), (3,), False),
+    ):
+        assert site(kernel=this).vertical_horizontal(site(kernel=before)) == pair, (before, this)
+    assert not site(kernel=(1, 3)).vertical_horizontal(None)
+
+
+def test_the_default_sites_are_pairs_then_all_then_expansions():
+    first, second = site("a", (3, 1)), site("b", (1, 3), follows="a")
+    other, expansion, refused = site("c"), site("d", expansion=True), site("e", refusal="no")
+    assert choose([first, second, other, expansion, refused]) == [second]
+    assert choose([first, other, expansion, refused]) == [first, other]
+    assert choose([expansion, refused]) == [expansion] and choose([refused]) == choose([]) == []
+    assert choose([first, site("b", (1, 3), "no", "a"), other]) == [first, other], "a pair that is refused is none"
+
+
+class Written(nn.Module):
+    """An activation in place, a counter, a norm by function."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+        self.register_buffer("count", torch.zeros(()))
+        self.g = nn.Parameter(torch.ones(4))
+
+    def forward(self, x):
+        self.count += 1
+        x = self.a(x)
+        x.relu_()
+        x = torch.relu(F.layer_norm(self.b(x), (4,), self.g))
+        return torch.clamp(self.c(x), self.g.min(), self.g.max()) * 2
+
+
+def test_activations_in_place_norms_by_function_and_bounds_that_are_tensors():
+    sites = found(Written(), (2, 3))
+    assert sites["a"].activation == ("relu",) and sites["a"].refusal is None
+    assert "is not a module of its own" in sites["b"].refusal
+    assert sites["c"].activation == ("clamp with tensors for bounds",) and "f(f(v)) = f(v)" in sites["c"].refusal
