@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
-from n2n_cli import growth
+from n2n_cli import growth, models
+from n2n_cli.growth.groups.axes import Group, resolve
 from n2n_cli.growth.groups.infer import infer, trace
 from n2n_cli.growth.groups.operations import OPERATIONS
 from n2n_cli.growth.groups.structure import Structure
@@ -27,6 +29,12 @@ def double_gap(teacher: nn.Module, student: nn.Module, x: Tensor) -> float:
 def inferred(model: nn.Module, example: Any, **options: Any) -> Structure:
     """The groups of a model."""
     return infer(model, trace(model, example), **options)
+
+
+def only_group(structure: Structure, name: str, dim: int = 0) -> Group:
+    """The group that an axis of a parameter consists of."""
+    ((group, _),) = resolve(structure.axes[name][dim])
+    return group
 
 
 def perturb(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -209,3 +217,65 @@ def measured(teacher: nn.Module, student: nn.Module, example: Any, *others: Any)
 def allowed(teacher: nn.Module, example: Any, *others: Any) -> float:
     """What rounding explains."""
     return max(1e-10, *(1000 * rounding_floor(teacher, given) for given in (example, *others)))
+
+
+def images(size: int = 32, n: int = 4, seed: int = 1) -> Tensor:
+    return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def resnet18() -> nn.Module:
+    return torchvision.models.resnet18(num_classes=7)
+
+
+def rect(extra_pairs: int = 0, width: float = 0.2) -> nn.Module:
+    return models.build("inception_rect", 6, width=width, stem="small", extra_pairs=extra_pairs)
+
+
+def mlp() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(10, 8), nn.ReLU(), nn.Linear(8, 3)).double()
+
+
+def conv(c: int) -> nn.Conv2d:
+    return nn.Conv2d(c, c, 3, padding=1)
+
+
+class Masked(nn.Conv2d):
+    """A convolution with a mask of its weight's shape in a buffer."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.register_buffer("mask", (torch.arange(9).view(3, 3) < 5).to(torch.float32).expand_as(self.weight).clone())
+
+
+def lazy(model: nn.Module, x: Tensor) -> nn.Module:
+    """The model with its lazy layers made."""
+    model.eval()(x)
+    return model
+
+
+def speaking(model: nn.Module, seed: int = 0) -> nn.Module:
+    """A head that is not zero (ViT's is), and norms that are not fresh."""
+    perturb(model, seed)
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and not module.weight.any():
+            with torch.no_grad():
+                module.weight.normal_(0, 0.1, generator=generator)
+    return model
+
+
+def check_exact(teacher: nn.Module, student: nn.Module, x: Tensor, train: bool = True) -> None:
+    """Exact on the example in fp64, in both modes or in eval mode alone."""
+    assert growth.function_gap(teacher, student, x, training=False) < 1e-11
+    if train:
+        assert growth.function_gap(teacher, student, x, training=True) < 1e-10
+
+
+def check_grown(grown: growth.Growth, teacher: nn.Module, x: Tensor) -> None:
+    """Exact on the example and on other images, in both modes, in fp64."""
+    assert grown.gap.worst <= max(1e-10, 1000 * grown.gap.floor) and grown.gap.kind == "float64"
+    teacher, student = copy.deepcopy(teacher).double(), copy.deepcopy(grown.student).double()
+    if not any("stochastic" in name for name, _ in teacher.named_modules()):
+        assert growth.function_gap(teacher, student, x.double().roll(3, -1)) < 1e-10
+    assert growth.function_gap(teacher, student, x.double().roll(5, -1), training=False) < 1e-10

@@ -13,12 +13,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from nets import RandomNet, perturb
+from nets import RandomNet, mlp, perturb
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from n2n_cli import growth
+from n2n_cli.growth import GrowthError
 from n2n_cli.growth import optimizer as moving
 from n2n_cli.training.optim import TFRMSprop
 
@@ -265,3 +266,13 @@ def test_units_that_are_no_copies() -> None:
     have = {name for name, p in grown.student.named_parameters() if new.state.get(p)}
     assert have == {"3.bias", "5.weight", "5.bias"}
     train(grown.student, new, 1, 0)
+
+
+def test_optimizer_state_goes_to_its_own_kind() -> None:
+    teacher, x = mlp(), torch.randn(2, 10).double()
+    grown, padded = growth.widen(teacher, x, 1.5), growth.random_pad(teacher, x, 1.5)
+    adam, sgd = torch.optim.Adam(teacher.parameters()), torch.optim.SGD(grown.student.parameters(), 0.1)
+    with pytest.raises(GrowthError, match="teacher's optimizer is Adam, the student's SGD"):
+        growth.carry(adam, teacher, sgd, grown)
+    with pytest.raises(GrowthError, match="random_pad"):
+        growth.carry(adam, teacher, torch.optim.Adam(padded.student.parameters()), padded)

@@ -1,30 +1,23 @@
 """Net2WiderNet: exact in fp64, in eval and train mode, on networks prepared by nobody."""
 
-import copy
 import math
-import threading
 
 import pytest
 import torch
 import torchvision
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from nets import KINDS, RandomNet, double_gap, perturb, same_state, state_of, storages
+from nets import KINDS, RandomNet, double_gap, images, mlp, perturb, resnet18, same_state, state_of, storages
 from torch import nn
 from torch.nn import functional as F
 
 from n2n_cli import growth, models
 from n2n_cli.growth import GrowthError, Operation
-from n2n_cli.growth.build.weights import grown_weights
 from n2n_cli.growth.groups.operations import OPERATIONS
 from n2n_cli.growth.wider import rebuild
 from n2n_cli.models.describe import count_parameters
 
 SQRT03 = math.sqrt(0.3)
-
-
-def images(size=64, n=2):
-    return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
 def small_vgg():
@@ -54,7 +47,7 @@ ZOO = {
 def test_exact_in_both_modes(name, factor):
     torch.manual_seed(0)
     teacher = perturb(ZOO[name]()).double()
-    before, x = state_of(teacher), images().double()
+    before, x = state_of(teacher), images(64, 2).double()
     grown = growth.widen(teacher, x, factor, seed=3)
     student = grown.student
     assert growth.function_gap(teacher, student, x, training=False) < 1e-12
@@ -71,7 +64,7 @@ def test_to_the_shapes_of_the_standard_inception():
     """The paper's case: sqrt(0.3) -> standard -> sqrt(2), several times in a row, fp64."""
     torch.manual_seed(0)
     teacher = perturb(models.build("inception_bn", 10, width=SQRT03, stem="small")).double()
-    x = images(32).double()
+    x = images(32, 2).double()
     for width in (1.0, math.sqrt(2)):
         target = models.build("inception_bn", 10, width=width, stem="small")
         student = growth.widen(teacher, x, target).student
@@ -82,44 +75,10 @@ def test_to_the_shapes_of_the_standard_inception():
         teacher = student
 
 
-def test_the_gap_sees_a_wrong_student():
-    """Negative controls: a copy's division forgotten, BN scales permuted, one bias and one BN buffer wrong."""
-    torch.manual_seed(0)
-    teacher = perturb(ZOO["resnet18"]()).double()
-    x = images().double()
-    student = growth.widen(teacher, x, 1.5).student
-    for break_it in (
-        lambda s: s.layer2[0].conv2.weight[:, -1].mul_(2),
-        lambda s: s.layer1[0].bn1.weight.copy_(s.layer1[0].bn1.weight.roll(1)),
-        lambda s: s.layer3[0].bn1.bias[-1].add_(0.1),
-    ):
-        broken = copy.deepcopy(student)
-        with torch.no_grad():
-            break_it(broken)
-        assert growth.function_gap(teacher, broken, x) > 1e-6
-    broken = copy.deepcopy(student)
-    broken.bn1.running_var[-1] *= 2  # eval mode alone can see it
-    assert growth.function_gap(teacher, broken, x, training=False) > 1e-6
-    assert growth.function_gap(teacher, broken, x, training=True) < 1e-10
-
-
-def test_a_failed_proof_refuses_and_names_the_place(monkeypatch):
-    def forgetful(*args, **kwargs):
-        state = grown_weights(*args, **kwargs)
-        state["layer2.0.conv2.weight"] *= 1.1
-        return state
-
-    monkeypatch.setattr("n2n_cli.growth.build.students.grown_weights", forgetful)
-    with pytest.raises(GrowthError, match=r"function differs .* in eval mode"):
-        growth.widen(perturb(ZOO["resnet18"]()), images(), 1.5)
-    with pytest.raises(GrowthError, match=r"function differs .* in eval mode .* first at conv2d at layer2.0.conv2"):
-        growth.widen(perturb(ZOO["resnet18"]()).double(), images().double(), 1.5)
-
-
 def test_fp32_gap_is_rounding():
     torch.manual_seed(0)
-    teacher = perturb(ZOO["resnet18"]())
-    x = images()
+    teacher = perturb(resnet18())
+    x = images(64, 2)
     assert growth.function_gap(teacher, growth.widen(teacher, x, 1.5).student, x) < 1e-4
 
 
@@ -128,7 +87,7 @@ def test_the_mapping_is_the_papers():
     torch.manual_seed(0)
     teacher = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Conv2d(5, 4, 1), nn.Flatten()).double()
     perturb(teacher)
-    student = growth.widen(teacher, images(4).double(), {"0": 12}, seed=1).student
+    student = growth.widen(teacher, images(4, 2).double(), {"0": 12}, seed=1).student
     a, b = teacher[0].weight.flatten(1), student[0].weight.flatten(1)
     g = [int((row == a).all(1).nonzero()[0]) for row in b]
     assert g[:5] == list(range(5)) and len(g) == 12 and set(g[5:]) <= set(range(5))
@@ -155,15 +114,15 @@ def test_gradients_obey_the_mapping():
 
 
 def test_seeds():
-    teacher, x = perturb(ZOO["resnet18"]()), images()
+    teacher, x = perturb(resnet18()), images(64, 2)
     one, same, other = (growth.widen(teacher, x, 1.5, seed=seed).student.state_dict() for seed in (1, 1, 2))
     assert same_state(one, same) and not same_state(one, other)
 
 
 def test_noise_touches_all_but_the_first_copy():
     torch.manual_seed(0)
-    teacher = perturb(ZOO["resnet18"]())
-    x = images()
+    teacher = perturb(resnet18())
+    x = images(64, 2)
     plain, noisy = (growth.widen(teacher, x, 2.0, noise=noise) for noise in (0.0, 0.5))
     a, b = plain.student.layer1[0].conv1.weight, noisy.student.layer1[0].conv1.weight
     n = teacher.layer1[0].conv1.out_channels
@@ -191,22 +150,6 @@ def test_copies_stay_identical_without_noise_and_part_with_it():
         assert distance < 1e-12 if noise == 0 else distance > 1e-3
 
 
-def test_patterns_widen_what_they_name():
-    teacher, x = perturb(ZOO["resnet18"]()), images()
-    student = growth.widen(teacher, x, {"layer1.*.conv1": 96, "layer4.0.conv1": 1.25}).student
-    assert student.layer1[0].conv1.out_channels == student.layer1[1].conv1.out_channels == 96
-    assert student.layer4[0].conv1.out_channels == 640
-    assert student.layer2[0].conv1.out_channels == 128, "the others stay"
-
-
-def test_tied_layers_grow_together():
-    teacher, x = perturb(ZOO["resnet18"]()), images()
-    student = growth.widen(teacher, x, {"conv1": 80}).student
-    assert student.layer1[1].conv2.out_channels == 80, "the residual stream is one group"
-    with pytest.raises(GrowthError, match=r"layers 'conv1' and 'layer1.1.conv2' share their units \(tied\)"):
-        growth.widen(teacher, x, {"conv1": 80, "layer1.1.conv2": 96})
-
-
 @pytest.mark.parametrize(
     ("plan", "words"),
     [
@@ -221,23 +164,32 @@ def test_tied_layers_grow_together():
     ],
 )
 def test_refusals(plan, words):
-    teacher = ZOO["resnet18"]()
+    teacher = resnet18()
     with pytest.raises(GrowthError, match=words) as caught:
-        growth.widen(teacher, images(), plan)
+        growth.widen(teacher, images(64, 2), plan)
     assert "\n" not in str(caught.value)
 
 
-def test_unreachable_students_are_named():
-    teacher, x = ZOO["resnet18"](), images()
-    with pytest.raises(GrowthError, match=r"'fc.weight' is \[7, 512\] in the teacher and \[9, 512\] in the student"):
-        growth.widen(teacher, x, torchvision.models.resnet18(num_classes=9))
-    with pytest.raises(GrowthError, match=r"'layer1.2.conv1.weight' is in the student alone"):
-        growth.widen(teacher, x, torchvision.models.resnet34(num_classes=7))
-    narrow = models.build("inception_bn", 7, width=0.3, stem="small")
-    with pytest.raises(GrowthError, match="cannot be reached"):
-        growth.widen(models.build("inception_bn", 7, width=0.5, stem="small"), images(32), narrow)
-    with pytest.raises(GrowthError, match="cannot record ResNet"):
-        growth.widen(teacher, torch.randn(2, 4, 8, 8), 1.5)
+X = torch.randn(2, 10).double()
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: growth.widen(mlp(), X[:0], 1.5), "nothing to compare"),
+        (lambda: growth.widen(mlp(), X, {0: 1.5}), "no layer pattern"),
+        (lambda: growth.widen(mlp(), X, 1.5, noise="a"), "noise is 'a'"),
+        (lambda: growth.widen(mlp(), X, 1.5, seed=1.5), "seed is 1.5"),
+        (lambda: growth.widen(lambda x: x, X, 1.5), "expected a torch.nn.Module"),
+        (lambda: growth.widen(nn.Linear(10, 3, device="meta"), X, 1.5), "meta device"),
+        (lambda: growth.widen(mlp(), X * float("nan"), 1.5), "not finite"),
+        (lambda: growth.widen(mlp(), X, 0.9), "at least 1"),
+    ],
+)
+def test_mistakes_cost_one_line(call, words):
+    with pytest.raises(GrowthError, match=words) as caught:
+        call()
+    assert "\n" not in str(caught.value)
 
 
 class Unknown(nn.Module):
@@ -259,64 +211,39 @@ def test_the_unknown_is_fixed_and_named():
     assert any("sort" in note and "no rule" in note for note in grown.notes)
 
 
-class Tied(nn.Module):
-    def __init__(self) -> None:
+def test_a_call_that_its_rule_does_not_foresee_is_fixed_and_named(monkeypatch):
+    def broken(ctx, op):
+        raise IndexError("an axis too many")
+
+    monkeypatch.setitem(OPERATIONS.rows, "tanh", Operation(broken))
+    monkeypatch.setattr("n2n_cli.growth.groups.infer.STRICT", False)
+    teacher = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).double()
+    x = torch.randn(5, 4, dtype=torch.float64)
+    grown = growth.widen(teacher, x, 2.0)
+    assert grown.student[0].out_features == 6 and grown.student[2].out_features == 16
+    assert any("its rule fails" in note for note in grown.notes)
+    assert double_gap(teacher, grown.student, x) < 1e-12
+
+
+class Positions(nn.Module):
+    """Right-aligned positions: the example reaches 7 of 10."""
+
+    def __init__(self):
         super().__init__()
-        self.embed = nn.Embedding(11, 6)
-        self.mix = nn.Linear(6, 6)
-        self.out = nn.Linear(6, 11, bias=False)
-        self.out.weight = self.embed.weight
-        self.again = self.mix
-
-    def forward(self, tokens):
-        h = self.embed(tokens)
-        return self.out(torch.tanh(self.again(torch.tanh(self.mix(h)))))
-
-
-def test_tied_weights_stay_tied():
-    teacher = Tied().double()
-    tokens = torch.randint(11, (3, 5))
-    before = state_of(teacher)
-    student = growth.widen(teacher, tokens, 1.5).student
-    assert student.out.weight is student.embed.weight and student.again is student.mix
-    assert growth.function_gap(teacher, student, tokens) < 1e-12
-    assert same_state(state_of(teacher), before) and teacher.again is teacher.mix
-
-
-class Branching(nn.Module):
-    """Data-dependent control flow cannot run on meta tensors."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 3)
+        self.inp, self.out = nn.Linear(12, 8), nn.Linear(8, 3)
+        self.pos = nn.Parameter(torch.randn(1, 10, 8))
 
     def forward(self, x):
-        h = torch.relu(self.a(x))
-        return self.b(h if x.sum() > 0 else -h)
+        return self.out(F.relu(self.inp(x) + self.pos[:, -x.shape[1] :]))
 
 
-def test_data_dependent_branches_are_recorded_on_real_tensors():
-    teacher, x = Branching().double(), torch.randn(5, 4, dtype=torch.float64)
-    student = growth.widen(teacher, x, 2.0).student
-    assert student.a.out_features == 12 and double_gap(teacher, student, x) < 1e-12
-
-
-def test_modes_dropout_and_random_state_are_left_alone():
-    teacher = nn.Sequential(nn.Linear(4, 6), nn.Dropout(0.5), nn.ReLU(), nn.Linear(6, 2))
-    teacher[1].eval()
-    modes = [m.training for m in teacher.modules()]
-    rng = torch.get_rng_state()
-    student = growth.widen(teacher, torch.randn(3, 4, generator=torch.Generator().manual_seed(0)), 2.0).student
-    assert torch.equal(rng, torch.get_rng_state())
-    assert [m.training for m in teacher.modules()] == modes == [m.training for m in student.modules()]
-
-
-def test_frozen_parameters_types_and_buffers_follow():
-    teacher = perturb(ZOO["resnet18"]()).to(torch.float64)
-    teacher.conv1.weight.requires_grad_(False)
-    student = growth.widen(teacher, images(), 1.5).student
-    assert student.conv1.weight.dtype == torch.float64 and not student.conv1.weight.requires_grad
-    assert student.bn1.num_batches_tracked.dtype == torch.int64
+def test_rows_that_the_example_does_not_reach_stay():
+    torch.manual_seed(0)
+    model = Positions().double()
+    grown = growth.widen(model, torch.randn(3, 7, 12).double(), 1.5)
+    assert grown.student.pos.shape == (1, 10, 12)
+    assert growth.function_gap(model, grown.student, torch.randn(3, 10, 12).double()) < 1e-12
+    assert any("pos" in note and "does not reach" in note for note in grown.notes)
 
 
 def test_attention_heads_and_layer_norm_by_a_whole_number():
@@ -331,8 +258,8 @@ def test_attention_heads_and_layer_norm_by_a_whole_number():
 
 def test_one_training_step_keeps_running_statistics_in_step():
     torch.manual_seed(0)
-    teacher = perturb(ZOO["resnet18"]()).double().train()
-    x = images().double()
+    teacher = perturb(resnet18()).double().train()
+    x = images(64, 2).double()
     student = growth.widen(teacher, x, {"layer1.0.conv1": 100}, seed=5).student
     conv = growth.widen(teacher, x, {"layer1.0.conv1": 100}, seed=5).student.layer1[0].conv1.weight.flatten(1)
     g = [int((row == teacher.layer1[0].conv1.weight.flatten(1)).all(1).nonzero()[0]) for row in conv]
@@ -345,10 +272,10 @@ def test_one_training_step_keeps_running_statistics_in_step():
 @pytest.mark.parametrize("name", ["resnet18", "resnext", "mobilenet_v3_small"])
 def test_recipes_rebuild_the_architecture(name):
     teacher = perturb(ZOO[name]())
-    grown = growth.widen(teacher, images(), 1.5)
+    grown = growth.widen(teacher, images(64, 2), 1.5)
     again = rebuild(ZOO[name](), grown.recipe)
     again.load_state_dict(grown.student.state_dict())
-    assert growth.function_gap(grown.student, again, images()) == 0
+    assert growth.function_gap(grown.student, again, images(64, 2)) == 0
     assert str(again) == str(grown.student)
 
 
@@ -377,50 +304,3 @@ def test_random_networks(spec, factor, seed):
 @given(blocks, st.sampled_from([1.3, 1.5, 2.0, 3.0]), st.integers(0, 9999))
 def test_many_random_networks(spec, factor, seed):
     check_random_network(spec, factor, seed)
-
-
-class Uncopyable(nn.Module):
-    """It holds a lock, and an open file would be the same."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer, self.out = nn.Linear(4, 6), nn.Linear(6, 3)
-        self.lock = threading.Lock()
-
-    def forward(self, x):
-        return self.out(torch.relu(self.layer(x)))
-
-
-def test_a_model_that_cannot_be_copied_is_refused_in_one_line():
-    for grow in (lambda m, x: growth.widen(m, x, 2.0), growth.deepen):
-        with pytest.raises(GrowthError, match="Uncopyable cannot be copied") as caught:
-            grow(Uncopyable(), torch.randn(5, 4))
-        assert "\n" not in str(caught.value)
-
-
-def test_a_call_that_its_rule_does_not_foresee_is_fixed_and_named(monkeypatch):
-    def broken(ctx, op):
-        raise IndexError("an axis too many")
-
-    monkeypatch.setitem(OPERATIONS.rows, "tanh", Operation(broken))
-    monkeypatch.setattr("n2n_cli.growth.groups.infer.STRICT", False)
-    teacher = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).double()
-    x = torch.randn(5, 4, dtype=torch.float64)
-    grown = growth.widen(teacher, x, 2.0)
-    assert grown.student[0].out_features == 6 and grown.student[2].out_features == 16
-    assert any("its rule fails" in note for note in grown.notes)
-    assert double_gap(teacher, grown.student, x) < 1e-12
-
-
-@pytest.mark.parametrize(
-    ("dropout", "noise", "alike"),
-    [(nn.Identity(), 0.0, 2), (nn.Dropout(0.5), 0.0, 1), (nn.Dropout(0.0), 0.0, 2), (nn.Identity(), 0.1, None)],
-)
-def test_copies_that_nothing_parts_are_counted(dropout, noise, alike):
-    """Dropout parts the copies of the group that it stands on, and of no other."""
-    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 5), nn.ReLU(), dropout, nn.Linear(5, 2))
-    warnings = growth.widen(net, torch.randn(4, 3), 2.0, noise=noise).warnings
-    assert [warning[: len("copies in N of 2")] for warning in warnings] == (
-        [f"copies in {alike} of 2"] if alike else []
-    )
-    assert not growth.widen(net, torch.randn(4, 3), 1.0).warnings

@@ -1,0 +1,117 @@
+"""Calling models: inputs and outputs of any form, the mode, and the module that is running."""
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from n2n_cli.growth.trace.calls import (
+    PROOF_SAMPLES,
+    at_least_two,
+    call,
+    first_line,
+    first_samples,
+    in_mode,
+    leaves,
+    module_path,
+    prepared,
+)
+
+
+def test_a_tuple_is_several_arguments_and_a_dict_keyword_arguments():
+    def model(a, b=0):
+        return a - b
+
+    assert call(model, 5) == 5
+    assert call(model, (5, 2)) == call(model, [5, 2]) == call(model, {"b": 2, "a": 5}) == 3
+
+
+@dataclass
+class Result:
+    logits: torch.Tensor
+    aux: dict
+
+
+def test_leaves_are_found_in_results_of_every_form_in_order():
+    a, b, c, d = (torch.full((1,), float(n)) for n in range(4))
+    result = Result(a, {"x": [b, (c,)], "y": SimpleNamespace(z=d, name="text", number=3)})
+    assert [float(t) for t in leaves(result)] == [0, 1, 2, 3]
+    assert leaves([None, "text", 1.5, nn.Linear(2, 2)]) == [], "a module is no result"
+
+
+def test_leaves_of_a_result_that_holds_itself():
+    result = {"a": torch.zeros(1)}
+    result["self"] = result
+    assert len(leaves(result)) == 1
+
+
+def test_a_single_sample_is_doubled_and_its_double_differs():
+    x = torch.randn(1, 3, 4)
+    twice = at_least_two(x)
+    assert twice.shape == (2, 3, 4) and torch.equal(twice[:1], x) and torch.equal(twice[1:], x.flip(-1))
+    for same in (torch.randn(2, 3), torch.tensor(1.0), torch.randn(0, 3)):
+        assert at_least_two(same) is same
+
+
+def test_first_samples_cut_what_has_the_batch_size_and_nothing_else():
+    batch = {"x": torch.randn(9, 3), "y": (torch.randn(9), torch.randn(5, 5)), "scale": 2.0, "number": torch.tensor(1)}
+    first = first_samples(batch)
+    assert first["x"].shape == (PROOF_SAMPLES, 3) and first["y"][0].shape == (PROOF_SAMPLES,)
+    assert first["y"][1].shape == (5, 5) and first["scale"] == 2.0 and first["number"] is batch["number"]
+    assert torch.equal(first["x"], batch["x"][:PROOF_SAMPLES])
+    assert first_samples(batch, 2)["x"].shape == (2, 3)
+
+
+def test_prepared_inputs_have_the_models_type_and_two_samples():
+    model = nn.Linear(3, 2).double()
+    x, ids = prepared(model, (torch.randn(1, 3), torch.zeros(1, 3, dtype=torch.int64)))
+    assert (x.dtype, x.shape, ids.dtype, ids.shape) == (torch.float64, (2, 3), torch.int64, (2, 3))
+    assert prepared(model, torch.randn(1, 3), pair=False).shape == (1, 3)
+
+
+def test_modules_are_back_in_their_own_mode_also_after_an_error():
+    model = nn.Sequential(nn.Dropout(), nn.Sequential(nn.Dropout(), nn.ReLU()))
+    model[1][0].eval()
+    before, fast = [m.training for m in model.modules()], torch.backends.mha.get_fastpath_enabled()
+    with pytest.raises(KeyError), in_mode(model, False):
+        assert not any(m.training for m in model.modules()) and not torch.backends.mha.get_fastpath_enabled()
+        raise KeyError
+    assert [m.training for m in model.modules()] == before and torch.backends.mha.get_fastpath_enabled() == fast
+
+
+class Tells(nn.Module):
+    """Writes down which module is running, before and behind a module inside it."""
+
+    def __init__(self, inner, told):
+        super().__init__()
+        self.inner, self.told, self.where = inner, told, None
+
+    def forward(self, x):
+        self.told.append(self.where())
+        x = self.inner(x)
+        self.told.append(self.where())
+        return x
+
+
+def test_the_innermost_module_that_runs_is_named():
+    told = []
+    model = nn.Sequential(nn.ReLU(), Tells(Tells(nn.ReLU(), told), told))
+    with module_path(model) as where:
+        model[1].where = model[1].inner.where = where
+        model(torch.zeros(2))
+        assert where() == ""
+    assert told == ["1", "1.inner", "1.inner", "1"]
+
+
+def test_the_module_that_raised_is_named_on_the_way_out():
+    model = nn.Sequential(nn.ReLU(), nn.Sequential(nn.Linear(3, 2)))
+    with module_path(model) as where:
+        with pytest.raises(RuntimeError):
+            model(torch.zeros(2, 5))
+        assert where() == "1.0"
+
+
+def test_an_error_in_one_line():
+    assert first_line(ValueError("first\nsecond")) == "first" and first_line(KeyError()) == "KeyError"
