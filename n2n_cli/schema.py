@@ -161,16 +161,6 @@ OPS: dict[str, type[Op]] = {
     "random_init": ToWider,
     "deep_random_init": ToDeeper,
 }
-LABELS = {
-    "teacher": "teacher",
-    "student": "student from random init",
-    "wider": "Net2Wider",
-    "deeper": "Net2Deeper",
-    "random_pad": "random pad",
-    "random_init": "random init",
-    "deep_random_init": "deep random init",
-}
-"""Arms, as people read them."""
 
 
 @dataclass

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
-from n2n_cli import app, config, schema
-from n2n_cli.commands import folders
+from n2n_cli import app, config, lineage, schema
+from n2n_cli.arms import ARMS
+from n2n_cli.commands import folders, grow
 from n2n_cli.errors import N2NError
 
 RUNS = ["train_teacher", "train_student", "grow", "compare"]
@@ -42,7 +43,9 @@ def test_every_choice_passes(command: str, group: str, tmp_path: Path) -> None:
 
 
 def test_ops_and_studies_pass() -> None:
-    assert set(GROUPS["op"]) == set(schema.OPS)
+    """An operator has its conf file, dataclass, row of arms, function and way back; a study its operators' settings."""
+    assert set(GROUPS["op"]) == set(schema.OPS) == set(lineage.REBUILD) < set(ARMS)
+    assert {op for op, cls in schema.OPS.items() if issubclass(cls, schema.ToWider)} == set(grow.TO_WIDER)
     for op in GROUPS["op"]:
         cfg = checked("grow", f"op={op}")
         assert type(cfg.op) is schema.OPS[op] and cfg.op.name == op

@@ -17,9 +17,10 @@ from typing import Any
 
 import yaml
 
+from n2n_cli.arms import ARMS
 from n2n_cli.config import conf_dir
 from n2n_cli.errors import N2NError
-from n2n_cli.schema import LABELS, MACHINE, Compare, Grow, Op, RunConfig, Student
+from n2n_cli.schema import MACHINE, Compare, Grow, Op, RunConfig, Student
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class PlannedRun:
 
     @property
     def label(self) -> str:
-        return LABELS[self.arm]
+        return ARMS[self.arm].label
 
     @property
     def done(self) -> dict[str, Any] | None:

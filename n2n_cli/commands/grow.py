@@ -11,14 +11,16 @@ import torch
 from torch import nn
 
 from n2n_cli import data, growth, lineage, models
+from n2n_cli.arms import ARMS
 from n2n_cli.commands import dataset, fitting, folders, networks, prepare, travel
 from n2n_cli.commands.folders import PlannedRun
 from n2n_cli.config import functions
 from n2n_cli.errors import N2NError
 from n2n_cli.models import describe
-from n2n_cli.schema import LABELS, Deeper, Grow, Model, Op, RunConfig, Student, ToDeeper, ToWider, Wider
+from n2n_cli.schema import Deeper, Grow, Model, Op, RunConfig, Student, ToDeeper, ToWider, Wider
 
 ROWS = 16  # of the table of what grew
+TO_WIDER = {"wider": growth.widen, "random_pad": growth.random_pad, "random_init": growth.random_init}
 
 
 def run(cfg: Grow) -> None:
@@ -48,7 +50,7 @@ def write_grown(planned: PlannedRun, cfg: Student) -> None:
     moving = travel.of_teacher(planned, cfg, teacher)
     teacher = moving.model if moving else teacher
     grown, to = grow(teacher, steps, planned.op, cfg, images, batch, planned.seed)
-    print(f"{LABELS[planned.op.name]} from {planned.teacher}", flush=True)
+    print(f"{ARMS[planned.op.name].label} from {planned.teacher}", flush=True)
     for row in table(teacher, grown.student):
         print(row, flush=True)
     for note in grown.notes:
@@ -83,10 +85,8 @@ def grow(
     if isinstance(op, ToWider):
         to = None if op.factor is not None or op.layers else standard(steps, cfg.model, images)
         plan = construct(to, seed, functions(cfg)) if to else op.factor if op.factor is not None else dict(op.layers)
-        if isinstance(op, Wider):
-            return growth.widen(teacher, batch, plan, seed=seed, noise=op.noise), to
-        operator = {"random_pad": growth.random_pad, "random_init": growth.random_init}[op.name]
-        return operator(teacher, batch, plan, seed=seed), to
+        options = {"noise": op.noise} if isinstance(op, Wider) else {}
+        return TO_WIDER[op.name](teacher, batch, plan, seed=seed, **options), to
     assert isinstance(op, ToDeeper)
     to = deeper_constructor(steps, op.pairs, cfg.model, images) if op.sites is None else None
     sites = construct(to, seed, functions(cfg)) if to else op.sites

@@ -53,6 +53,12 @@ def carry(old: Optimizer, teacher: nn.Module, new: Optimizer, growth: Growth) ->
     Momentum ``/ r_out``, squared averages ``/ r_out^2``, RMSProp's momentum buffer and step counters as they are. New
     layers, and tensors whose units are no plain copies, start fresh. Rates and decays stay those of ``new``.
 
+    Args:
+        old: the teacher's optimizer; it is not modified.
+        teacher: the network whose parameters ``old`` holds.
+        new: the student's optimizer, of the same class; its state is replaced.
+        growth: what `widen` or `deepen` returned.
+
     Raises:
         GrowthError: a state whose size is unknown, or not that of its parameter; optimizers of two kinds; random
             weights.
@@ -83,7 +89,15 @@ def equivariant(old: Optimizer | None, teacher: nn.Module, new: Optimizer, growt
 
     The state is copied and `Equivariant` hooks ``new``. Exact for SGD, RMSProp, Adam, AdamW and every other that treats
     each entry by itself, at any rate; not with clipping by the global norm of the gradients, which counts copies.
-    ``old`` None: a fresh state.
+
+    Args:
+        old: the teacher's optimizer; it is not modified. None: the state starts fresh.
+        teacher: the network whose parameters ``old`` holds.
+        new: the student's optimizer, of the same class; its state is replaced.
+        growth: what `widen` or `deepen` returned.
+
+    Returns:
+        Equivariant: the hooks on ``new``; ``.remove()`` takes them off, ``.rates`` goes into a checkpoint.
 
     Raises:
         GrowthError: units of the student are no plain copies, or the optimizer mixes entries.

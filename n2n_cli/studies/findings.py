@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from n2n_cli.arms import find
 from n2n_cli.studies.statistics import (
     ArmStatistics,
     Difference,
@@ -15,13 +16,6 @@ from n2n_cli.studies.statistics import (
     summarize,
 )
 from n2n_cli.studies.table import count, gap, spread
-
-# arm -> what it has to be measured against
-BASELINES = {
-    "wider": ("random_init", "random_pad"),
-    "random_pad": ("random_init",),
-    "deeper": ("deep_random_init",),
-}
 
 
 @dataclass(frozen=True)
@@ -37,7 +31,7 @@ def findings(arms: Sequence[ArmStatistics]) -> list[Finding]:
     students = [arm for arm in arms if arm.arm != "teacher" and arm.n]
     if not students:
         return [Finding("Nothing to compare yet", ["No student has finished."])]
-    pairs = [(arm, other) for arm in students for name in BASELINES.get(arm.arm, ()) for other in _best(students, name)]
+    pairs = [(arm, other) for arm in students for name in find(arm.arm).rivals for other in _best(students, name)]
     sections = [
         ("Start", _starts(students)),
         ("Way to the teacher", _speeds(students)),

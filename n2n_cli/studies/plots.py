@@ -18,19 +18,10 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
+from n2n_cli.arms import find
 from n2n_cli.studies.runs import Run
 from n2n_cli.studies.statistics import ArmStatistics, summarize
 
-# arm -> colour on white, colour on a dark ground, marker
-_STYLE = {
-    "teacher": ("#555555", "#B0B0AA", "o"),
-    "wider": ("#0072B2", "#56A8E0", "o"),
-    "random_pad": ("#E69F00", "#F0B840", "^"),
-    "random_init": ("#D55E00", "#F08040", "s"),
-    "deeper": ("#009E73", "#30C090", "D"),
-    "deep_random_init": ("#CC79A7", "#E09CC4", "v"),
-    "student": ("#7A6A00", "#D8CC60", "P"),
-}
 # Variants of one arm, in turn: how far its colour goes to the ink (negative: to the ground), and the dashes.
 _VARIANTS: tuple[tuple[float, Any], ...] = (
     (0.0, "-"),
@@ -127,7 +118,7 @@ def _students(arms: Sequence[ArmStatistics]) -> list[ArmStatistics]:
 
 def _look(arm: ArmStatistics, arms: Sequence[ArmStatistics], theme: dict[str, str]) -> tuple[str, str, Any]:
     """Colour, marker and dashes of an arm: its name's own, changed by its place among the variants."""
-    on_white, on_dark, marker = _STYLE.get(arm.arm, (theme["teacher"], theme["teacher"], "X"))
+    (on_white, on_dark), marker = find(arm.arm).colours, find(arm.arm).marker
     place = [other.key for other in arms if other.arm == arm.arm].index(arm.key)
     amount, dashes = _VARIANTS[place % len(_VARIANTS)]
     here = to_rgb(on_dark if theme is _DARK else on_white)

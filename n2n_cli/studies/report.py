@@ -15,21 +15,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
 from n2n_cli import __version__
+from n2n_cli.arms import find
 from n2n_cli.errors import N2NError
 from n2n_cli.studies import overlay, plots, settings, table
 from n2n_cli.studies.findings import findings
 from n2n_cli.studies.runs import Run, collect
 from n2n_cli.studies.statistics import ArmStatistics, RunStatistics, statistics
-
-MEANING = {
-    "teacher": "the network to grow from, all weights random",
-    "wider": "Net2WiderNet: the teacher's units replicated, the weights that read them divided by the copies",
-    "random_pad": "the teacher's weights, padded with random values to the student's shapes",
-    "random_init": "the student's shapes, all weights random",
-    "deeper": "Net2DeeperNet: identity layers inserted, their batch norm set to undo itself",
-    "deep_random_init": "the deeper student's shapes, all weights random",
-    "student": "the standard network, all weights random",
-}
 
 
 class Paths(NamedTuple):
@@ -124,7 +115,7 @@ def _template() -> Template:
 
 def _arm_row(arm: ArmStatistics) -> list[object]:
     operator = ", ".join(f"{key} {_plain(value)}" for key, value in settings.of_operator(arm.every[0].run).items())
-    how = MEANING.get(arm.arm, arm.arm) + (f" ({operator})" if operator else "")
+    how = find(arm.arm).meaning + (f" ({operator})" if operator else "")
     macs, size = arm.info("macs"), arm.parameters
     shown = f"{macs / 1e6:,.2f} M" if isinstance(macs, int | float) else None
     return [arm.title, how, arm.info("lr"), arm.info("epochs"), None if size is None else f"{size:,}", shown]

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from n2n_cli.arms import ARMS
 from n2n_cli.errors import N2NError
 
-ARM_ORDER = ("teacher", "wider", "random_pad", "random_init", "deeper", "deep_random_init", "student")
 # The variants in a run folder's name: noise0.2, lr1e-05, epochs12, layers-3fa90c (a hash), sites-none
 _VARIANT = re.compile(r"-([a-z_]+?)(-[0-9a-f]{6}|-none|[\d.]+(?:e[+-]?\d+)?)(?=-|$)")
 
@@ -128,7 +128,7 @@ def read_run(folder: Path) -> Run:
 
 
 def _order(run: Run) -> tuple[int, str, float, str, int]:
-    rank = ARM_ORDER.index(run.arm) if run.arm in ARM_ORDER else len(ARM_ORDER)
+    rank = list(ARMS).index(run.arm) if run.arm in ARMS else len(ARMS)
     return rank, run.arm, float(run.info.get("lr_scale") or 1.0), run.key, run.seed
 
 

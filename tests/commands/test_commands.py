@@ -383,6 +383,6 @@ def test_two_devices_give_the_numbers_of_one(place: Path, monkeypatch: pytest.Mo
 @pytest.mark.slow
 def test_a_torchvision_network(place: Path) -> None:
     n2n("train", "teacher", "model=resnet18")
-    n2n("grow", "model=resnet18", "--factor", "1.25", "--epochs", "0")
-    (info,) = (read(path) for path in place.glob("runs/resnet18-*/wider-factor1.25-epochs0-seed0/run.json"))
+    n2n("grow", "model=resnet18", "--factor", "1.25", "--epochs", "0", "op.noise=0")
+    (info,) = (read(path) for path in place.glob("runs/resnet18-*/wider-*-seed0/run.json"))
     assert max(info["function_gap"].values()) < 1e-10

@@ -70,7 +70,7 @@ def test_json(capfd: pytest.CaptureFixture[str]) -> None:
     assert group["produced_by"] == ["stem.conv3.conv"] and group["growing"] == "any factor"
     assert len(group["read_by"]) == 4 and ["stem.conv3.conv.weight", 0] in group["axes"]
     last = found["groups"][-1]
-    assert last["fixed"] == {"operation": "", "module": "", "text": "the network's output"}
+    assert last["fixed"] == {"kind": "output", "operation": "", "module": "", "text": "the network's output"}
     assert found["sites"][0].keys() >= {"layer", "module", "activation", "refusal"}
 
 

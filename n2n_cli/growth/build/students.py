@@ -49,9 +49,18 @@ def build(
     noise: float = 0.0,
     seed: int = 0,
 ) -> Candidate:
-    """A student with the teacher's weights, of the teacher's class (or the ``given`` student's).
+    """A student with the teacher's weights, of the teacher's class (or the ``given`` student's); not proved yet.
 
-    ``attributes``: numbers of modules that must follow; None: as they are read first.
+    Args:
+        teacher: it is not modified and shares no storage with the student.
+        structure: its groups (`groups.infer.infer`).
+        remappings: of the groups that grow (`sizes.draw.draw`).
+        attributes: numbers of modules that must follow, by module path; None: as they are read first.
+        given: a student built by its own constructor, which gets the weights.
+        noise, seed: as for `widen`.
+
+    Returns:
+        Candidate: the student, and all that it was made of.
     """
     maps = all_maps(structure, remappings)
     if given is not None:

@@ -25,10 +25,21 @@ STRICT = bool(os.environ.get("N2N_STRICT"))
 
 
 def trace(model: nn.Module, example_input: Any) -> list[Recording]:
-    """The recordings that `infer` reads: see `record.record_all`.
+    """The operations that ``model`` performs on ``example_input``, as `infer` reads them: see `record.record_all`.
+
+    Args:
+        model: it is not modified.
+        example_input: images ``[N, C, H, W]``, or a tuple or dict of arguments.
+
+    Returns:
+        list[Recording]: one in train mode and one in eval mode; more where the code depends on the data.
 
     Raises:
         GrowthError: the model cannot be recorded; names the module where it stopped.
+
+    >>> training, evaluation = trace(nn.Sequential(nn.Linear(3, 4), nn.ReLU()), torch.ones(2, 3))
+    >>> [op.name for op in evaluation.ops]
+    ['linear', 'relu']
     """
     return record_all(model, example_input, OPERATIONS)
 
@@ -42,9 +53,21 @@ def infer(
         model: the recorded model; its tensors may lie on the meta device.
         recordings: of its forward pass, at least one in train and one in eval mode.
         relaxed: with relations that let units grow by any factor where whole numbers are the rule (layer and RMS
-        norms). student: built by its own constructor: where a choice is open (heads or their width), its shapes decide.
+            norms).
+        student: built by its own constructor: where a choice is open (heads or their width), its shapes decide.
+
+    Returns:
+        Structure: the groups of every axis of every parameter and buffer, and what holds those that may not grow.
 
     Everything is inferred anew after each change of a choice, because labels cannot be taken back.
+
+    >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    >>> structure = infer(net, trace(net, torch.ones(2, 3)))
+    >>> for group, places in structure.groups().items():
+    ...     print(group.n, places, group.fixed or "")
+    4 [('0.weight', 0), ('0.bias', 0), ('2.weight', 1)]
+    3 [('0.weight', 1)] the network's input
+    2 [('2.weight', 0), ('2.bias', 0)] the network's output
     """
     beside = _alongside(recordings, student)
     modules = dict(model.named_modules())

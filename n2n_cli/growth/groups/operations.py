@@ -254,6 +254,7 @@ def register(operation: Any, row: Operation | str) -> None:
     Args:
         operation: the operation (``torch.ops.my_library.scale``) or its name, ``"my_library::scale"``.
         row: what is known of it: an `Operation`, or the name of one that it is like in every respect (``"silu"``).
+            An operation that was registered before gets the new row.
 
     Raises:
         GrowthError: the name is not of the form ``library::name``, or there is no operation that it could be like.

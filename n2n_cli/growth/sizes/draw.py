@@ -15,8 +15,24 @@ def draw(structure: Structure, sizes: Sizes, seed: int) -> Remappings:
     Groups of a relation are drawn by it. The draw comes from a CPU generator, so that every machine and rank gets the
     same one.
 
+    Args:
+        structure: the groups (`groups.infer.infer`).
+        sizes: units of every group in the student (`solve.solve`).
+        seed: of the draw.
+
+    Returns:
+        Remappings: of the groups that grow.
+
     Raises:
         GrowthError: with these sizes a relation has no remapping (a channel shuffle would lose a unit).
+
+    >>> from torch import nn
+    >>> from n2n_cli.growth.groups.infer import infer, trace
+    >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    >>> structure = infer(net, trace(net, torch.ones(2, 3)))
+    >>> [(group, _)] = [(g, p) for g, p in structure.groups().items() if not g.fixed]
+    >>> draw(structure, {group: 6}, seed=0)[group].index
+    tensor([0, 1, 2, 3, 0, 3])
     """
     generator = torch.Generator().manual_seed(seed)
     remappings: Remappings = {}

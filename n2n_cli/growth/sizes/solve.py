@@ -43,8 +43,17 @@ def solve(structure: Structure, plan: Plan, *, coupled: bool = False) -> Solutio
             (``{"fc1": 512}``, whole numbers), or a student built by its own constructor, whose shapes are reached.
         coupled: what layer patterns ask for brings along the widths that are equal to it in the same module.
 
+    Returns:
+        Solution: the number of units of every group in the student.
+
     Raises:
         GrowthError: the plan shrinks a layer, names none, contradicts a tie, or cannot be reached.
+
+    >>> from n2n_cli.growth.groups.infer import trace
+    >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    >>> structure = infer(net, trace(net, torch.ones(2, 3)))
+    >>> solve(structure, 1.5).sizes, solve(structure, {"0": 7}).sizes
+    ({<4>: 6}, {<4>: 7})
     """
     if isinstance(plan, nn.Module):
         wish = by_student(structure, plan)

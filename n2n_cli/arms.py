@@ -1,0 +1,53 @@
+"""The arms of a study, one row each: how tables, charts and sentences call, explain and draw them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Arm(NamedTuple):
+    """``colours``: of its curve on a white and on a dark ground; ``marker``: matplotlib's; ``rivals``: the arms that a
+    report measures it against."""
+
+    label: str
+    meaning: str
+    colours: tuple[str, str]
+    marker: str
+    rivals: tuple[str, ...] = ()
+
+
+ARMS = {
+    "teacher": Arm("teacher", "the network to grow from, all weights random", ("#555555", "#B0B0AA"), "o"),
+    "wider": Arm(
+        "Net2Wider",
+        "Net2WiderNet: the teacher's units replicated, the weights that read them divided by the copies",
+        ("#0072B2", "#56A8E0"),
+        "o",
+        ("random_init", "random_pad"),
+    ),
+    "random_pad": Arm(
+        "random pad",
+        "the teacher's weights, padded with random values to the student's shapes",
+        ("#E69F00", "#F0B840"),
+        "^",
+        ("random_init",),
+    ),
+    "random_init": Arm("random init", "the student's shapes, all weights random", ("#D55E00", "#F08040"), "s"),
+    "deeper": Arm(
+        "Net2Deeper",
+        "Net2DeeperNet: identity layers inserted, their batch norm set to undo itself",
+        ("#009E73", "#30C090"),
+        "D",
+        ("deep_random_init",),
+    ),
+    "deep_random_init": Arm(
+        "deep random init", "the deeper student's shapes, all weights random", ("#CC79A7", "#E09CC4"), "v"
+    ),
+    "student": Arm("student from random init", "the standard network, all weights random", ("#7A6A00", "#D8CC60"), "P"),
+}
+"""In the order of tables and legends."""
+
+
+def find(name: str) -> Arm:
+    """The row of an arm; of one that this version does not know, a grey one under its name."""
+    return ARMS.get(name) or Arm(name, name, ARMS["teacher"].colours, "X")
