@@ -64,6 +64,24 @@ def test_an_axis_of_two_unknown_groups_is_spread_in_proportion():
         by_student(structure, Only(9))
 
 
+class Pooled(nn.Module):
+    """Reads its 8 features as four pairs: a unit of its group is four features, one of each pair."""
+
+    def __init__(self, n=8):
+        super().__init__()
+        self.first = nn.Linear(3, n)
+
+    def forward(self, x):
+        return self.first(x).unflatten(1, (-1, 2)).amax(2).amax(1)
+
+
+def test_positions_that_are_no_whole_units_are_refused():
+    structure = inferred(Pooled(), torch.randn(2, 3))
+    assert list(by_student(structure, Pooled(12)).sizes.values()) == [3]
+    with pytest.raises(GrowthError, match=r"'first.weight' is \[8, 3\] in the teacher and \[11, 3\] in the student"):
+        by_student(structure, Pooled(11))
+
+
 def test_branches_at_odds_with_their_reader_are_named():
     student = Joined(5, 6)
     student.c = nn.Linear(12, 5)
