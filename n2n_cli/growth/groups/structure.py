@@ -40,11 +40,15 @@ class UnknownCall(Exception):
 
 @dataclass(eq=False)
 class Division:
-    """A view divided the axis ``source`` into factors of ``sizes``; ``fork``: which of them takes the remapping."""
+    """A view divided the axis ``source`` into factors of ``sizes``; ``fork``: which of them takes the remapping.
+
+    ``grows``: which factor the code makes longer for more channels.
+    """
 
     fork: Fork
     source: Axis
     sizes: tuple[int, ...]
+    grows: int
 
 
 Factor = tuple[Division, int] | None

@@ -51,15 +51,21 @@ Fate = frozenset[tuple[Instance, Group]]
 class Shuffle:
     """``out = source.view(sizes).permute(order).flatten()`` along one axis, in recording ``at``.
 
-    The largest factor follows when the number of channels grows; the others are the code's own (the groups).
+    One factor follows when the number of channels grows; the others are the code's own (the groups).
     """
 
     at: int
-    fork: Fork
-    source: Axis
+    division: Division
     out: Axis
-    sizes: tuple[int, ...]
     order: tuple[int, ...]
+
+    @property
+    def fork(self) -> Fork:
+        return self.division.fork
+
+    @property
+    def source(self) -> Axis:
+        return self.division.source
 
     def groups(self) -> list[Group]:
         return [group for axis in (self.source, self.out) for group, _ in resolve(axis)]
@@ -69,17 +75,17 @@ class Shuffle:
 
     def move(self, labels: list[Label]) -> list[Label] | None:
         """The labels after the movement; None if their number cannot be divided so."""
-        grows = max(range(len(self.sizes)), key=lambda i: self.sizes[i])
-        rest = prod(size for i, size in enumerate(self.sizes) if i != grows)
-        if len(labels) % rest:
+        sizes = list(self.division.sizes)
+        sizes[self.division.grows] = 1
+        if len(labels) % prod(sizes):
             return None
-        sizes = [len(labels) // rest if i == grows else size for i, size in enumerate(self.sizes)]
+        sizes[self.division.grows] = len(labels) // prod(sizes)
         where = torch.arange(len(labels)).view(sizes).permute(self.order).flatten()
         return [labels[i] for i in where.tolist()]
 
 
 class Shuffles(Relation):
-    """``relate(source axis, sizes, order)`` where one operation shuffles; else found where views come together."""
+    """``relate(division, order)`` where one operation shuffles; else found where views come together."""
 
     name = "shuffle"
 
@@ -90,9 +96,9 @@ class Shuffles(Relation):
 
     # while rules run
     def relate(self, ctx: Context, op: Op, *facts: Any) -> Axis:
-        source, sizes, order = facts
-        out = fresh(prod(sizes))
-        self.found.append(Shuffle(ctx.at, ctx.fork(op), source, out, sizes, order))
+        division, order = facts
+        out = fresh(prod(division.sizes))
+        self.found.append(Shuffle(ctx.at, division, out, tuple(order)))
         return out
 
     def merge(self, ctx: Context, op: Op, factors: Sequence[Factor]) -> Axis | None:
@@ -109,8 +115,7 @@ class Shuffles(Relation):
         if ctx.choice(division.fork) != NO_FACTOR:
             ctx.wanted[division.fork] = NO_FACTOR
             return None
-        out = fresh(prod(division.sizes))
-        self.found.append(Shuffle(ctx.at, division.fork, division.source, out, division.sizes, tuple(order)))
+        out = self.relate(ctx, op, division, order)
         self._merged.add(id(op.outputs[0]))
         return out
 
@@ -216,9 +221,9 @@ def _proportional(widths: Sizes) -> bool:
 class _Fates:
     """Where every unit goes, with the sizes of ``sizes`` (the teacher's own if it is empty).
 
-    For a network in which A (4 units) enters a shuffle in two groups and the result is cut into B and C: unit 0 of A
-    goes to B, unit 1 to B, units 2 and 3 to C, say. Grown to 6 units, places 0, 1, 4 of A may go to B: only units 0
-    and 1 can be copied there.
+    Example: A (4 units) enters a shuffle in two groups, and the result is cut into B and C. The shuffle brings the
+    units of A into the order 0 2 1 3, so units 0 and 2 go to B, units 1 and 3 to C. Grown to 6, the places of A come
+    in the order 0 3 1 4 2 5: places 0, 1 and 3 go to B, and only copies of the units 0 and 2 may stand there.
     """
 
     def __init__(self, shuffles: Sequence[Shuffle], used: set[Group], sizes: Mapping[Group, int]) -> None:

@@ -129,7 +129,8 @@ def embedding(ctx: Context, op: Op) -> None:
 def attention(ctx: Context, op: Op) -> None:
     """Scaled dot products of [..., L, E], [..., S, E] and [..., S, V]."""
     q, k, v = op.args[:3]
-    tensors = [t for t in (q, k, v, op.arg(3, "attn_mask")) if t is not None]
+    mask = op.arg(3, "attn_mask")
+    tensors = [t for t in (q, k, v, mask) if t is not None]
     lead = []
     for d in range(q.ndim - 2):
         places = [(t, d - q.ndim + t.ndim) for t in tensors]
@@ -141,4 +142,6 @@ def attention(ctx: Context, op: Op) -> None:
     unify(ctx.axes(k)[-2], ctx.axes(v)[-2])
     fix(ctx.axes(k)[-2], ctx.reason(op, "positions are weighed against each other", "position"))
     fix(ctx.axes(q)[-2], ctx.reason(op, "sequence positions"))
+    for of, dim in ((q, -2), (k, -1)) if mask is not None else ():  # [..., L, S]
+        meet(ctx, op, [(of, of.ndim - 2), (mask, mask.ndim + dim)], of.shape[-2])
     ctx.put(op, [*lead, ctx.axes(q)[-2], ctx.axes(v)[-1]])

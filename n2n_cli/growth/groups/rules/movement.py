@@ -220,7 +220,8 @@ def channel_shuffle(ctx: Context, op: Op) -> None:
     x, groups = op.args[:2]
     dim = max(0, x.ndim - 3)
     source = ctx.use(x, dim)
-    out = ctx.relate("shuffle", op, source, (groups, x.shape[dim] // groups), (1, 0))
+    division = Division(ctx.fork(op), source, (groups, x.shape[dim] // groups), grows=1)
+    out = ctx.relate("shuffle", op, division, (1, 0))
     if out is None:
         fix(source, ctx.reason(op, "a channel shuffle"))
         out = constant(x.shape[dim], ctx.reason(op, "a channel shuffle"))
@@ -282,11 +283,22 @@ def view(ctx: Context, op: Op) -> None:
         if grows is None and origin is not None:
             ctx.role(x, opened[0], "copy")
         origins += [origin if i == grows else None for i in range(len(outs))]
-        division = Division(fork, ctx.axes(x)[ins[0]], tuple(sizes)) if len(ins) == 1 else None
+        grown = _grown_by_code(op, outs)
+        division = Division(fork, ctx.axes(x)[ins[0]], tuple(sizes), grown) if len(ins) == 1 and outs else None
         factors += [(division, i) if division else None for i in range(len(outs))]
     ctx.put(op, axes, origins)
     if any(factors):
         ctx.factors[id(out)] = factors
+
+
+def _grown_by_code(op: Op, outs: list[int]) -> int:
+    """Which of the new axes ``outs`` the code makes longer for more channels: the one it writes as -1, or else the
+    longest one (of equal ones the last: channels are divided into groups of channels)."""
+    written, first = next(((a, op.args[1]) for a in reversed(op.args) if isinstance(a, list | tuple)), ((), 0))
+    first = first % op.args[0].ndim if isinstance(first, int) else 0  # unflatten(x, dim, sizes)
+    if -1 in written and first + list(written).index(-1) in outs:
+        return outs.index(first + list(written).index(-1))
+    return max(range(len(outs)), key=lambda i: (op.outputs[0].shape[outs[i]], i), default=0)
 
 
 def _merged_by_relation(ctx: Context, op: Op, factors: list[Factor]) -> Axis | None:
