@@ -72,18 +72,17 @@ def resolve(axis: Axis) -> Axis:
 
 
 def _flattened(group: Group) -> Axis:
-    """``group.forward`` with all that stands for its parts in turn; chains may be long, so without recursion."""
-    pending = [group]
+    """What stands for a group at last, remembered as its ``forward``; chains may be long, so without recursion."""
+    flat: Axis = []
+    pending: Axis = [(group, 1)]
     while pending:
-        parts = pending[-1].forward or []
-        deeper = [p for p, _ in parts if p.forward and any(inner.forward is not None for inner, _ in p.forward)]
-        if deeper:
-            pending += deeper
-            continue
-        pending.pop().forward = [
-            (q, k * c) for p, k in parts for q, c in ([(p, 1)] if p.forward is None else p.forward)
-        ]
-    return group.forward or []
+        part, k = pending.pop()
+        if part.forward is None:
+            flat.append((part, k))
+        else:
+            pending.extend((inner, k * c) for inner, c in reversed(part.forward))
+    group.forward = flat
+    return flat
 
 
 def length(axis: Axis) -> int:
