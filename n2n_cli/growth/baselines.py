@@ -11,7 +11,7 @@ from n2n_cli.growth.proof.gap import measured_gap
 from n2n_cli.growth.report import GroupInfo, Growth, group_infos, held_units, recipe_of
 from n2n_cli.growth.sizes.solve import Plan
 from n2n_cli.growth.trace.calls import first_samples
-from n2n_cli.growth.trace.copies import deep_copy, named_buffers
+from n2n_cli.growth.trace.copies import deep_copy, named_tensors
 from n2n_cli.growth.wider import proved_student
 
 
@@ -31,7 +31,7 @@ def random_pad(model: nn.Module, example_input: Any, plan: Plan, *, seed: int = 
         Growth: ``.gap`` is measured, not proved: by how much the function changed.
 
     Raises:
-        GrowthError: the plan cannot be met.
+        GrowthError: the plan cannot be met, or no exact student with these shapes was found (`widen` is proved first).
 
     >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     >>> padded = random_pad(net, torch.randn(2, 3), 1.5)
@@ -42,9 +42,9 @@ def random_pad(model: nn.Module, example_input: Any, plan: Plan, *, seed: int = 
     student = grown.student if grown.given is None else deep_copy(grown.given).train(model.training)
     if grown.given is None:
         _reset(student, seed)
-    state = {name: tensor.detach() for name, tensor in [*student.named_parameters(), *named_buffers(student)]}
+    state = {name: tensor.detach() for name, tensor in named_tensors(student)}
     with torch.no_grad():
-        for name, tensor in [*model.named_parameters(), *named_buffers(model)]:
+        for name, tensor in named_tensors(model):
             if name not in state:
                 continue
             place = tuple(
@@ -60,24 +60,22 @@ def random_pad(model: nn.Module, example_input: Any, plan: Plan, *, seed: int = 
     return Growth(student, gap, recipe, held_units(grown.structure), group_infos(grown.structure, grown.sizes))
 
 
-def random_init(
-    model: nn.Module, example_input: Any, plan: Plan, *, seed: int = 0, reset: bool | None = None
-) -> Growth:
+def random_init(model: nn.Module, example_input: Any, plan: Plan, *, seed: int = 0, reset: bool = False) -> Growth:
     """The student's architecture with random weights: training from scratch.
 
     Args:
-        model: the teacher, for the shapes; it is not modified.
+        model: the teacher: its shapes are the start of the plan, and the gap is measured against it; not modified.
         example_input: images ``[N, C, H, W]`` (or a tuple or dict of arguments) that the teacher takes.
         plan: as for `random_pad`. A student module is taken as its constructor left it, unless ``reset``; for other
             plans every layer draws PyTorch's default initialization.
         seed: of the random values.
-        reset: draw a given student's weights anew.
+        reset: draw the weights of a given student anew from ``seed`` (for all other plans they always are).
 
     Returns:
         Growth: ``.gap`` is measured, not proved.
 
     Raises:
-        GrowthError: the plan cannot be met.
+        GrowthError: the plan cannot be met, or no exact student with these shapes was found (`widen` is proved first).
 
     >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     >>> random_init(net, torch.randn(2, 3), 1.5).student[0].weight.shape
@@ -105,7 +103,7 @@ def _reset(student: nn.Module, seed: int) -> None:
             reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
             if callable(reset):
                 reset()
-            elif any(True for _ in module.parameters(recurse=False)):
+            else:
                 _reset_bare(module)
 
 

@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from n2n_cli.growth.depth.constructors import Change, explained, same_rates, to_student
-from n2n_cli.growth.depth.identity import identify
+from n2n_cli.growth.depth.constructors import Change, explained, same_survival_rates, to_student
+from n2n_cli.growth.depth.identity import BatchNorm, identify
 from n2n_cli.growth.depth.insert import Insertion, insert, insertions, moved, sources
 from n2n_cli.growth.errors import GrowthError
 from n2n_cli.growth.proof.gap import Gap, function_gap, runs_as_it_is
@@ -80,9 +80,9 @@ def deepen(
         student, change = to_student(model, sites, example_input)
         recipe: dict[str, Any] = {"op": "deeper", "new": [*change.layers, *change.zeros]}
     else:
-        plans = insertions(model, prepared(model, example_input), sites, pairs)
-        student, change = _with_identities(model, plans)
-        recipe = {"op": "deeper", "insert": plans}
+        places = insertions(model, prepared(model, example_input), sites, pairs)
+        student, change = _with_identities(model, places)
+        recipe = {"op": "deeper", "insert": places}
 
     gap = _proved(model, student, change, batch)
     runs_as_it_is(student, batch)
@@ -94,11 +94,11 @@ def deepen(
     return Growth(student, gap, recipe, notes, groups, renamed=change.renamed)
 
 
-def _with_identities(model: nn.Module, plans: Sequence[Insertion]) -> tuple[nn.Module, Change]:
+def _with_identities(model: nn.Module, places: Sequence[Insertion]) -> tuple[nn.Module, Change]:
     """The teacher with new layers in between, whose weights are still random, and their names."""
     with torch.random.fork_rng(devices=[]):  # these first weights are nobody's: the user's random state stays
-        student, new = insert(model, plans)
-    return student, Change(new, sources(student, plans), renamed=moved(model, plans))
+        student, new = insert(model, places)
+    return student, Change(new, sources(student, places), renamed=moved(model, places))
 
 
 def _proved(model: nn.Module, student: nn.Module, change: Change, batch: Any) -> Gap:
@@ -108,7 +108,7 @@ def _proved(model: nn.Module, student: nn.Module, change: Change, batch: Any) ->
         GrowthError: the function changed; names the new layer or block where it did, if it can be told.
     """
     teacher, student = in_double(model), in_double(student)
-    same_rates(teacher, student)
+    same_survival_rates(teacher, student)
     identify(student, change.layers, change.sources, [batch])
     try:
         return prove(teacher, student, batch)
@@ -127,11 +127,12 @@ def _check_in_its_own_precision(model: nn.Module, student: nn.Module, batch: Any
 def _notes(model: nn.Module, student: nn.Module, change: Change, batches: list[Any], never_vary: int) -> list[str]:
     """What a user should know of the student: how exact it is in train mode, what is zero, which channels are dead."""
     notes = []
-    if change.layers:
+    if any(isinstance(student.get_submodule(name), BatchNorm) for name in change.layers):
         drift = function_gap(model, student, batches[0], training=True)
+        many = f"{len(batches)} calibration batch{'es' if len(batches) > 1 else ''}"
         notes.append(
-            f"new batch norms undo the mean statistics of {len(batches)} calibration batches: exact in eval mode; one "
-            f"such batch alone is {drift:.1e} off in train mode"
+            f"new batch norms undo the mean statistics of {many}: exact in eval mode; in train mode the first batch "
+            f"alone is {drift:.1e} off"
         )
     if change.zeros:
         named = f"{', '.join(change.zeros[:2])}{' ...' if len(change.zeros) > 2 else ''}"
@@ -164,5 +165,7 @@ def rebuild(model: nn.Module, recipe: Mapping[str, Any]) -> nn.Module:
     )
     """
     if "insert" not in recipe:
-        raise GrowthError("a deeper step to another constructor's network does not say which (lineage.grow's `to`)")
+        raise GrowthError(
+            "this step went to a network from another constructor, which its recipe does not hold: build that one"
+        )
     return insert(model, recipe["insert"])[0]

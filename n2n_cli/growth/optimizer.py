@@ -30,7 +30,7 @@ from n2n_cli.growth.report import Growth
 State = dict[str, dict[str, Any]]
 """The optimizer's state of every parameter, by the parameter's name."""
 Rates = dict[str, tuple[Tensor, Tensor]]
-"""``(r_out, r_in)`` of every parameter that grew: whole numbers, of a shape that broadcasts to the parameter's."""
+"""Replication rates ``(r_out, r_in)`` of every parameter that grew, in a shape that broadcasts to the parameter's."""
 
 POWERS = {
     "momentum_buffer": 1,  # of SGD; RMSProp's is a sum of updates, see `_power`
@@ -48,10 +48,11 @@ NOT_ENTRYWISE = ("LBFGS", "Muon", "Adafactor", "SparseAdam")
 
 
 def carry(old: Optimizer, teacher: nn.Module, new: Optimizer, growth: Growth) -> None:
-    """Give ``new``, the student's optimizer, the state of ``old``, the teacher's, as the student's gradients are.
+    """Give ``new``, the student's optimizer, the state of ``old``, the teacher's, rescaled as the gradients are.
 
     Momentum ``/ r_out``, squared averages ``/ r_out^2``, RMSProp's momentum buffer and step counters as they are. New
-    layers, and tensors whose units are no plain copies, start fresh. Rates and decays stay those of ``new``.
+    layers, and tensors whose units are no plain copies, start fresh.
+    Learning rates and weight decays stay those of ``new``.
 
     Args:
         old: the teacher's optimizer; it is not modified.
@@ -88,7 +89,8 @@ def equivariant(old: Optimizer | None, teacher: nn.Module, new: Optimizer, growt
     """Make ``new``, the student's optimizer, take the steps of ``old``, the teacher's, exactly (without noise).
 
     The state is copied and `Equivariant` hooks ``new``. Exact for SGD, RMSProp, Adam, AdamW and every other that treats
-    each entry by itself, at any rate; not with clipping by the global norm of the gradients, which counts copies.
+    each entry by itself, at any learning rate; not with clipping by the global norm of the gradients, which counts
+    copies.
 
     Args:
         old: the teacher's optimizer; it is not modified. None: the state starts fresh.
@@ -100,7 +102,8 @@ def equivariant(old: Optimizer | None, teacher: nn.Module, new: Optimizer, growt
         Equivariant: the hooks on ``new``; ``.remove()`` takes them off, ``.rates`` goes into a checkpoint.
 
     Raises:
-        GrowthError: units of the student are no plain copies, or the optimizer mixes entries.
+        GrowthError: units of the student are no plain copies; the optimizer mixes entries, is of another class than the
+            teacher's, or has such hooks already; or the weights are random (`random_pad`, `random_init`).
 
     >>> net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     >>> grown = growth.widen(net, torch.ones(2, 3), 1.5)
@@ -122,7 +125,7 @@ def equivariant(old: Optimizer | None, teacher: nn.Module, new: Optimizer, growt
 
 
 class Equivariant:
-    """Hooks on ``optimizer``: each of its steps is one of the teacher's weights ``r_in W'`` with gradient ``r_out G'``.
+    """Hooks that make each step of ``optimizer`` act on the teacher's weights ``r_in W'`` and gradients ``r_out G'``.
 
     To be made once the parameters are where they are trained. Gradients stay scaled after a step. ``rates`` are plain
     tensors, to be kept in a checkpoint: with them, the same hooks are put on the optimizer of a resumed run.
@@ -135,7 +138,9 @@ class Equivariant:
         self, optimizer: Optimizer, named_parameters: Iterable[tuple[str, nn.Parameter]], rates: Rates
     ) -> None:
         if type(optimizer).__name__ in NOT_ENTRYWISE:
-            raise GrowthError(f"{type(optimizer).__name__} mixes the entries of a tensor: only fresh or carry")
+            raise GrowthError(
+                f"{type(optimizer).__name__} mixes the entries of a tensor: use `carry`, or start with fresh state"
+            )
         if optimizer in _HOOKED:
             raise GrowthError("this optimizer has the rates of a growth already")
         parameters = dict(named_parameters)
@@ -199,7 +204,8 @@ def rates(growth: Growth, before: Rates | None = None) -> Rates:
     """
     if not growth.exact_optimizer or not all(map(_plain, growth.maps.values())):
         raise GrowthError(
-            "equivariant: some units of the student are no plain copies of its teacher's: only fresh or carry"
+            "equivariant: some units of the student are no plain copies of its teacher's: use `carry`, or start with "
+            "fresh state"
         )
     return _rates(growth, before or {})
 
@@ -263,7 +269,9 @@ def load_state(optimizer: Optimizer, model: nn.Module, state: State) -> None:
 
 def _power(key: str, entries: Mapping[str, Any]) -> int:
     if key not in POWERS:
-        raise GrowthError(f"carry: the size of the optimizer's '{key}' is unknown: only fresh or equivariant")
+        raise GrowthError(
+            f"carry does not know how the optimizer's '{key}' scales: use `equivariant`, or start with fresh state"
+        )
     # RMSProp's buffer sums what is left of gradients once their size is divided away.
     return 0 if key == "momentum_buffer" and {"square_avg", "mean_square"} & entries.keys() else POWERS[key]
 

@@ -17,9 +17,14 @@ from n2n_cli.growth.proof.gap import Gap
 
 @dataclass(frozen=True)
 class GroupInfo:
-    """One set of units that grow together: the layers that produce them, their number before and after.
+    """Units that grow together; in what `deepen` returns, one new layer or block.
 
-    ``tied``: why every unit must be copied the same whole number of times; ``fixed``: why they may not grow at all.
+    Attributes:
+        layers: the layers that produce the units; for `deepen`, the new one.
+        units: their number in the teacher; 0 for a new layer.
+        grown: their number in the student; 1 for a new layer.
+        tied: why every unit must be copied equally often; None if it need not.
+        fixed: why the units may not grow at all; None if they may.
     """
 
     layers: list[str]
@@ -33,8 +38,10 @@ class GroupInfo:
 class Growth:
     """What an operator returns: the student, the proof, and how to repeat it.
 
+    ``student``: the grown network. ``gap``: its distance from the teacher's function. ``groups``: which layers grew
+    together, and from how many units to how many.
     ``recipe`` is plain data (for a lineage; ``rebuild`` replays it); ``notes`` name what stayed fixed and why;
-    ``warnings`` say what will disappoint.
+    ``warnings`` say where the student will not train as one might expect.
     ``maps[name]`` tells for every axis of a parameter or buffer which teacher positions its positions copy (None: the
     axis did not grow); ``consumed`` the (name, axis) whose entries were divided by the number of copies; ``renamed``
     the teacher's tensors that have another name in the student; ``exact_optimizer`` whether every unit is a plain copy.
@@ -97,9 +104,12 @@ def held_units(structure: Structure) -> list[str]:
     if len(outputs) == 1 and len(found[outputs[0]]) == 1 and any(not group.fixed for group in structure.groups()):
         del found[outputs[0]]
     said = [f"{', '.join(layers[:3])}{' ...' if len(layers) > 3 else ''}: {reason}" for reason, layers in found.items()]
-    ways = len(structure.recordings)
     if any(recording.data for recording in structure.recordings):
-        said.append(f"which branch the code takes may depend on the data: proved on the {ways} ways that were seen")
+        inputs = len(structure.examples())
+        said.append(
+            "which branch the code takes may depend on the data: proved on the branches of "
+            f"{inputs} input{'s' if inputs > 1 else ''}"
+        )
     return said
 
 

@@ -1,6 +1,7 @@
 """A network surveyed before it grows: which layers grow together, what holds them, and what a plan would make of it.
 
-Shapes alone: nothing is computed, no weight is made or copied, the proof is not run.
+Shapes alone: no student's weight is made, and the proof is not run. Only a model that cannot run on meta tensors (its
+code depends on values) is run once on clones of its real ones.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from n2n_cli.growth.groups.axes import Group, is_open, resolve
 from n2n_cli.growth.groups.infer import infer, trace
 from n2n_cli.growth.groups.reasons import NO_CHANNELS, Reason
 from n2n_cli.growth.groups.structure import Attributes, Sizes, Structure
-from n2n_cli.growth.proof.mend import build_until_proved, shapes_hold
+from n2n_cli.growth.proof.mend import build_until_proved, check_shapes
 from n2n_cli.growth.report import layer_of
 from n2n_cli.growth.sizes.draw import draw
 from n2n_cli.growth.sizes.solve import Plan, Solution, group_and_size, relax
@@ -74,7 +75,11 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class Survey:
-    """What `survey` found. ``student``: the network after the plan, its tensors on the meta device; None without."""
+    """What `survey` found.
+
+    ``student``: the network after the plan. A student that was given as the plan is returned as it is; else its tensors
+    are on the meta device. None if there was no plan.
+    """
 
     groups: list[GroupRow]
     layers: list[LayerRow]
@@ -167,7 +172,7 @@ def _dry_run(model: nn.Module, structure: Structure, solution: Solution, plan: P
         return made[-1][0]
 
     with suppress(GrowthError):  # whether it can be grown is for growing to say
-        build_until_proved(model, structure, solution, plan, build, shapes_hold)
+        build_until_proved(model, structure, solution, plan, build, check_shapes)
     return made[-1][0].student, made[-1][1]
 
 
@@ -176,7 +181,7 @@ def _is_weight(name: str) -> bool:
 
 
 def _in_order(structure: Structure, parameters: Collection[str]) -> list[str]:
-    """Parameters in forward order; those that nothing read last."""
+    """Parameters in forward order; those that no operation reads come last."""
     return [name for name in dict.fromkeys([*structure.readers, *structure.axes]) if name in parameters]
 
 
@@ -204,11 +209,11 @@ class _Links:
     moved: dict[Group, Reason] = field(default_factory=dict)
     partners: dict[Group, list[Group]] = field(default_factory=dict)
 
-    def origins(self, group: Group, produced: Collection[Group]) -> list[Group]:
+    def producers(self, group: Group, produced: Collection[Group]) -> list[Group]:
         """The groups among ``produced`` whose units ``group`` holds."""
         if group in produced or group not in self.sources:
             return [group]
-        found = [g for source in self.sources[group] for g in self.origins(source, produced)]
+        found = [g for source in self.sources[group] for g in self.producers(source, produced)]
         return list(dict.fromkeys(found))
 
 
@@ -230,16 +235,16 @@ def _read(structure: Structure, name: str, links: _Links, produced: Collection[G
     """The groups whose units a weight reads, shuffled or normed as they may be; a depthwise one reads what it makes."""
     axes = structure.axes[name]
     reads, makes = _roles(structure, name)
-    found = [g for dim in reads for group, _ in resolve(axes[dim]) for g in links.origins(group, produced)]
+    found = [g for dim in reads for group, _ in resolve(axes[dim]) for g in links.producers(group, produced)]
     for group in [group for dim in makes for group, _ in resolve(axes[dim]) if group in links.sources]:
-        found += [g for source in links.sources[group] for g in links.origins(source, produced)]
+        found += [g for source in links.sources[group] for g in links.producers(source, produced)]
     return found
 
 
 def _groups(
     structure: Structure, order: list[str], sizes: dict[Group, int], links: _Links
 ) -> tuple[dict[Group, int], list[GroupRow]]:
-    produced: dict[Group, dict[str, int]] = {}  # -> layer -> channels a unit
+    produced: dict[Group, dict[str, int]] = {}  # -> layer -> channels per unit
     read: dict[Group, list[str]] = {}
     for name in order:
         for dim in _roles(structure, name)[1]:

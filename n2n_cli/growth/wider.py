@@ -1,8 +1,9 @@
 """Net2WiderNet on any module (paper, section 2.3).
 
 A layer of ``n`` units becomes one of ``n' > n``. A random remapping ``g`` says which unit of the teacher each unit of
-the student copies: ``g(j) = j`` for the first ``n``, and a draw from ``1 ... n`` for the others. What the layer makes
-is copied, and whoever reads it divides by the replication factor ``r(c) = |{j : g(j) = c}|``:
+the student copies: ``g(j) = j`` for the first ``n``, and a draw from ``1 ... n`` for the others (ties and channel
+shuffles draw their own remappings, see ``groups/relations``). What the layer makes is copied, and whoever reads it
+divides by the replication factor ``r(c) = |{j : g(j) = c}|``:
 
     U[o, j] = W[g_out(o), g_in(j)] / r_in(g_in(j))
 
@@ -10,8 +11,8 @@ so that each sum over units is what it was: ``sum_j U[o, j] h[g(j)] = sum_c W[o,
 apart would get equal gradients for ever; ``noise`` on all but the first copy parts them.
 
 In a network one remapping reaches through norms, activations, concatenations and residual sums. Which axes share one is
-inferred from a recorded forward pass, so `widen` is the five rooms of this package in a row: trace, group, size, build,
-prove.
+inferred from a recorded forward pass, so `widen` walks through the first five rooms of this package: trace, group,
+size, build, prove.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from n2n_cli.growth.report import Growth, copies_that_never_part, group_infos, h
 from n2n_cli.growth.sizes.draw import draw
 from n2n_cli.growth.sizes.solve import Plan, group_and_size
 from n2n_cli.growth.trace.calls import first_samples, prepared
-from n2n_cli.growth.trace.copies import named_buffers
+from n2n_cli.growth.trace.copies import named_tensors
 
 
 def widen(model: nn.Module, example_input: Any, plan: Plan, *, seed: int = 0, noise: float = 0.0) -> Growth:
@@ -119,7 +120,7 @@ def _check(model: Any, seed: Any) -> None:
     """What a library's user may get wrong before anything runs."""
     if not isinstance(model, nn.Module):
         raise GrowthError(f"the teacher is of type {type(model).__name__}: expected a torch.nn.Module")
-    empty = next((name for name, t in [*model.named_parameters(), *named_buffers(model)] if t.is_meta), None)
+    empty = next((name for name, t in named_tensors(model) if t.is_meta), None)
     if empty is not None:
         raise GrowthError(f"'{empty}' is on the meta device: a teacher has values")
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:

@@ -243,7 +243,7 @@ def test_refusals() -> None:
         growth.equivariant(None, teacher, torch.optim.LBFGS(grown.student.parameters()), grown)
     old = torch.optim.Rprop(teacher.parameters(), 1e-3)
     train(teacher, old, 1, 0)
-    with pytest.raises(growth.GrowthError, match="'prev' is unknown: only fresh or equivariant"):
+    with pytest.raises(growth.GrowthError, match="'prev' scales: use `equivariant`"):
         growth.carry(old, teacher, torch.optim.Rprop(grown.student.parameters(), 1e-3), grown)
     old.state[teacher[1].weight]["prev"] = torch.zeros(3)
     with pytest.raises(growth.GrowthError, match=r"'prev' of '1\.weight' is not one number for each"):

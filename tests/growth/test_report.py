@@ -84,8 +84,8 @@ class Branches(nn.Module):
         return self.b(self.a(x) if x.sum() > 0 else -self.a(x))
 
 
-def test_notes_count_the_ways_through_code_that_depends_on_the_data():
-    assert any("on the 3 ways that were seen" in note for note in held_units(inferred(Branches(), torch.ones(2, 3))))
+def test_notes_count_the_inputs_where_code_depends_on_the_data():
+    assert any("on the branches of 2 inputs" in note for note in held_units(inferred(Branches(), torch.ones(2, 3))))
 
 
 @pytest.mark.parametrize(

@@ -216,7 +216,7 @@ def test_a_call_that_its_rule_does_not_foresee_is_fixed_and_named(monkeypatch):
         raise IndexError("an axis too many")
 
     monkeypatch.setitem(OPERATIONS.rows, "tanh", Operation(broken))
-    monkeypatch.setattr("n2n_cli.growth.groups.infer.STRICT", False)
+    monkeypatch.setattr("n2n_cli.growth.groups.infer.RAISE_RULE_ERRORS", False)
     teacher = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).double()
     x = torch.randn(5, 4, dtype=torch.float64)
     grown = growth.widen(teacher, x, 2.0)

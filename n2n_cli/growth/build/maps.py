@@ -15,7 +15,7 @@ from n2n_cli.growth.groups.structure import Structure
 
 @dataclass
 class AxisMap:
-    """Where the positions of a grown axis come from, [n'] each.
+    """Where the positions of a grown axis come from; all tensors have the shape ``[n']``.
 
     ``index``: the teacher's position that a position copies; ``copies``: the replication factor of that one; ``first``:
     whether it is its first copy. ``holds`` and ``share`` are those of `groups.remapping.Remapping`. ``means``: blocks

@@ -13,7 +13,7 @@ from n2n_cli.growth.build.attributes import follow, set_attributes, told_by_rela
 from n2n_cli.growth.build.maps import Maps, all_maps
 from n2n_cli.growth.build.weights import grown_weights, multipliers
 from n2n_cli.growth.groups.structure import Attributes, Remappings, Sizes, Structure
-from n2n_cli.growth.trace.copies import deep_copy, named_buffers
+from n2n_cli.growth.trace.copies import deep_copy, first_names, named_tensors
 
 
 @dataclass
@@ -67,7 +67,7 @@ def build(
         attributes = told_by_relations(structure, remappings)
     elif attributes is None:
         attributes = follow(teacher, structure, remappings)
-    candidate = Candidate(structure, remappings, maps, attributes, given, teacher)
+    candidate = Candidate(structure, remappings, maps, attributes, given, teacher)  # a placeholder: made from the rest
     candidate.student = student_of(teacher, candidate, noise=noise, seed=seed)
     return candidate
 
@@ -93,7 +93,7 @@ def shapes_alone(
     maps = all_maps(structure, remappings)
     attributes = follow(model, structure, remappings) if attributes is None else attributes
     state: dict[str, Tensor] = {}
-    for name, tensor in [*model.named_parameters(remove_duplicate=False), *named_buffers(model)]:
+    for name, tensor in named_tensors(model, every_name=True):
         first = structure.aliases[name]
         sizes = [n if axis is None else len(axis.index) for axis, n in zip(maps[first], tensor.shape, strict=True)]
         state.setdefault(first, torch.empty(sizes, dtype=tensor.dtype, device="meta"))
@@ -106,7 +106,7 @@ def with_state(model: nn.Module, state: Mapping[str, Tensor], aliases: Mapping[s
     """A copy of ``model`` of the same class that holds ``state``; tied tensors stay tied."""
     memo: dict[int, Any] = {}
     made: dict[str, Tensor] = {}
-    for name, tensor in [*model.named_parameters(remove_duplicate=False), *named_buffers(model)]:
+    for name, tensor in named_tensors(model, every_name=True):
         first = aliases[name]
         if first not in made:
             made[first] = (
@@ -121,13 +121,12 @@ def with_state(model: nn.Module, state: Mapping[str, Tensor], aliases: Mapping[s
 
 def reshape(model: nn.Module, shapes: Mapping[str, list[int]], attributes: Attributes) -> nn.Module:
     """``model`` with parameters and buffers of new shapes (zeros) and attributes to match: a lineage replayed."""
-    aliases: dict[str, str] = {}
-    state: dict[str, Tensor] = {}
-    first: dict[int, str] = {}
-    for name, tensor in [*model.named_parameters(remove_duplicate=False), *named_buffers(model)]:
-        aliases[name] = first.setdefault(id(tensor), name)
-        if aliases[name] == name:
-            state[name] = tensor.detach().new_zeros(shapes.get(name, tensor.shape))
+    aliases = first_names(model)
+    state = {
+        name: tensor.detach().new_zeros(shapes.get(name, tensor.shape))
+        for name, tensor in named_tensors(model, every_name=True)
+        if aliases[name] == name
+    }
     student = with_state(model, state, aliases)
     set_attributes(student, attributes)
     return student

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from n2n_cli.growth.build.maps import AxisMap, Maps
 from n2n_cli.growth.groups.structure import Remappings, Structure
-from n2n_cli.growth.trace.copies import named_buffers
+from n2n_cli.growth.trace.copies import named_tensors
 
 
 def grown_weights(
@@ -25,7 +25,7 @@ def grown_weights(
     special = multipliers(structure, remappings)
     state: dict[str, Tensor] = {}
     with torch.no_grad():
-        for name, tensor in [*model.named_parameters(), *named_buffers(model)]:
+        for name, tensor in named_tensors(model):
             if structure.aliases[name] != name:
                 continue
             grown = grow_tensor(name, tensor.detach(), structure, maps[name], special)
@@ -40,7 +40,7 @@ def weights_in_double(
 ) -> dict[str, Callable[[], Tensor]]:
     """The noiseless student's parameters and buffers in fp64, each made when it is asked for and not kept."""
     special = multipliers(structure, remappings)
-    source = dict([*model.named_parameters(), *named_buffers(model)])
+    source = dict(named_tensors(model))
 
     def one(first: str) -> Tensor:
         tensor = source[first].detach()
@@ -51,7 +51,7 @@ def weights_in_double(
 
 
 def multipliers(structure: Structure, remappings: Remappings) -> dict[str, Tensor]:
-    """Parameters whose first axis is multiplied by more than copies ask for: [n'] each, in fp64."""
+    """Parameters whose first axis is multiplied by more than copies ask for: all of shape ``[n']``, in fp64."""
     found: dict[str, Tensor] = {}
     for relation in structure.relations:
         found |= relation.multipliers(structure, remappings)

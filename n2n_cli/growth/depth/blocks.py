@@ -28,7 +28,7 @@ def _moves(op: Op) -> bool:
     return row.moves or row.is_dropout
 
 
-def _under(path: str, blocks: Iterable[str]) -> bool:
+def under(path: str, blocks: Iterable[str]) -> bool:
     """Whether a module stands in one of the blocks, or is one."""
     return any(path == block or path.startswith(f"{block}.") for block in blocks)
 
@@ -55,7 +55,10 @@ class Blocks:
         Raises:
             GrowthError: a branch has no such parameters; names the block and the operation in the way.
         """
-        inside = [i for i, op in enumerate(self.ops) if _under(op.path, [block])]
+        # ``entering``: the first tensor that the block reads and did not make. ``stream``: every tensor that is this
+        # one, moved or passed through an idempotent activation, or a sum of it with branches. A sum of a stream tensor
+        # and any other is a branch: `_joined` names the parameters that make that other tensor zero.
+        inside = [i for i, op in enumerate(self.ops) if under(op.path, [block])]
         made, entering = set(self.names), None
         for i in inside:
             entering = entering or next(([t] for t in self.ops[i].tensors() if id(t) not in made), None)
@@ -95,7 +98,7 @@ class Blocks:
             if names is not None:
                 return names, covered
             op = self.ops[readers[0]]
-            through = {b for b in self.blocks if _under(op.path, [b])}
+            through = {b for b in self.blocks if under(op.path, [b])}
             if len(readers) > 1 or not (through or OPERATIONS.of(op).zero in ("first", "any")):
                 return [], set()
             covered |= through
@@ -223,8 +226,7 @@ def _embed(teacher: nn.Module, student: nn.Module, at: str, to: str, paths: dict
 
     If it does, ``paths`` gets the names of the tensors, as `align` returns them. Paths end with a dot, or are empty.
     """
-    own = {key: tensor for key, tensor in [*teacher._parameters.items(), *teacher._buffers.items()]}
-    has = {key: tensor for key, tensor in [*student._parameters.items(), *student._buffers.items()]}
+    own, has = ({**module._parameters, **module._buffers} for module in (teacher, student))
     if {k: None if t is None else t.shape for k, t in own.items()} != {
         k: None if t is None else t.shape for k, t in has.items()
     }:
@@ -261,6 +263,7 @@ def new_blocks(student: nn.Module, new: Iterable[str], taken: Collection[str]) -
     Raises:
         GrowthError: a new tensor stands in a layer that the teacher has too.
     """
+    # every module on the path to a tensor of the teacher's; containers are never blocks themselves
     held = {name[:i] for name in taken for i, c in enumerate(name) if c == "."}
     held |= {name for name, module in student.named_modules() if isinstance(module, nn.ModuleList | nn.ModuleDict)}
     found: dict[str, None] = {}

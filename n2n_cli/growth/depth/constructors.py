@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from n2n_cli.growth.depth.blocks import Blocks, align, new_blocks
+from n2n_cli.growth.depth.blocks import Blocks, align, new_blocks, under
 from n2n_cli.growth.depth.identity import columns, module_of
 from n2n_cli.growth.depth.sites import find_sites
 from n2n_cli.growth.errors import GrowthError
@@ -95,7 +95,7 @@ def _what_is_new(student: nn.Module, example: Any, taken: set[str]) -> Change:
             change.blocks += [block] if zeros else []
     change.zeros = list(dict.fromkeys(change.zeros))
     layers = dict.fromkeys(name.rpartition(".")[0] for name in new)
-    change.layers = [name for name in layers if not any(f"{name}.".startswith(f"{block}.") for block in closed)]
+    change.layers = [name for name in layers if not under(name, closed)]
     if any(_changes_width(student.get_submodule(name)) for name in change.layers):  # of maxout units
         for site in find_sites(student, example):
             source = columns(site.activation, site.channels)
@@ -110,7 +110,7 @@ def _changes_width(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) and layer.in_channels != layer.out_channels
 
 
-def same_rates(teacher: nn.Module, student: nn.Module) -> None:
+def same_survival_rates(teacher: nn.Module, student: nn.Module) -> None:
     """Give the student the numbers of the teacher's modules without weights, where name and class are the same.
 
     For the proof: stochastic depth divides by its survival rate, which a deeper constructor spreads over more blocks,

@@ -23,7 +23,7 @@ Activation = tuple[Any, ...]
 
 
 class Maxout(nn.Module):
-    """The largest of ``pieces`` values a unit: axis ``dim`` becomes ``1 / pieces`` as long.
+    """The largest of ``pieces`` values per unit: axis ``dim`` becomes ``1 / pieces`` as long.
 
     ``units_first``: the pieces of a unit are neighbours (channel = unit * pieces + piece); else all first pieces come
     first (channel = piece * units + unit).

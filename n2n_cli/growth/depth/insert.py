@@ -32,7 +32,7 @@ def insertions(model: nn.Module, example: Any, patterns: Sequence[str] | None, p
         pairs: how many vertical-horizontal pairs (n x 1, 1 x n), or single layers, at each site.
 
     Returns:
-        list[dict[str, Any]]: an insertion a site, in the order of the patterns and of the forward pass.
+        list[dict[str, Any]]: one insertion per site, in the order of the patterns and of the forward pass.
 
     Raises:
         GrowthError: no layer matches a pattern, or none that does has a place for an identity layer, and why.
@@ -83,14 +83,14 @@ def _insertion(model: nn.Module, site: Site, before: Site | None, pairs: int) ->
     }
 
 
-def insert(model: nn.Module, plans: Sequence[Insertion]) -> tuple[nn.Module, list[str]]:
+def insert(model: nn.Module, places: Sequence[Insertion]) -> tuple[nn.Module, list[str]]:
     """A copy of ``model`` in which each named module M became (M, f, layer, norm, f, layer, norm ...).
 
     The model's own activation follows the last, so shared and functional ones serve too.
 
     Args:
         model: it is not modified.
-        plans: insertions, as `insertions` makes them and recipes hold them.
+        places: insertions, as `insertions` makes them and recipes hold them.
 
     Returns:
         tuple[nn.Module, list[str]]: the student, and the paths of its new layers and norms. Their weights are drawn
@@ -102,15 +102,15 @@ def insert(model: nn.Module, plans: Sequence[Insertion]) -> tuple[nn.Module, lis
     """
     student = deep_copy(model)
     new: list[str] = []
-    for plan in plans:
-        path = plan["after"]
+    for place in places:
+        path = place["after"]
         before = student.get_submodule(path)
         reference = next(before.parameters(), next(student.parameters()))
-        groups = plan["groups"] if "groups" in plan else plan["channels"] if plan["depthwise"] else 1  # old recipes
+        groups = place["groups"] if "groups" in place else place["channels"] if place["depthwise"] else 1  # old recipes
         body: list[nn.Module] = [before]
-        for kernel in plan["kernels"]:
-            norm = _norm_like(before) if plan["norm"] else None
-            for module in make_identity(plan["channels"], kernel, groups, activation_of(plan["activation"]), norm):
+        for kernel in place["kernels"]:
+            norm = _norm_like(before) if place["norm"] else None
+            for module in make_identity(place["channels"], kernel, groups, activation_of(place["activation"]), norm):
                 body.append(module.to(reference.device, reference.dtype))
                 if any(True for _ in module.parameters()):
                     new.append(f"{path}.{len(body) - 1}")
@@ -126,26 +126,26 @@ def _replace(student: nn.Module, module: nn.Module, sequence: nn.Sequential) -> 
                 parent._modules[key] = sequence
 
 
-def sources(student: nn.Module, plans: Sequence[Insertion]) -> dict[str, Tensor]:
+def sources(student: nn.Module, places: Sequence[Insertion]) -> dict[str, Tensor]:
     """Of every maxout identity layer of a student of `insert`: the unit that each of its outputs copies."""
     found: dict[str, Tensor] = {}
-    for plan in plans:
-        source = columns(activation_of(plan["activation"]), plan["channels"])
+    for place in places:
+        source = columns(activation_of(place["activation"]), place["channels"])
         if source is not None:
-            for key, module in student.get_submodule(plan["after"]).named_children():
+            for key, module in student.get_submodule(place["after"]).named_children():
                 if key != "0" and isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
-                    found[f"{plan['after']}.{key}"] = source
+                    found[f"{place['after']}.{key}"] = source
     return found
 
 
-def moved(model: nn.Module, plans: Sequence[Insertion]) -> dict[str, str]:
+def moved(model: nn.Module, places: Sequence[Insertion]) -> dict[str, str]:
     """The teacher's tensors whose module M is the first of a Sequential in the student, and their names there.
 
     >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     >>> moved(net, insertions(net, torch.randn(2, 3), ["0"], 1))
     {'0.weight': '0.0.weight', '0.bias': '0.0.bias'}
     """
-    before = {id(model.get_submodule(plan["after"])) for plan in plans}
+    before = {id(model.get_submodule(place["after"])) for place in places}
     paths = [path for path, module in model.named_modules(remove_duplicate=False) if id(module) in before]
     return {
         name: f"{path}.0{name[len(path) :]}"

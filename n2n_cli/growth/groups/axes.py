@@ -31,8 +31,8 @@ from n2n_cli.growth.groups.reasons import Reason
 class Group:
     """``n`` units with one common remapping. ``fixed`` tells why it may not grow.
 
-    A group is never changed once others refer to it: being joined, split or made coarser sets ``forward``,
-    the spans ``(group, factor)`` that stand for it now.
+    ``n`` never changes. A group that is joined, split or made coarser is replaced by others: ``forward`` then holds the
+    spans ``(group, factor)`` that stand for it.
     """
 
     __slots__ = ("fixed", "forward", "n")
@@ -61,7 +61,7 @@ def constant(n: int, reason: Reason) -> Axis:
 
 
 def resolve(axis: Axis) -> Axis:
-    """The axis in terms of groups that still stand for themselves."""
+    """The axis, with every group that was replaced written as the groups that stand for it now."""
     out: Axis = []
     for group, k in axis:
         if group.forward is None:

@@ -17,11 +17,11 @@ from n2n_cli.growth.groups.operations import OPERATIONS
 from n2n_cli.growth.groups.reasons import Fork, Reason
 from n2n_cli.growth.groups.relations import RELATIONS
 from n2n_cli.growth.groups.structure import Context, Structure
-from n2n_cli.growth.trace.copies import named_buffers
+from n2n_cli.growth.trace.copies import first_names, named_tensors
 from n2n_cli.growth.trace.record import Op, Recording, record, record_all
 
-STRICT = bool(os.environ.get("N2N_STRICT"))
-"""Whether a rule's own fault is raised. Otherwise what the operation touches is held, and the report says so."""
+RAISE_RULE_ERRORS = bool(os.environ.get("N2N_STRICT"))
+"""Whether an error inside a rule is raised. If not, what the operation touches is fixed, and the report says so."""
 
 
 def trace(model: nn.Module, example_input: Any) -> list[Recording]:
@@ -75,7 +75,7 @@ def infer(
     while True:
         axes, aliases = _open_axes(model)
         relations = [kind() for kind in RELATIONS if relaxed or not kind.relaxing]
-        ctx = Context(axes, OPERATIONS, relations, choices, modules, STRICT)
+        ctx = Context(axes, OPERATIONS, relations, choices, modules, RAISE_RULE_ERRORS)
         labels = []
         for recording, ops in zip(recordings, beside, strict=True):
             ctx.run(recording, ops)
@@ -84,7 +84,7 @@ def infer(
         for relation in relations:
             relation.settle(ctx)
         changed = ctx.wanted or _next_choices(ctx)
-        for relation in [] if changed else relations:
+        for relation in relations:
             changed = changed or relation.refuse(ctx)
         if not changed:
             break
@@ -96,27 +96,23 @@ def infer(
 
 
 def _open_axes(model: nn.Module) -> tuple[dict[str, list[Axis]], dict[str, str]]:
-    axes: dict[str, list[Axis]] = {}
-    first: dict[int, str] = {}
-    aliases: dict[str, str] = {}
-    for name, tensor in [*model.named_parameters(remove_duplicate=False), *named_buffers(model)]:
-        aliases[name] = first.setdefault(id(tensor), name)
-        if aliases[name] == name:
-            axes[name] = [fresh(n) for n in tensor.shape]
-    return axes, aliases
+    aliases = first_names(model)
+    named = named_tensors(model, every_name=True)
+    return {name: [fresh(n) for n in tensor.shape] for name, tensor in named if aliases[name] == name}, aliases
 
 
 def _alongside(recordings: Sequence[Recording], student: nn.Module | None) -> list[list[Op | None]]:
     """The student's operation beside each of the teacher's; None where there is no student, or it performs others."""
+    nothing: list[list[Op | None]] = [[None] * len(recording.ops) for recording in recordings]
+    if student is None:
+        return nothing
     found: list[list[Op | None]] = []
-    for recording in recordings if student is not None else []:
-        assert student is not None
+    for recording in recordings:
         theirs = record(student, recording.example, OPERATIONS, training=recording.training).ops
         if [op.name for op in theirs] != [op.name for op in recording.ops]:
-            found = []
-            break
+            return nothing
         found.append(list(theirs))
-    return found or [[None] * len(recording.ops) for recording in recordings]
+    return found
 
 
 def _settle_roles(ctx: Context) -> None:
@@ -135,14 +131,21 @@ def _settle_roles(ctx: Context) -> None:
 
 
 def _next_choices(ctx: Context) -> dict[Fork, int]:
-    """What forks that came to nothing choose next: their axis turned out fixed, and they have another way to offer.
+    """The forks that must choose again, and their next choices.
 
-    An attention layer divides 12 channels into (3 heads, 4) by a view. The first choice lets the 4 grow; but queries
-    and keys are summed over them, which fixes the 4 and so all 12. The view's next choice is the 3: heads grow.
+    A fork is *stuck* if the axis that it let grow turned out fixed. It then tries its next way, if it has one left.
+    Example: attention views 12 channels as (3 heads, 4). Choice 0 lets the 4 grow. But scores sum queries times keys
+    over these 4, which fixes them, and so all 12 channels. Choice 1 lets the 3 grow: more heads.
 
-    Two refinements. If a unit is fixed only because *another* fork chose otherwise, then that one moves, not this one.
-    And a fork waits for a later one of another kind on the same units: the view of 36 channels into (3, 12) must not
-    give up its 12 before the view of these 12 into (3 heads, 4) has tried its other way.
+    Two exceptions:
+
+    * The reason of a fixed unit names another fork that has a way left. Then that fork chooses again, not this one.
+    * A later stuck fork of another kind acts on the same units. Then this one waits until the later one has no way
+      left. Example: 36 channels are viewed as (3, 12), and the 12 as (3 heads, 4). With the 4 the 12 is fixed as well;
+      but the second view may still let its 3 heads grow, and then the first was right.
+
+    Forks are of one kind if they differ only in how often the operation ran in the module (queries, keys, values).
+    They do not wait for each other: all of them move on together.
     """
 
     def left(fork: Fork) -> bool:

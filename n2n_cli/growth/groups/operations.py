@@ -59,6 +59,11 @@ def _attention(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return func(*args, **({**kwargs, "dropout_p": 0.0} if "dropout_p" in kwargs else kwargs))
 
 
+def _rrelu(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """With the mean of its slopes, as in eval mode."""
+    return func(*args[:3], False, *args[4:5], **{k: v for k, v in kwargs.items() if k != "training"})
+
+
 def _batch_norm_on_meta(x: Tensor, *rest: Any, **kwargs: Any) -> Tensor:
     """What PyTorch works out in Python takes half of all the time."""
     return torch.empty_like(x)
@@ -81,8 +86,8 @@ _SAME = Operation(elementwise.same, linear=True)
 _CONVOLUTION = Operation(contractions.convolution, linear=_one_group, weight=1, bias=2)
 _TRANSPOSED = replace(_CONVOLUTION, rule=partial(contractions.convolution, transposed=True), transposed=True)
 _BATCH_NORM = Operation(reductions.batch_norm, norm=True, weight=1, bias=2)
-_DROPOUT = replace(_SAME, zero="first", still=_first, parts_copies=True)
-_ALPHA_DROPOUT = Operation(elementwise.same, still=_first, parts_copies=True)
+_DROPOUT = replace(_SAME, zero="first", without_chance=_first, parts_copies=True)
+_ALPHA_DROPOUT = Operation(elementwise.same, without_chance=_first, parts_copies=True)
 _FACTORY = Operation(elementwise.factory, linear=True)
 _LIKE = Operation(elementwise.like)
 _SUM = Operation(elementwise.pointwise, linear=True, zero="all", signs=(1, 1))
@@ -99,7 +104,7 @@ ROWS: dict[str, Operation] = {
     **_rows("addmm", Operation(contractions.add_matmul, linear=True, zero="all", terms=(0, 2))),
     **_rows("baddbmm", Operation(contractions.add_matmul, linear=True)),
     **_rows("embedding", Operation(contractions.embedding, linear=True)),
-    **_rows("scaled_dot_product_attention", Operation(contractions.attention, linear=True, still=_attention)),
+    **_rows("scaled_dot_product_attention", Operation(contractions.attention, linear=True, without_chance=_attention)),
     **_rows("lstm gru rnn_tanh rnn_relu lstm_cell gru_cell", Operation(elementwise.recurrent)),
     **_rows("rnn_tanh_cell rnn_relu_cell", Operation(elementwise.recurrent)),
     # norms
@@ -109,7 +114,7 @@ ROWS: dict[str, Operation] = {
     **_rows("group_norm", Operation(reductions.group_norm, norm=True, weight=2, bias=3)),
     **_rows("rms_norm", Operation(reductions.rms_norm, norm=True, weight=2)),
     # reductions and pools
-    **_rows("softmax log_softmax _softmax _log_softmax softmin", Operation(reductions.softmax)),
+    **_rows("softmax log_softmax _softmax _log_softmax", Operation(reductions.softmax)),
     **_rows("mean", Operation(reductions.mean, linear=True, zero="first")),
     **_rows("sum", Operation(reductions.sum_over, linear=True, zero="first")),
     **_rows("nansum var std prod logsumexp any all", Operation(reductions.sum_over)),
@@ -156,10 +161,10 @@ ROWS: dict[str, Operation] = {
     **_rows("requires_grad_", Operation(elementwise.same)),
     # chance
     **_rows("dropout dropout_ feature_dropout feature_dropout_", _DROPOUT),
-    **_rows("native_dropout", replace(_DROPOUT, still=_native_dropout)),
+    **_rows("native_dropout", replace(_DROPOUT, without_chance=_native_dropout)),
     **_rows("alpha_dropout alpha_dropout_ feature_alpha_dropout feature_alpha_dropout_", _ALPHA_DROPOUT),
-    **_rows("bernoulli_", Operation(elementwise.same, still=_bernoulli_)),
-    **_rows("bernoulli", Operation(elementwise.like, still=_bernoulli)),
+    **_rows("bernoulli_", Operation(elementwise.same, without_chance=_bernoulli_)),
+    **_rows("bernoulli", Operation(elementwise.like, without_chance=_bernoulli)),
     **_rows("rand_like randn_like", replace(_LIKE, blank=True)),
     **_rows("rand randn randint randint_like randperm", replace(UNKNOWN, blank=True)),
     # constants
@@ -238,10 +243,11 @@ ROWS: dict[str, Operation] = {
         "hardshrink",
         Operation(elementwise.pointwise, idempotent=nn.Hardshrink, numbers=(("lambd", 0.5),), jumps=True),
     ),
-    **_rows("gelu gelu_ silu silu_ tanh tanh_ mish mish_ softsign", _SMOOTH),
+    **_rows("gelu gelu_ silu silu_ tanh tanh_ mish mish_", _SMOOTH),
     **_rows("hardswish hardswish_ leaky_relu leaky_relu_ elu elu_ selu selu_ celu celu_", _SMOOTH),
     **_rows("prelu", Operation(elementwise.prelu, zero="first")),
-    **_rows("hardsigmoid softplus rrelu logsigmoid", POINTWISE),
+    **_rows("hardsigmoid softplus log_sigmoid", POINTWISE),
+    **_rows("rrelu rrelu_", replace(_SMOOTH, without_chance=_rrelu)),
 }
 
 OPERATIONS = Table(ROWS, elementwise=POINTWISE, unknown=UNKNOWN)

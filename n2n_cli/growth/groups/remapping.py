@@ -10,13 +10,14 @@ from torch import Tensor
 
 @dataclass
 class Remapping:
-    """``index[j]`` is the teacher unit that student unit ``j`` copies, ``copies[j]`` its replication factor.
+    """``index[j]`` is the teacher unit that student unit ``j`` copies; ``copies[j]`` is how many copies that one has.
 
-    ``holds[j]`` is what unit ``j`` holds, as a multiple of the teacher's unit (None: 1 everywhere), and ``share[j]``
-    what a reader's weight for that teacher unit is multiplied by (None: divided by ``copies``); the shares of all that
-    holds a unit's value sum to 1. With ``mean``, units beyond the teacher's own hold the mean of all the teacher's
-    units. ``idle`` units hold something of their own, which nobody reads. All have the shape ``[n']``; numbers are
-    fp64.
+    ``holds[j]``: the value of unit ``j`` as a multiple of the teacher unit's (None: 1 everywhere).
+    ``share[j]``: the factor on a reader's weight for unit ``j`` (None: ``1 / copies[j]``).
+    ``mean``: the units beyond the teacher's own hold the mean of all teacher units, instead of copies.
+    ``idle``: units that hold a value which the teacher's network does not have there, and which nobody reads.
+    Over all copies of one teacher unit ``holds * share`` sums to 1, so whoever reads them gets the teacher's value.
+    All tensors have the shape ``[n']``; ``holds`` and ``share`` are fp64.
     """
 
     index: Tensor

@@ -1,7 +1,7 @@
 """What inference finds, the language in which rules say it, and the protocol that all relations keep.
 
 Three parts that speak of each other: the `Context` of a rule (labels of tensors, roles of parameter axes, choices), a
-`Relation` (what groups owe each other beyond one remapping), and the `Structure` that comes out.
+`Relation` (a constraint between groups that one shared remapping cannot express), and the `Structure` that comes out.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from n2n_cli.growth.trace.record import Op, Recording
 Origin = tuple[str, int] | None
 """A whole axis of a parameter: its name and the dimension. None: an axis that is no parameter's own."""
 Role = Literal["in", "copy"]
-"""How a parameter's axis is read: summed over ("in": its entries divide among copies), or passed on ("copy")."""
+"""How a parameter's axis is read. "in": summed over, so its entries divide among copies (`Structure.consumed`);
+"copy": passed on to the result."""
 Sizes = dict[Group, int]
 """The student's number of units, of groups that may grow."""
 Remappings = dict[Group, Remapping]
@@ -50,6 +51,10 @@ class Division:
     sizes: tuple[int, ...]
     grows: int
 
+    def reason(self) -> Reason:
+        """Why its units are held, where they are shuffled and cannot be followed."""
+        return Reason("other", "a channel shuffle", self.fork[1], self.fork[0])
+
 
 Factor = tuple[Division, int] | None
 """Which factor of which division an axis of a tensor is."""
@@ -57,12 +62,14 @@ Factor = tuple[Division, int] | None
 
 @dataclass
 class Wish:
-    """Sizes as a plan asks for them. A "factor" may be rounded; "layers" name some ``groups`` exactly and leave the
-    others free; a "student" gives every size. ``coupled``: what is asked for brings along widths that are equal to it
-    in the same module."""
+    """A plan as sizes of groups.
+
+    ``kind``: "factor": sizes may be rounded; "layers": those of ``groups`` must be met, the others are free; "student":
+    every size must be met. ``coupled``: widths that equal one that was asked for, in the same module, follow it.
+    """
 
     sizes: Sizes
-    plan: Literal["factor", "layers", "student"]
+    kind: Literal["factor", "layers", "student"]
     groups: Collection[Group] = ()
     coupled: bool = False
 
@@ -76,7 +83,7 @@ class Hold:
 
 
 class Relation:
-    """What groups owe each other beyond one remapping: one kind of bond, and all its cases in one network.
+    """A constraint between groups that one shared remapping cannot express: one kind, with all its cases in a network.
 
     A relation is found by rules (`Context.relate`) and from then on speaks for itself. Each method has a default that
     does nothing, so a relation says only what is special about it; without a relation (its class taken out of
@@ -137,11 +144,11 @@ class Relation:
 
     # what follows in the student
     def multipliers(self, structure: Structure, remappings: Remappings) -> dict[str, Tensor]:
-        """Parameters whose first axis is multiplied by more than copies ask for: [n'] each, in fp64."""
+        """Parameters whose first axis is multiplied by more than copies ask for: all of shape ``[n']``, in fp64."""
         return {}
 
     def attributes(self, remappings: Remappings) -> Attributes:
-        """Numbers of modules that must change, other than sizes."""
+        """Attributes of modules that must change, other than sizes."""
         return {}
 
     # reports
@@ -163,7 +170,7 @@ class Structure:
     """What inference found.
 
     ``axes[name]`` are the axes of the parameter or buffer ``name``; ``consumed`` the (name, dim) whose entries are
-    divided among copies; ``labels`` the axes of every recorded tensor, by ``id``, one dict a recording; ``aliases``
+    divided among copies; ``labels`` the axes of every recorded tensor, by ``id``, one dict per recording; ``aliases``
     every name of a tied tensor -> the name that its axes are kept under; ``readers`` parameter -> the operation that
     used it; ``grouped`` convolution weight -> whether its ``groups`` follow its output channels.
     """
@@ -204,7 +211,7 @@ class Structure:
         return {group: why for relation in self.relations for group, why in relation.tied().items()}
 
     def hold(self, groups: Iterable[Group], reason: Reason) -> None:
-        """Fix groups, and with them whatever may only grow together with them."""
+        """Fix groups, and every group that is bound to one of them by an inseparable relation."""
         held = set(groups)
         bonds = [bond for relation in self.relations if relation.inseparable for bond in relation.bonds()]
         size = 0
@@ -240,13 +247,13 @@ class Context:
     labels: dict[int, list[Axis]] = field(default_factory=dict)
     made: dict[int, tuple[Op, int]] = field(default_factory=dict)  # which operation made a tensor, as which result
     factors: dict[int, list[Factor]] = field(default_factory=dict)
-    forks: dict[Fork, tuple[Axis, int]] = field(default_factory=dict)
-    wanted: dict[Fork, int] = field(default_factory=dict)
-    roles: dict[tuple[str, int], set[Role]] = field(default_factory=dict)
+    forks: dict[Fork, tuple[Axis, int]] = field(default_factory=dict)  # the axis that should grow; how many ways
+    wanted: dict[Fork, int] = field(default_factory=dict)  # choices that a relation asks for: infer again with these
+    roles: dict[tuple[str, int], set[Role]] = field(default_factory=dict)  # of every parameter axis that was read
     readers: dict[str, str] = field(default_factory=dict)
     grouped: dict[str, bool] = field(default_factory=dict)
-    met: list[Axis] = field(default_factory=list)  # axes of results that are no parameter's own axis any more
-    at: int = -1  # which recording
+    met: list[Axis] = field(default_factory=list)  # axes of results that are no longer a parameter's own
+    at: int = -1  # number of the recording that is being labelled
     _origins: dict[int, list[Origin]] = field(default_factory=dict)
     _occurrence: Counter[tuple[str, str]] = field(default_factory=Counter)
 
@@ -307,7 +314,7 @@ class Context:
 
     # labels
     def axes(self, tensor: Tensor) -> list[Axis]:
-        """The label of a tensor: one axis a dimension. What no recorded operation made is a constant."""
+        """The label of a tensor: one axis per dimension. What no recorded operation made is a constant."""
         if id(tensor) not in self.labels:
             reason = Reason("other", "a constant tensor")
             self.labels[id(tensor)] = [constant(n, reason) for n in tensor.shape]
@@ -362,7 +369,7 @@ class Context:
 
     # choices
     def fork(self, op: Op, part: int = 0) -> Fork:
-        """The name of a choice; the same in all recordings, so that train and eval mode choose alike."""
+        """The name of this place; the same in all recordings, so that train and eval mode choose alike."""
         return (op.path, op.name, self._occurrence[op.path, op.name], part)
 
     def choice(self, fork: Fork) -> int:

@@ -19,20 +19,21 @@ Rule = Callable[[Any, Op], None]
 class Operation:
     """All that growth knows of an operation.
 
-    ``rule``: how the axes of its arguments and results hang together.
+    ``rule``: which axes of its arguments and results must grow together.
     ``linear``: whether each unit of its result is linear in that unit of its argument, in the same way for all units.
     ``moves``: its result holds entries of its first argument (or zeros), and computes nothing.
     ``weight``, ``bias``: at which argument they stand; ``norm``: it is a normalization; ``transposed``: the
     weight's first axis is what it reads; ``largest``: it takes the largest value along an axis.
-    ``zero``: which arguments must be zero for its result to be zero, in a way that lets what is zero learn: its
-    "first", "all" of ``terms``, "any" of them, or none at all ("always": it makes zeros). ``signs``: it adds its first
-    two arguments, with these signs.
+    ``zero``: which arguments make the result zero if they are zero, while gradients still reach them: the "first",
+    "all" of ``terms`` (argument indices), or "any" one of them; "always": the result is zero whatever they are; None:
+    unknown. ``signs``: it adds its first two arguments, with these signs.
     ``idempotent``: the module class of an activation f with f(f(v)) = f(v), built from ``numbers`` (name, default),
     which follow the first argument; ``reads_as``: with these numbers, the (name, numbers) of a simpler one that it
     equals; ``homogeneous``: f(c v) = c f(v) for c > 0; ``jumps``: f is not continuous.
-    ``blank``: the values of its result mean nothing yet.
-    ``still``: what stands for it where nothing may be drawn, called with (func, args, kwargs); ``parts_copies``: what
-    it draws differs from unit to unit. ``on_meta``: a cheaper way to the shape of its result.
+    ``blank``: the values of its result are not compared where a fault is located (random, not initialized, or a
+    constant that is only being set up).
+    ``without_chance``: what stands for it where nothing may be drawn, called with (func, args, kwargs);
+    ``parts_copies``: what it draws differs from unit to unit. ``on_meta``: a cheaper way to the shape of its result.
     """
 
     rule: Rule
@@ -52,7 +53,7 @@ class Operation:
     homogeneous: bool = False
     jumps: bool = False
     blank: bool = False
-    still: Callable[..., Any] | None = None
+    without_chance: Callable[..., Any] | None = None
     parts_copies: bool = False
     on_meta: Callable[..., Any] | None = None
 
@@ -108,4 +109,4 @@ class Table:
 
     def without_chance(self, func: Any) -> Callable[..., Any] | None:
         row = self.rows.get(row_name(func))
-        return row.still if row else None
+        return row.without_chance if row else None

@@ -62,7 +62,7 @@ def find(
             steps = _beside(recording, teacher, example, training)
             wanted = _samples(steps, labels, remappings)
             _fill(wanted, teacher, example, training)
-        on: On = "still" if wanted is not None else "real" if recording.data else "meta"
+        on: On = "without chance" if wanted is not None else "real" if recording.data else "meta"
         fault = _Comparison(at, steps, labels, remappings, wanted, recording.tensors).run(
             student, example, training, on
         )
@@ -75,12 +75,12 @@ def _beside(recording: Recording, teacher: nn.Module, example: Any, training: bo
     """The recorded operation that belongs to each operation of a run on real tensors, or None.
 
     The recording was made on meta tensors, where PyTorch takes small detours: it performs a few operations more or
-    fewer (an ``expand`` of a mask, a ``clone``). So each performed operation is looked for among the next eight
+    fewer (an ``expand`` of a mask, a ``clone``). So each performed operation is looked for among the next ``WINDOW``
     recorded ones; one that is not there has no counterpart, and the search goes on from the same place. With a wider
     window a repeated block might be taken for the one behind it.
     """
     performed: list[Any] = []
-    run(teacher, example, OPERATIONS, lambda op: performed.append(_looks(op)), training=training, on="still")
+    run(teacher, example, OPERATIONS, lambda op: performed.append(_looks(op)), training=training, on="without chance")
     recorded = [_looks(op) for op in recording.ops]
     out: list[Op | None] = []
     at = 0
@@ -143,7 +143,7 @@ def _fill(wanted: list[list[_Sample]], teacher: nn.Module, example: Any, trainin
                 sample.values = out[sample.theirs].double() * sample.factor
                 sample.scale = float(out.double().abs().max())
 
-    run(teacher, example, OPERATIONS, visit, training=training, on="still")
+    run(teacher, example, OPERATIONS, visit, training=training, on="without chance")
 
 
 # --- what it is --------------------------------------------------------------------------------------------

@@ -1,8 +1,11 @@
-"""Build, prove, and mend or hold until it holds: the one loop of every operator that widens, and of `inspect`.
+"""Build a student and prove it; if it fails, change attributes or hold groups, and try again.
 
-A student that fails is located (`locate`). First the numbers of the module where it goes astray are read in another
-way; if that does not help and the plan is a factor, the groups that meet there stay as they are, by name, and the rest
-grows.
+Every operator that widens uses this one loop, and so does `inspect`. A student that fails is located (`locate`). Then,
+in this order:
+
+1. The attributes of the module where it goes astray are read in another way (`build.attributes.options`).
+2. If the plan names layers: once, widths in the same module that equal one that was asked for follow it.
+3. If the plan is a factor: the groups that meet at the fault are held, by name, and the rest grows.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from n2n_cli.growth.trace.copies import in_double
 
 
 class Build(Protocol):
-    """A student with these sizes; ``attributes``: numbers of modules that must follow, None: as they are read first."""
+    """A student with these sizes; ``attributes``: of modules that must follow, None: as they are read first."""
 
     def __call__(self, sizes: Sizes, attributes: Attributes | None) -> Candidate: ...
 
@@ -60,20 +63,20 @@ def build_until_proved(
                 continue
             if isinstance(plan, Mapping) and not coupled:
                 coupled, attributes = True, None
-                with suppress(GrowthError):
-                    sizes = solve(structure, plan, coupled=True).hold(structure).sizes
+                with suppress(GrowthError):  # a plan that cannot be coupled falls through to the refusal below
+                    sizes = solve(structure, plan, coupled=True).apply_holds(structure).sizes
                     continue
             if fault is None or not fault.groups or not isinstance(plan, float | int):
                 place = f"; first at {fault.op}" if fault else ""
                 place += f": {fault.text}" if fault and fault.text not in str(error) else ""
                 raise GrowthError(f"{error}{place}") from error
             structure.hold(fault.groups, Reason("failed", fault.text, fault.op.name, fault.op.path))
-            sizes, attributes = solve(structure, plan).hold(structure).sizes, None
+            sizes, attributes = solve(structure, plan).apply_holds(structure).sizes, None
             if all(size == group.n for group, size in sizes.items()):
                 raise GrowthError(f"nothing of {type(model).__name__} can grow: {fault.op}: {fault.text}") from error
 
 
-def shapes_hold(candidate: Candidate) -> None:
+def check_shapes(candidate: Candidate) -> None:
     """The proof of a dry run: every operation gives the shape that the labels say.
 
     Raises:

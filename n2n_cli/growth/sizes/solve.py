@@ -27,8 +27,8 @@ class Solution:
     holds: list[Hold] = field(default_factory=list)
     rounded: bool = False
 
-    def hold(self, structure: Structure) -> Solution:
-        """Tell the structure which groups are held."""
+    def apply_holds(self, structure: Structure) -> Solution:
+        """Fix in ``structure`` the groups that cannot grow (``holds``); returns this solution."""
         for hold in self.holds:
             structure.hold(hold.groups, hold.reason)
         return self
@@ -69,8 +69,12 @@ def solve(structure: Structure, plan: Plan, *, coupled: bool = False) -> Solutio
 
 
 def group_and_size(model: nn.Module, recordings: Sequence[Recording], plan: Plan) -> tuple[Structure, Solution]:
-    """The groups and their sizes: with whole numbers where relations want them; where these do not serve the plan, with
-    relaxed relations, if the network allows any.
+    """The groups of a model and their sizes under a plan.
+
+    Some norms and means tie their units: these may only be copied equally often. The groups are inferred with these
+    ties first. The result is used unless the plan is refused, or is a factor that a tie had to round (1.5 to 2). In
+    those cases the groups are inferred again with relaxed norms (`relations.norms`), which grow by any factor. If that
+    frees no group, the first result stands: the rounded sizes, or the refusal.
 
     Raises:
         GrowthError: the plan cannot be met.
@@ -83,15 +87,15 @@ def group_and_size(model: nn.Module, recordings: Sequence[Recording], plan: Plan
     try:
         solution = solve(structure, plan)
         if not isinstance(plan, float | int) or not solution.rounded:
-            return structure, solution.hold(structure)
+            return structure, solution.apply_holds(structure)
     except GrowthError as error:
         refusal = error
     relaxed = relax(model, recordings, structure, student)
     if relaxed is not structure:
-        return relaxed, solve(relaxed, plan).hold(relaxed)
+        return relaxed, solve(relaxed, plan).apply_holds(relaxed)
     if refusal is not None:
         raise refusal
-    return structure, solution.hold(structure)
+    return structure, solution.apply_holds(structure)
 
 
 def relax(

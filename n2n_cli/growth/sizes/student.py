@@ -41,7 +41,9 @@ def by_student(structure: Structure, student: nn.Module) -> Wish:
                 sizes[group] = rest // each
             if not unknown and rest:
                 raise _unreachable(structure, name, state[name].shape, spans)
-        if len(later) == len(pending):  # nothing left that decides: one axis is spread in proportion
+        if len(later) == len(
+            pending
+        ):  # no axis has a single unknown: the first group of one gets its share in proportion
             name, spans, target = later[0]
             open_ = [(g, k) for g, k in spans if not g.fixed and g not in sizes]
             fixed = sum(sizes.get(g, g.n) * k for g, k in spans if g.fixed or g in sizes)
@@ -55,7 +57,11 @@ def by_student(structure: Structure, student: nn.Module) -> Wish:
 
 
 def check_names(model: nn.Module, student: nn.Module) -> None:
-    """Raises GrowthError at the first tensor of the student that no widening of the teacher's can give."""
+    """Compare names and shapes before anything is inferred.
+
+    Raises:
+        GrowthError: the student has a tensor that no widening of the teacher can produce, or lacks one; names it.
+    """
     ours, theirs = student.state_dict(keep_vars=True), model.state_dict(keep_vars=True)
     for name, tensor in ours.items():
         if name not in theirs:

@@ -26,20 +26,31 @@ def slots(model: nn.Module) -> list[tuple[str, Tensor]]:
     return found
 
 
-def twin(model: nn.Module, double: Callable[[str, Tensor], Tensor]) -> tuple[nn.Module, dict[str, Tensor]]:
-    """A copy of the modules around ``double(name, tensor)`` for every parameter and buffer, and these by name.
+def twin(model: nn.Module, stand_in: Callable[[str, Tensor], Tensor]) -> tuple[nn.Module, dict[str, Tensor]]:
+    """A copy of the modules that holds ``stand_in(name, tensor)`` for each parameter and buffer; and these by name.
 
-    What the copy's ``forward`` leaves behind (caches, counters) the model itself never sees.
+    What a forward pass leaves behind in the modules (caches, counters) stays in the copy.
     """
     memo: dict[int, Any] = {}
     state: dict[str, Tensor] = {}
     for name, tensor in slots(model):
         if id(tensor) not in memo:
-            other = double(name, tensor)
+            other = stand_in(name, tensor)
             is_parameter = isinstance(tensor, nn.Parameter)
             memo[id(tensor)] = nn.Parameter(other, requires_grad=False) if is_parameter else other
         state[name] = memo[id(tensor)]
     return deep_copy(model, memo), state
+
+
+def named_tensors(model: nn.Module, *, every_name: bool = False) -> list[tuple[str, Tensor]]:
+    """Parameters, then buffers; tied parameters once, or with ``every_name`` under each of their names."""
+    return [*model.named_parameters(remove_duplicate=not every_name), *named_buffers(model)]
+
+
+def first_names(model: nn.Module) -> dict[str, str]:
+    """Every name of a parameter or buffer -> the first name of the same tensor."""
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(tensor), name) for name, tensor in named_tensors(model, every_name=True)}
 
 
 def deep_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:

@@ -32,7 +32,8 @@ class Known(Protocol):
 
 
 class Recorder(TorchDispatchMode):
-    """Calls ``visit(func, args, kwargs, outputs)`` after every operation; those not `Known` are taken apart first."""
+    """Calls ``visit(func, args, kwargs, outputs)`` after every operation; those that ``known`` has no row for are
+    replaced by the smaller operations that they consist of, where PyTorch can do so."""
 
     def __init__(
         self, known: Known, visit: Callable[[Any, tuple[Any, ...], dict[str, Any], list[Tensor]], None]
@@ -56,7 +57,7 @@ class Recorder(TorchDispatchMode):
         else:
             result = func(*args, **kwargs)
         outputs = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
-        self.last = outputs  # what factories do in C++ depends on whether somebody holds their result
+        self.last = outputs  # keeps results alive: PyTorch's C++ factories act otherwise when nobody refers to them
         self.visit(func, args, kwargs, outputs)
         return result
 

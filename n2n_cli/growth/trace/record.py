@@ -66,8 +66,8 @@ class Recording:
     keep: list[Any] = field(default_factory=list)  # keeps ids unique for as long as the recording lives
 
 
-On = Literal["meta", "real", "still"]
-"""What a pass runs on: shapes alone; clones of the model's tensors; and these without chance, as in a proof."""
+On = Literal["meta", "real", "without chance"]
+"""What a pass runs on: meta tensors; clones of the model's own; or such clones with nothing drawn at random."""
 
 
 def record(model: nn.Module, example_input: Any, known: Known, *, training: bool) -> Recording:
@@ -96,7 +96,7 @@ def record(model: nn.Module, example_input: Any, known: Known, *, training: bool
 
 def record_all(model: nn.Module, example_input: Any, known: Known) -> list[Recording]:
     """One pass in train mode and one in eval mode; where the way through the code may depend on the data, also the
-    other ways that negated, enlarged and vanishing inputs take.
+    other ways that are taken if the inputs are negated, or multiplied by 100 or by 0.01.
 
     Raises:
         GrowthError: see `record`.
@@ -137,19 +137,19 @@ def run(
     What the model raises comes through, marked with the module's path (``_n2n_where``).
     """
 
-    def double(tensor: Tensor) -> Tensor:
+    def stand_in(tensor: Tensor) -> Tensor:
         return torch.empty_like(tensor, device="meta") if on == "meta" else tensor.detach().clone()
 
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
         stack.enter_context(torch.random.fork_rng(devices=[]))
         torch.manual_seed(0)
-        model, state = twin(model, lambda _, tensor: double(tensor))
+        model, state = twin(model, lambda _, tensor: stand_in(tensor))
         stack.enter_context(in_mode(model, training))
-        prepare = (lambda t: double(at_least_two(t))) if training else double
+        prepare = (lambda t: stand_in(at_least_two(t))) if training else stand_in
         example = tree_map(lambda t: prepare(t) if isinstance(t, Tensor) else t, example_input)
         where = stack.enter_context(module_path(model))
-        if on == "still":
+        if on == "without chance":
             stack.enter_context(WithoutChance(known))
         recorder = Recorder(known, lambda func, args, kwargs, out: visit(Op(func, args, kwargs, out, where())))
         try:

@@ -8,7 +8,7 @@ from torch import nn
 
 from n2n_cli import growth, lineage, models
 from n2n_cli.growth import GrowthError
-from n2n_cli.growth.depth.constructors import Change, explained, same_rates, to_student
+from n2n_cli.growth.depth.constructors import Change, explained, same_survival_rates, to_student
 
 
 def features(*widths):
@@ -231,7 +231,7 @@ def test_new_layers_that_are_no_branch_are_named_and_left_for_the_identity():
 def test_numbers_of_modules_without_weights_become_the_teachers():
     teacher = nn.Sequential(nn.Dropout(0.1), nn.LeakyReLU(0.2), nn.BatchNorm1d(2, eps=0.5), nn.Dropout(0.3))
     student = nn.Sequential(nn.Dropout(0.5), nn.LeakyReLU(0.5), nn.BatchNorm1d(2, eps=0.1), nn.ReLU(), nn.Dropout(0.9))
-    same_rates(teacher, student)
+    same_survival_rates(teacher, student)
     assert (student[0].p, student[1].negative_slope, student[2].eps, student[4].p) == (0.1, 0.2, 0.1, 0.9)
 
 

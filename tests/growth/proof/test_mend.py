@@ -9,7 +9,7 @@ from n2n_cli import growth
 from n2n_cli.growth import GrowthError
 from n2n_cli.growth.build.students import build, shapes_alone
 from n2n_cli.growth.groups.infer import trace
-from n2n_cli.growth.proof.mend import build_until_proved, shapes_hold
+from n2n_cli.growth.proof.mend import build_until_proved, check_shapes
 from n2n_cli.growth.proof.prove import NotFinite, prove
 from n2n_cli.growth.sizes.draw import draw
 from n2n_cli.growth.sizes.solve import group_and_size
@@ -123,7 +123,7 @@ def test_a_dry_run_compares_shapes():
         structure, solution = group_and_size(net, trace(net, X.to(next(net.parameters()))), 1.5)
         candidate = shapes_alone(net, structure, draw(structure, solution.sizes, 0))
         if holds:
-            shapes_hold(candidate)
+            check_shapes(candidate)
         else:
             with pytest.raises(GrowthError, match="view at the top module"):
-                shapes_hold(candidate)
+                check_shapes(candidate)

@@ -71,7 +71,7 @@ def three():
 def test_a_factor_rounds_half_up_and_asks_nothing_of_what_is_fixed(factor, first, second):
     structure = three()
     wish = by_factor(structure, factor)
-    assert widths(structure, wish) == {"0": first, "2": second, "4": None} and wish.plan == "factor" and wish.coupled
+    assert widths(structure, wish) == {"0": first, "2": second, "4": None} and wish.kind == "factor" and wish.coupled
 
 
 @pytest.mark.parametrize("factor", [0.99, float("inf"), float("nan"), True, "2", None, -1])
@@ -86,7 +86,7 @@ def test_a_float_is_a_factor_and_a_whole_number_a_width():
     structure = three()
     wish = by_layer(structure, {"0": 2.0, "2": 9})
     assert widths(structure, wish) == {"0": 10, "2": 9, "4": None}
-    assert set(wish.groups) == set(wish.sizes) and wish.plan == "layers" and not wish.coupled
+    assert set(wish.groups) == set(wish.sizes) and wish.kind == "layers" and not wish.coupled
 
 
 def test_the_same_amount_twice_is_no_contradiction():

@@ -59,7 +59,7 @@ def test_holding_is_a_step_of_its_own():
     group, reason = only_group(structure, "0.weight"), Reason("other", "for a test")
     solution = Solution({}, [Hold([group], reason)])
     assert group.fixed is None
-    assert solution.hold(structure) is solution and group.fixed == reason
+    assert solution.apply_holds(structure) is solution and group.fixed == reason
 
 
 def test_where_whole_numbers_do_not_serve_the_relaxed_relations_do():

@@ -41,7 +41,7 @@ def test_every_groups_size_is_read_from_the_students_shapes(shape):
     structure = inferred(Joined(), torch.randn(2, 3))
     wish = by_student(structure, Joined(*shape))
     assert [wish.sizes[only_group(structure, f"{name}.weight")] for name in "abc"] == list(shape)
-    assert wish.plan == "student"
+    assert wish.kind == "student"
 
 
 class Only(nn.Module):

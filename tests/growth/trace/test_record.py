@@ -90,6 +90,6 @@ def test_other_ways_through_the_code_are_recorded_where_it_depends_on_the_data()
 
 def test_still_runs_on_values_without_chance():
     model, x = nn.Sequential(nn.Dropout(0.5), nn.ReLU()), torch.randn(40, 40)
-    for on, same in (("still", True), ("real", False)):
+    for on, same in (("without chance", True), ("real", False)):
         recording = run(model, x, OPERATIONS, lambda op: None, training=True, on=on)
         assert torch.equal(recording.outputs[0], x.relu()) == same

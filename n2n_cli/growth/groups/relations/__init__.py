@@ -1,5 +1,7 @@
-"""What groups owe each other beyond one remapping. Taking a class out of ``RELATIONS`` costs its feature, nothing
-else."""
+"""Relations: constraints between groups that one shared remapping cannot express.
+
+Each stands alone: with its class taken out of ``RELATIONS``, what needs it stays fixed, and all else still grows.
+"""
 
 from n2n_cli.growth.groups.relations.heads import HeadWidths
 from n2n_cli.growth.groups.relations.lengths import EqualLengths, Widths

@@ -1,7 +1,8 @@
 """Equal lengths: axes that must stay as long as each other, though their units are remapped apart.
 
 ``chunk`` cuts a tensor into parts of equal size: each may have a remapping of its own, as long as the parts stay
-equal. Rounding can set them apart (3 units by 1.5 are 5, 6 half-units 9); the axis with the larger units decides then.
+equal. Rounding can set them apart: by 1.5, 3 units of two positions become 5 (10 positions), but 6 units of one
+position become 9. The axis with the larger units decides then.
 
 `Widths` is the same for lengths that a module's code takes for granted. An attention module meets a width of 6, and 3
 heads of 2: two groups, one length. By 1.5 the width becomes 9 and the heads 5 times 2, which are 10. The larger unit
@@ -67,7 +68,7 @@ class Widths(Relation):
         for relation in equal:
             sizes, _ = relation.fit(structure, sizes, wish)
         apart = self._apart(structure)
-        for _ in range(len(apart)):
+        for _ in range(len(apart)):  # one correction may set another pair apart: repeat, at most once per set of axes
             before = dict(sizes)
             for axes in apart:
                 if len({sizes.get(g, g.n) * k for g, k in axes}) < 2:

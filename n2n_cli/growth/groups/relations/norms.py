@@ -8,9 +8,9 @@ everything that writes the stream is linear there is more freedom, for any n' >=
 * RMS norm: r copies of a unit hold it divided by sqrt(r), so the sum of squares stays. With weight x sqrt(r n / n')
   and eps x n / n' every copy's result is the teacher's.
 
-The stream and the norm's result are groups of their own then: [x, mean] is what the one holds, [y, 0] the other. So a
-norm is refused (and tied to whole numbers) where that would show: if the stream meets anything that is not linear, or
-another norm's result, or a mean; if the zeros meet anything but the norm's own bias before something linear reads
+The stream and the norm's result are then two groups: the stream grows from x to [x, mean], the result from y to [y, 0].
+So a norm is refused (and tied to whole numbers) where that would show: if the stream meets anything that is not linear,
+or another norm's result, or a mean; if the zeros meet anything but the norm's own bias before something linear reads
 them; if one result comes from two streams. And whoever shares a group with a refused norm is refused as well: a stream
 of ViT is read by every block's norm, and either all of them find mean units in it, or none.
 """
@@ -30,7 +30,7 @@ from n2n_cli.growth.groups.remapping import Remapping
 from n2n_cli.growth.groups.structure import Attributes, Context, Relation, Remappings, Structure
 from n2n_cli.growth.trace.record import Op
 
-STRICT = 1  # the choice at a norm: only whole-number factors
+WHOLE_NUMBERS = 1  # the choice at a norm's fork: not relaxed (choice 0: relaxed)
 
 
 @dataclass(eq=False)
@@ -70,7 +70,7 @@ class RelaxedNorms(Relation):
     def relate(self, ctx: Context, op: Op, *facts: Any) -> Axis | None:
         kind, weight, bias, eps = facts
         x, fork = op.args[0], ctx.fork(op)
-        if len(op.args[1]) != 1 or ctx.choice(fork) == STRICT or not is_open(ctx.axes(x)[-1]):
+        if len(op.args[1]) != 1 or ctx.choice(fork) == WHOLE_NUMBERS or not is_open(ctx.axes(x)[-1]):
             return None
         names = [ctx.origins(t)[0] if isinstance(t, Tensor) else None for t in (weight, bias)]
         if names[0] is None or eps is None or ctx.attribute(op.path, "eps") != eps:
@@ -91,6 +91,19 @@ class RelaxedNorms(Relation):
             self._bent += [axis for axis in ctx.axes(tensor) if is_open(axis)]
 
     def refuse(self, ctx: Context) -> dict[Fork, int]:
+        """Norms that cannot be relaxed, each with the choice of whole numbers.
+
+        Let s be the group of a norm's stream, and o that of its result. The norm stays relaxed only if
+
+        * both axes are one group each, of one position per unit; s and o differ, and both may grow;
+        * neither is tied (a mean reads it); s is no norm's result and met linear operations only (else it is *bent*);
+        * layer norm only, whose new results are 0: o met linear operations only, and among parameters only the
+          scales and biases of such norms write to it (anything else could make a 0 non-zero);
+        * every norm whose result is o has the same stream s.
+
+        A norm that shares a group with a refused one is refused as well. One call finds direct neighbours alone: in the
+        next inference the refused norms are ties, and those refuse the neighbours' neighbours.
+        """
         bent = {group for axis in self._bent for group, _ in resolve(axis)}
         tied = {group for relation in ctx.relations for group in relation.tied()}
         affine = {name for norm in self.found for name in (norm.weight, norm.bias) if name}
@@ -117,7 +130,7 @@ class RelaxedNorms(Relation):
             near = {norm.fork: {g for g, _ in [*resolve(norm.stream), *resolve(norm.out)]} for norm in self.found}
             strict = {group for fork in no for group in near[fork]}
             no |= {fork for fork, groups in near.items() if groups & strict}
-        return dict.fromkeys(no, STRICT)
+        return dict.fromkeys(no, WHOLE_NUMBERS)
 
     def refine(self, remappings: Remappings) -> None:
         """Say what units hold; all groups were drawn as plain copies."""

@@ -1,9 +1,9 @@
-"""Channel shuffles: data movement run on unit labels, where no axis algebra can follow.
+"""Channel shuffles: data movement run on tags of units, where no axis algebra can follow.
 
 view(C -> (2, C/2)), transpose, view back: neighbours come from far apart, and the next ``chunk`` sends them to
 different places. No span ``(group, k)`` says that. So the shuffle's result is a group of its own, *derived*: every
-position carries the label (group, unit) of the unit that it holds, and the movement itself is carried out on these
-labels, once with the teacher's sizes and once with the student's. A unit's *fate* is the set of places that it is
+position carries a tag (group, unit) of the unit that it holds, and the movement itself is carried out on these
+tags, once with the teacher's sizes and once with the student's. A unit's *fate* is the set of places that it is
 moved to; a student unit may copy the teacher units that share its fate.
 
 A view is known as the first half of a shuffle only when its factors come back in another order. So the first inference
@@ -43,7 +43,8 @@ from n2n_cli.growth.trace.record import Op
 Instance = tuple[
     int, int
 ]  # one tensor of a group: number of the shuffle that it enters, place among its source's spans
-Label = tuple[Group, Instance, int, int]  # group, which of its tensors, unit, position inside the unit
+Tag = tuple[Group, Instance, int, int]
+"""One entry that a shuffle moves: its group, which tensor of that group, the unit, the position inside the unit."""
 Fate = frozenset[tuple[Instance, Group]]
 
 
@@ -70,18 +71,15 @@ class Shuffle:
     def groups(self) -> list[Group]:
         return [group for axis in (self.source, self.out) for group, _ in resolve(axis)]
 
-    def reason(self) -> Reason:
-        return Reason("other", "a channel shuffle", self.fork[1], self.fork[0])
-
-    def move(self, labels: list[Label]) -> list[Label] | None:
-        """The labels after the movement; None if their number cannot be divided so."""
+    def move(self, tags: list[Tag]) -> list[Tag] | None:
+        """The tags after the movement; None if their number cannot be divided so."""
         sizes = list(self.division.sizes)
         sizes[self.division.grows] = 1
-        if len(labels) % prod(sizes):
+        if len(tags) % prod(sizes):
             return None
-        sizes[self.division.grows] = len(labels) // prod(sizes)
-        where = torch.arange(len(labels)).view(sizes).permute(self.order).flatten()
-        return [labels[i] for i in where.tolist()]
+        sizes[self.division.grows] = len(tags) // prod(sizes)
+        where = torch.arange(len(tags)).view(sizes).permute(self.order).flatten()
+        return [tags[i] for i in where.tolist()]
 
 
 class Shuffles(Relation):
@@ -135,11 +133,12 @@ class Shuffles(Relation):
         done = {id(shuffle.source) for shuffle in self.found}
         for division in [division for divisions in self._halves.values() for division in divisions]:
             if id(division.source) not in done:
-                fix(division.source, Reason("other", "a channel shuffle", division.fork[1], division.fork[0]))
+                fix(division.source, division.reason())
         self._halves, self._merged = {}, set()
 
     def settle(self, ctx: Context) -> None:
-        """Fix what labels cannot follow: shuffles with a fixed unit, results tied to other places or in blocks."""
+        """Fix every shuffle that tags of units cannot follow, until nothing changes: one with a fixed unit; one whose
+        result has units of several positions, meets itself or its source, or is shared with another shuffle."""
         changed = True
         while changed:
             changed = False
@@ -150,9 +149,9 @@ class Shuffles(Relation):
                 wrong = any(k != 1 for _, k in out) or len(set(groups)) < len(groups)
                 wrong = wrong or any(owner.setdefault(g, shuffle.fork) != shuffle.fork for g in groups if not g.fixed)
                 wrong = wrong or bool({g for g, _ in source} & set(groups))
-                still = [g.fixed for g, _ in [*source, *out] if g.fixed]
-                if (wrong or still) and len(still) < len(source) + len(out):
-                    fix([*source, *out], still[0] if still else shuffle.reason())
+                why = [g.fixed for g, _ in [*source, *out] if g.fixed]
+                if (wrong or why) and len(why) < len(source) + len(out):
+                    fix([*source, *out], why[0] if why else shuffle.division.reason())
                     changed = True
 
     # sizes and remappings
@@ -164,7 +163,7 @@ class Shuffles(Relation):
         """Groups that shuffles connect, at the size nearest to the wished one at which no unit gets lost."""
         holds: list[Hold] = []
         used = set(structure.groups())
-        for part in self.bonds() if wish.plan != "student" else []:
+        for part in self.bonds() if wish.kind != "student" else []:
             old, wanted = {group.n for group in part}, {sizes.get(group, group.n) for group in part}
             here = [s for s in self.live() if s.groups()[0] in part]
             n, target = min(old), min(wanted)
@@ -174,7 +173,9 @@ class Shuffles(Relation):
             wide = next((t for t in trials if _drawn(here, used, t, torch.Generator()) is not None), None)
             sizes = wide or {**sizes, **{group: group.n for group in part}}
             if wide is None and wanted != old:
-                holds.append(Hold(part, replace(here[0].reason(), text="a wider channel shuffle loses a unit")))
+                holds.append(
+                    Hold(part, replace(here[0].division.reason(), text="a wider channel shuffle loses a unit"))
+                )
         return sizes, holds
 
     def draw(self, structure: Structure, sizes: Sizes, generator: torch.Generator) -> Remappings:
@@ -210,7 +211,7 @@ class Shuffles(Relation):
 
     def passages(self) -> list[tuple[list[Group], list[Group], Reason]]:
         sides = [(s, [g for g, _ in resolve(s.source)], [g for g, _ in resolve(s.out)]) for s in self.live()]
-        return [(source, out, shuffle.reason()) for shuffle, source, out in sides]
+        return [(source, out, shuffle.division.reason()) for shuffle, source, out in sides]
 
 
 def _proportional(widths: Sizes) -> bool:
@@ -219,20 +220,26 @@ def _proportional(widths: Sizes) -> bool:
 
 
 class _Fates:
-    """Where every unit goes, with the sizes of ``sizes`` (the teacher's own if it is empty).
+    """In which derived groups each unit ends up, with the widths in ``sizes`` (empty: the teacher's).
 
-    Example: A (4 units) enters a shuffle in two groups, and the result is cut into B and C. The shuffle brings the
-    units of A into the order 0 2 1 3, so units 0 and 2 go to B, units 1 and 3 to C. Grown to 6, the places of A come
-    in the order 0 3 1 4 2 5: places 0, 1 and 3 go to B, and only copies of the units 0 and 2 may stand there.
+    A student unit may copy a teacher unit only if both have the same fate: then the same weights read both.
+
+    Example: A has units 0 1 2 3. A shuffle in two groups orders them 0 2 1 3, and the result is cut into B (0, 2) and
+    C (1, 3). In the student A has six places, which the shuffle orders 0 3 1 4 2 5: B gets places 0, 3, 1 and C gets
+    4, 2, 5. So places 0, 1 and 3 of the student's A may hold only copies of units 0 and 2, and places 2, 4 and 5 only
+    copies of units 1 and 3.
+
+    ``held``: derived group -> the tag at each of its positions. ``of``: (group, unit) -> where it goes, counting only
+    groups that some parameter has (``used``). ``possible``: False if a shuffle cannot divide these widths.
     """
 
     def __init__(self, shuffles: Sequence[Shuffle], used: set[Group], sizes: Mapping[Group, int]) -> None:
-        self.held: dict[Group, list[Label]] = {}  # a derived group's positions
+        self.held: dict[Group, list[Tag]] = {}  # a derived group's positions
         self.of: dict[tuple[Group, int], set[tuple[Instance, Group]]] = {}
         self.possible = True
         for number, shuffle in enumerate(shuffles):
-            labels = self._labels(resolve(shuffle.source), sizes, number)
-            moved = shuffle.move(labels)
+            tags = self._tags(resolve(shuffle.source), sizes, number)
+            moved = shuffle.move(tags)
             wanted = sum(sizes.get(g, g.n) for g, _ in resolve(shuffle.out))
             if moved is None or len(moved) != wanted:
                 self.possible = False
@@ -246,9 +253,9 @@ class _Fates:
                     for source, tensor, unit, _ in self.held[group]:
                         self.of.setdefault((source, unit), set()).add((tensor, group))
 
-    def _labels(self, spans: Axis, sizes: Mapping[Group, int], number: int) -> list[Label]:
+    def _tags(self, spans: Axis, sizes: Mapping[Group, int], number: int) -> list[Tag]:
         """What the source of shuffle ``number`` holds; a module called twice makes different tensors of one group."""
-        out: list[Label] = []
+        out: list[Tag] = []
         for at, (group, k) in enumerate(spans):
             if group in self.held:
                 out += self.held[group]
@@ -274,8 +281,9 @@ def _drawn(
 ) -> dict[Group, tuple[Tensor, Tensor]] | None:
     """For every group of a live shuffle: the teacher unit of each student unit, [n'], and whether it is *idle*.
 
-    Idle units hold something that the teacher's place does not have; nobody reads them. None: with these sizes some
-    teacher unit has nowhere to go. ``used``: groups that parameters have.
+    A unit is idle if no teacher unit has its fate, so that what it holds arrives at places that have no counterpart in
+    the teacher's network; its readers get weight zero. None: some teacher unit would have no place in the student.
+    ``used``: the groups that some parameter has.
     """
     theirs, ours = _Fates(shuffles, used, {}), _Fates(shuffles, used, sizes)
     if not theirs.possible or not ours.possible:
@@ -298,10 +306,10 @@ def _drawn(
             index[there] = torch.tensor([*here, *(here[i] for i in extra.tolist())])
             idle[there] = False
         found[group] = index, idle
-    for group, labels in ours.held.items():
-        at = {label: position for position, label in enumerate(theirs.held[group])}
-        index, idle = torch.zeros(len(labels), dtype=torch.long), torch.zeros(len(labels), dtype=torch.bool)
-        for position, (source, tensor, unit, inner) in enumerate(labels):
+    for group, tags in ours.held.items():
+        at = {tag: position for position, tag in enumerate(theirs.held[group])}
+        index, idle = torch.zeros(len(tags), dtype=torch.long), torch.zeros(len(tags), dtype=torch.bool)
+        for position, (source, tensor, unit, inner) in enumerate(tags):
             origin = at.get((source, tensor, int(found[source][0][unit]), inner))
             index[position] = 0 if origin is None else origin
             idle[position] = origin is None or bool(found[source][1][unit])

@@ -1,7 +1,8 @@
 """Ties: units that may only be copied the same whole number of times.
 
-The mean over n units (layer norm, group norm, ``x.mean(1)``) stays what it is if every unit stands there r times, and
-in general under no other copies. Ties that share a group are one class, which grows by one common whole number.
+The mean over n units (layer norm, group norm, ``x.mean(1)``) is unchanged if every unit is copied the same number of
+times; with unequal copies it changes in general. Ties that share a group form one class, which grows by one whole
+number.
 
 >>> from n2n_cli.growth.groups.axes import Group
 >>> a, b = Group(4), Group(6)
@@ -49,7 +50,7 @@ class Ties(Relation):
     """``relate(axis, reason)``."""
 
     name = "tie"
-    inseparable = False  # the others of a class stay at their size as well, but it is not they that are held
+    inseparable = False  # one fixed group keeps the whole class at its size (`fit`), but it alone is reported as held
 
     def __init__(self) -> None:
         self.found: list[Tie] = []
@@ -82,7 +83,7 @@ class Ties(Relation):
             wanted = {group: sizes.get(group, group.n) for group in tie.groups}
             ratios = [size / group.n for group, size in wanted.items()]
             factor = 1 if tie.fixed else floor(max(ratios) + 0.5)
-            if wish.plan != "factor" and any(ratio != factor for ratio in ratios):
+            if wish.kind != "factor" and any(ratio != factor for ratio in ratios):
                 why = f"{tie.reason}" + (f"; tied to a part that cannot grow ({tie.fixed})" if tie.fixed else "")
                 asked = f"{min(ratios):g}" + (f" to {max(ratios):g}" if min(ratios) != max(ratios) else "")
                 layers = structure.layers(tie.groups)

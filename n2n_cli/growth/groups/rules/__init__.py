@@ -1,4 +1,4 @@
-"""One rule an operation: how its inputs' axes and its outputs' axes hang together.
+"""Rules, one per operation: which axes of its inputs and outputs must grow together.
 
 A rule reads the labels of an operation's tensors, unifies what must grow together, fixes what may not grow, ties what
 may only grow by whole numbers, and labels the results. It is called as ``rule(ctx, op)``, and speaks by the verbs of

@@ -104,7 +104,7 @@ def _grouped(ctx: Context, op: Op, x: tuple[Tensor, int], weight: Tensor, groups
         shared = Group(inner)
         unify(axis, [(shared, 1)] * groups)
         unify(ctx.axes(weight)[1], [(shared, 1)])
-        ctx.role(weight, 1, "in" if ctx.origins(weight)[1] else "copy")
+        ctx.role(weight, 1, "in")
         per_group = Group(weight.shape[0] // groups)
         unify(ctx.use(weight, 0), [(per_group, 1)] * groups)
         ctx.forks[fork] = ([(shared, 1), (per_group, 1)], 2)

@@ -78,11 +78,11 @@ def chunk(ctx: Context, op: Op) -> None:
         else:
             fix([*parts[0], *part], ctx.reason(op, "parts of different size"))
     for out, part in zip(op.outputs, parts, strict=True):
-        ctx.put_one(out, [part if d == dim else a for d, a in enumerate(ctx.axes(x))], _cut(ctx, x, dim))
+        ctx.put_one(out, [part if d == dim else a for d, a in enumerate(ctx.axes(x))], _origins_after_cut(ctx, x, dim))
 
 
-def _cut(ctx: Context, x: Tensor, dim: int) -> list[Origin]:
-    """Origins of a tensor that was cut along ``dim``: the other axes are whole, and still the parameter's."""
+def _origins_after_cut(ctx: Context, x: Tensor, dim: int) -> list[Origin]:
+    """Read ``x`` along ``dim`` (role "copy"); the origins that are left: all but that of the axis that was cut."""
     ctx.role(x, dim, "copy")
     return [None if d == dim else o for d, o in enumerate(ctx.origins(x))]
 
@@ -105,7 +105,7 @@ def slice_(ctx: Context, op: Op) -> None:
     start, end = (max(0, p + size) if p < 0 else min(p, size) for p in (start, end))
     axes, origins = list(ctx.axes(x)), list(ctx.origins(x))
     if (start, end, step) != (0, size, 1):
-        origins = _cut(ctx, x, dim)
+        origins = _origins_after_cut(ctx, x, dim)
         if step == 1:
             axes[dim] = cut(axes[dim], start, end)
         else:
@@ -260,6 +260,8 @@ def view(ctx: Context, op: Op) -> None:
     origins: list[Origin] = []
     factors: list[Factor] = []
     before = ctx.factors.get(id(x)) or [None] * x.ndim
+    # In each part the axes ``ins`` of x become the axes ``outs``. Unchanged axes keep label and origin; the end of a
+    # shuffle is labelled by its relation. All else is merged into one axis, and that one divided again.
     for part, (ins, outs) in enumerate(segments(x.shape, out.shape)):
         if len(ins) == 1 and len(outs) == 1:
             axes.append(ctx.axes(x)[ins[0]])
@@ -272,6 +274,7 @@ def view(ctx: Context, op: Op) -> None:
             origins.append(None)
             factors.append(None)
             continue
+        # The axis that grows may still be a parameter's own; its origin passes to the factor that takes the remapping.
         opened = [d for d in ins if x.shape[d] > 1 and is_open(ctx.axes(x)[d])][:1]
         origin = ctx.origins(x)[opened[0]] if opened else None
         read = [ctx.axes(x)[d] if d in opened else ctx.use(x, d) for d in ins]
@@ -280,7 +283,7 @@ def view(ctx: Context, op: Op) -> None:
         parts = divide(ctx, op, fork, whole, sizes, outs)
         axes += parts
         grows = next((i for i, axis in enumerate(parts) if is_open(axis)), None)
-        if grows is None and origin is not None:
+        if grows is None and origin is not None:  # the parameter's axis has been read as a whole
             ctx.role(x, opened[0], "copy")
         origins += [origin if i == grows else None for i in range(len(outs))]
         grown = _grown_by_code(op, outs)

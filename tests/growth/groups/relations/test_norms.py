@@ -7,7 +7,7 @@ from labels import P, labelled
 from torch import nn
 
 from n2n_cli.growth.groups.relations import RELATIONS
-from n2n_cli.growth.groups.relations.norms import STRICT, RelaxedNorms
+from n2n_cli.growth.groups.relations.norms import WHOLE_NUMBERS, RelaxedNorms
 from n2n_cli.growth.groups.remapping import Remapping
 
 LAYER, RMS = {"": nn.LayerNorm(4)}, {"": nn.RMSNorm(4, eps=1e-5)}
@@ -36,7 +36,7 @@ def test_stream_and_result_are_groups_of_their_own():
 
 
 def test_a_strict_norm_ties_both_to_whole_numbers():
-    strict = relaxed(normed(), *GIVEN, choices={FORK: STRICT})
+    strict = relaxed(normed(), *GIVEN, choices={FORK: WHOLE_NUMBERS})
     assert strict.text == "a5 ~b4, ~b4, ~b4, c3 /~b4 -> a5 c3"
     assert labelled(normed(), *GIVEN, modules=LAYER).text == strict.text  # and so do relations that are not relaxing
 
@@ -52,7 +52,7 @@ def test_a_strict_norm_ties_both_to_whole_numbers():
 )
 def test_refused_where_means_or_zeros_would_show(call):
     found = relaxed(call, *GIVEN)
-    assert found.relation(RelaxedNorms).refuse(found.ctx) == {FORK: STRICT}
+    assert found.relation(RelaxedNorms).refuse(found.ctx) == {FORK: WHOLE_NUMBERS}
 
 
 def test_two_streams_may_not_make_one_result():
