@@ -48,6 +48,10 @@ ARMS = {
 """In the order of tables and legends."""
 
 
+OPS = tuple(name for name in ARMS if name not in ("teacher", "student"))
+"""The arms that an operator makes: what ``--op`` takes."""
+
+
 def find(name: str) -> Arm:
     """The row of an arm; of one that this version does not know, a grey one under its name."""
     return ARMS.get(name) or Arm(name, name, ARMS["teacher"].colours, "X")

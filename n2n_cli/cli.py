@@ -9,16 +9,17 @@ import os
 import sys
 
 from n2n_cli import __version__
+from n2n_cli.arms import OPS
 from n2n_cli.errors import N2NError, suggest
 from n2n_cli.words import SHELLS, parse
 
-HELP = """\
+HELP = f"""\
 n2n: growth studies after Net2Net. Grow a trained network, keep its function, go on training.
 
   n2n train teacher            train the narrow network
   n2n train student            train the standard network from random initialization
   n2n grow --op OP             teacher -> student, proved and fine-tuned
-                               OP: wider, deeper, random_pad, random_init, deep_random_init
+                               OP: {", ".join(OPS)}
   n2n compare [STUDY]          teacher, all arms and the report; STUDY: baselines, fig4, fig5, fig6
   n2n evaluate CHECKPOINT      top-1, top-5 and loss
   n2n inspect CHECKPOINT|MODEL layers, parameters, MACs, lineage, groups that grow together; a plan's dry run (--op)

@@ -74,6 +74,12 @@ def test_a_wrong_row_is_held_back_by_the_proof():
         (torch.tanh, "tanh", "is no operation"),
         ("n2n_tests::cube", "tahn", "did you mean 'tanh'"),
         ("n2n_tests::cube", 3, "expected an Operation or a name"),
+        ("n2n_tests::cube::x", "tanh", "expected 'my_library::name'"),
+        ("n2n_tests ::cube", "tanh", "expected 'my_library::name'"),
+        ("n2n_tests::cube", Operation("tanh"), "rule is 'tanh': expected a function"),
+        ("n2n_tests::cube", Operation(elementwise.same, zero="nope"), "zero is 'nope': expected \"first\""),
+        ("n2n_tests::cube", Operation(elementwise.same, weight="1"), "weight is '1': expected the number"),
+        ("n2n_tests::cube", Operation(elementwise.same, idempotent=nn.ReLU()), "expected a module class"),
     ],
 )
 def test_what_cannot_be_registered_is_refused(operation, row, said):

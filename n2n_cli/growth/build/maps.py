@@ -61,7 +61,7 @@ def axis_map(axis: Axis, remappings: Mapping[Group, Remapping]) -> AxisMap | Non
             means.append((at + group.n * k, at + size * k, offset, group.n, k))
         index.append((offset + found.index[:, None] * k + torch.arange(k)).flatten())
         copies.append(found.copies.repeat_interleave(k))
-        first.append(_first_copies(found.index).repeat_interleave(k))
+        first.append(first_copies(found.index).repeat_interleave(k))
         held = torch.ones(size, dtype=torch.float64) if found.holds is None else found.holds
         holds.append(held.repeat_interleave(k))
         share.append((1 / found.copies.double() if found.share is None else found.share).repeat_interleave(k))
@@ -106,7 +106,7 @@ def grown_length(axis: Axis, remappings: Mapping[Group, Remapping]) -> int:
     return sum((len(remappings[g].index) if g in remappings else g.n) * k for g, k in resolve(axis))
 
 
-def _first_copies(index: Tensor) -> Tensor:
+def first_copies(index: Tensor) -> Tensor:
     """True where a unit occurs for the first time."""
     if len(index) == 0:
         return torch.zeros(0, dtype=torch.bool)

@@ -271,7 +271,7 @@ def register(operation: Any, row: Operation | str) -> None:
     """
     name = operation if isinstance(operation, str) else _name_of(operation)
     library, _, short = name.partition("::")
-    if not library or not short or library == "aten":
+    if not (library.isidentifier() and short.isidentifier()) or library == "aten":
         raise GrowthError(f"'{name}' is no operation of a library of yours: expected 'my_library::name'")
     if isinstance(row, str):
         if row not in OPERATIONS.rows:
@@ -279,6 +279,7 @@ def register(operation: Any, row: Operation | str) -> None:
         row = OPERATIONS.rows[row]
     if not isinstance(row, Operation):
         raise GrowthError(f"the row of '{name}' is of type {type(row).__name__}: expected an Operation or a name")
+    row.check(name)
     OPERATIONS.rows[name] = row
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from n2n_cli.growth.errors import GrowthError
 from n2n_cli.growth.trace.record import Op
 
 Rule = Callable[[Any, Op], None]
@@ -56,6 +57,25 @@ class Operation:
     without_chance: Callable[..., Any] | None = None
     parts_copies: bool = False
     on_meta: Callable[..., Any] | None = None
+
+    def check(self, name: str) -> None:
+        """Whether every field holds what is expected of it.
+
+        Raises:
+            GrowthError: one does not; ``name`` is the operation's.
+        """
+        kinds: dict[str, tuple[str, Callable[[Any], bool]]] = {
+            "rule": ("a function of (ctx, op)", callable),
+            "linear": ("true, false or a function of (op)", lambda v: isinstance(v, bool) or callable(v)),
+            "zero": ('"first", "all", "any", "always" or None', lambda v: v in ("first", "all", "any", "always", None)),
+            "idempotent": ("a module class or None", lambda v: v is None or isinstance(v, type)),
+            **dict.fromkeys(
+                ("weight", "bias"), ("the number of an argument or None", lambda v: v is None or type(v) is int)
+            ),
+        }
+        for field, (expected, right) in kinds.items():
+            if not right(getattr(self, field)):
+                raise GrowthError(f"the row of '{name}': {field} is {getattr(self, field)!r}: expected {expected}")
 
     @property
     def is_dropout(self) -> bool:

@@ -115,7 +115,7 @@ def test_weights_in_double_are_those_of_a_network_in_double():
     assert made["0.weight"]() is not made["0.weight"]() and {p.dtype for p in net.parameters()} == {torch.float32}
 
 
-def test_noise_has_its_size_and_spares_first_copies_and_what_is_only_read():
+def test_noise_has_its_size_and_sparesfirst_copies_and_what_is_only_read():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(50, 200), nn.ReLU(), nn.Linear(200, 300), nn.ReLU(), nn.Linear(300, 2))
     structure, remappings, maps = grown(net, torch.randn(2, 50), 2.0)
