@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from n2n_cli.growth.proof.gap import measured_gap
-from n2n_cli.growth.report import GroupInfo, Growth, group_infos, held_units, recipe_of
+from n2n_cli.growth.report import GroupInfo, Growth, group_infos, held_units, recipe_of, warnings_of
 from n2n_cli.growth.sizes.solve import Plan
-from n2n_cli.growth.trace.calls import first_samples
 from n2n_cli.growth.trace.copies import deep_copy, named_tensors
+from n2n_cli.growth.trace.examples import check_model, examples_of, first_samples
 from n2n_cli.growth.wider import proved_student
 
 
@@ -22,7 +22,8 @@ def random_pad(model: nn.Module, example_input: Any, plan: Plan, *, seed: int = 
 
     Args:
         model: the teacher; it is not modified and shares no storage with the student.
-        example_input: images ``[N, C, H, W]`` (or a tuple or dict of arguments) that the teacher takes.
+        example_input: images ``[N, C, H, W]`` (or a tuple or dict of arguments) that the teacher takes; a list is
+            several such examples, each of which is recorded and proved.
         plan: a factor (``1.5``), ``{layer pattern: factor or width}``, or a student built by its own constructor, whose
             own random weights are the padding.
         seed: of the random values.
@@ -55,9 +56,10 @@ def random_pad(model: nn.Module, example_input: Any, plan: Plan, *, seed: int = 
                 state[name][torch.meshgrid(*place, indexing="ij")] = tensor.to(state[name])
             else:
                 state[name].copy_(tensor)
-    gap = measured_gap(model, student, first_samples(example_input))
+    gap = measured_gap(model, student, grown.structure.examples())
     recipe = recipe_of("random_pad", model, student, plan, seed, grown.attributes)
-    return Growth(student, gap, recipe, held_units(grown.structure), group_infos(grown.structure, grown.sizes))
+    notes, warnings = held_units(grown.structure), warnings_of(model, student, grown.structure, plan)
+    return Growth(student, gap, recipe, notes, group_infos(grown.structure, grown.sizes), warnings=warnings)
 
 
 def random_init(model: nn.Module, example_input: Any, plan: Plan, *, seed: int = 0, reset: bool = False) -> Growth:
@@ -65,7 +67,8 @@ def random_init(model: nn.Module, example_input: Any, plan: Plan, *, seed: int =
 
     Args:
         model: the teacher: its shapes are the start of the plan, and the gap is measured against it; not modified.
-        example_input: images ``[N, C, H, W]`` (or a tuple or dict of arguments) that the teacher takes.
+        example_input: images ``[N, C, H, W]`` (or a tuple or dict of arguments) that the teacher takes; a list is
+            several such examples, each of which is recorded and proved.
         plan: as for `random_pad`. A student module is taken as its constructor left it, unless ``reset``; for other
             plans every layer draws PyTorch's default initialization.
         seed: of the random values.
@@ -81,6 +84,7 @@ def random_init(model: nn.Module, example_input: Any, plan: Plan, *, seed: int =
     >>> random_init(net, torch.randn(2, 3), 1.5).student[0].weight.shape
     torch.Size([6, 3])
     """
+    check_model(model, seed)
     infos: list[GroupInfo] = []
     recipe: dict[str, Any] = {"op": "random_init", "plan": "student", "seed": seed}
     if isinstance(plan, nn.Module):
@@ -91,7 +95,8 @@ def random_init(model: nn.Module, example_input: Any, plan: Plan, *, seed: int =
         recipe = recipe_of("random_init", model, student, plan, seed, grown.attributes)
     if reset or not isinstance(plan, nn.Module):
         _reset(student, seed)
-    return Growth(student, measured_gap(model, student, first_samples(example_input)), recipe, [], infos)
+    gap = measured_gap(model, student, [first_samples(one) for one in examples_of(model, example_input)])
+    return Growth(student, gap, recipe, [], infos)
 
 
 def _reset(student: nn.Module, seed: int) -> None:

@@ -21,17 +21,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from n2n_cli.growth.depth.constructors import Change, explained, same_survival_rates, to_student
 from n2n_cli.growth.depth.identity import BatchNorm, identify
 from n2n_cli.growth.depth.insert import Insertion, insert, insertions, moved, sources
 from n2n_cli.growth.errors import GrowthError
-from n2n_cli.growth.proof.gap import Gap, function_gap, runs_as_it_is
+from n2n_cli.growth.groups.operations import OPERATIONS
+from n2n_cli.growth.proof.gap import Gap, function_gap, runs_as_it_is, worst
 from n2n_cli.growth.proof.prove import prove
 from n2n_cli.growth.report import GroupInfo, Growth
-from n2n_cli.growth.trace.calls import first_samples, prepared
 from n2n_cli.growth.trace.copies import in_double
+from n2n_cli.growth.trace.examples import check_model, examples_of
+from n2n_cli.growth.trace.record import record_all
 
 
 def deepen(
@@ -46,7 +48,8 @@ def deepen(
 
     Args:
         model: the teacher; it is not modified and shares no storage with the student.
-        example_input: images ``[N, C, H, W]`` (or a tuple or dict of arguments) that the teacher takes.
+        example_input: images ``[N, C, H, W]`` (or a tuple or dict of arguments) that the teacher takes; a list is
+            several such examples, each of which is recorded and proved.
         sites: patterns of layer names, behind whose activation identity layers are put; or a deeper student built by
             its own constructor, that holds the teacher's layers in their order: its new residual blocks get a last
             norm, scale or projection of zero, its other new layers become the identity; None: behind every
@@ -69,25 +72,26 @@ def deepen(
     >>> [name for name, _ in deepen(net, torch.randn(4, 3, 8, 8)).student.named_parameters()][4:]
     ['1.2.weight', '1.3.weight', '1.3.bias']
     """
+    check_model(model)
     if isinstance(pairs, bool) or not isinstance(pairs, int) or pairs < 1:
         raise GrowthError(f"pairs is {pairs!r}: expected a whole number of at least 1")
-    batches = [example_input] if calibration is None else list(calibration)
-    if not batches:
-        raise GrowthError("calibration holds no batch")
-    batch = first_samples(example_input, 8)
+    examples = examples_of(model, example_input)
+    batches = _calibration(calibration, examples[0])
+    recordings = [record_all(model, example, OPERATIONS, samples=8)[0] for example in examples]
+    proof = [recording.example for recording in recordings]
 
     if isinstance(sites, nn.Module):
-        student, change = to_student(model, sites, example_input)
+        student, change = to_student(model, sites, examples[0])
         recipe: dict[str, Any] = {"op": "deeper", "new": [*change.layers, *change.zeros]}
     else:
-        places = insertions(model, prepared(model, example_input), sites, pairs)
+        places = insertions(model, examples[0], sites, pairs)
         student, change = _with_identities(model, places)
         recipe = {"op": "deeper", "insert": places}
 
-    gap = _proved(model, student, change, batch)
-    runs_as_it_is(student, batch)
+    gap = _proved(model, student, change, proof)
+    runs_as_it_is(student, proof[0])
     never_vary = identify(student, change.layers, change.sources, batches)
-    _check_in_its_own_precision(model, student, batch, gap)
+    _check_in_its_own_precision(model, student, proof[0], gap)
 
     notes = _notes(model, student, change, batches, never_vary)
     groups = [GroupInfo([name], 0, 1, None, None) for name in [*change.layers, *change.blocks]]
@@ -101,19 +105,33 @@ def _with_identities(model: nn.Module, places: Sequence[Insertion]) -> tuple[nn.
     return student, Change(new, sources(student, places), renamed=moved(model, places))
 
 
-def _proved(model: nn.Module, student: nn.Module, change: Change, batch: Any) -> Gap:
-    """The proof in fp64 and in both modes, on copies; new batch norms undo the statistics of this very batch.
+def _calibration(batches: Iterable[Any] | None, example: Any) -> list[Any]:
+    if batches is None:
+        return [example]
+    if isinstance(batches, Tensor | Mapping) or not isinstance(batches, Iterable):
+        raise GrowthError(f"calibration is of type {type(batches).__name__}: expected a list of batches")
+    found = list(batches)
+    if not found:
+        raise GrowthError("calibration holds no batch")
+    return found
+
+
+def _proved(model: nn.Module, student: nn.Module, change: Change, batches: list[Any]) -> Gap:
+    """The proof in fp64 and in both modes, on copies; new batch norms undo the statistics of each very batch.
 
     Raises:
         GrowthError: the function changed; names the new layer or block where it did, if it can be told.
     """
     teacher, student = in_double(model), in_double(student)
     same_survival_rates(teacher, student)
-    identify(student, change.layers, change.sources, [batch])
-    try:
-        return prove(teacher, student, batch)
-    except GrowthError as error:
-        raise GrowthError(explained(str(error), student, change, batch)) from error
+    gaps = []
+    for batch in batches:
+        identify(student, change.layers, change.sources, [batch])
+        try:
+            gaps.append(prove(teacher, student, batch))
+        except GrowthError as error:
+            raise GrowthError(explained(str(error), student, change, batch)) from error
+    return worst(gaps)
 
 
 def _check_in_its_own_precision(model: nn.Module, student: nn.Module, batch: Any, gap: Gap) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from n2n_cli.growth.build.maps import AxisMap
+from n2n_cli.growth.errors import GrowthError
 from n2n_cli.growth.groups.axes import Group, resolve
 from n2n_cli.growth.groups.reasons import OBVIOUS, Reason
 from n2n_cli.growth.groups.structure import Sizes, Structure
@@ -103,7 +104,7 @@ def held_units(structure: Structure) -> list[str]:
     outputs = [reason for reason in found if reason.kind == "output"]
     if len(outputs) == 1 and len(found[outputs[0]]) == 1 and any(not group.fixed for group in structure.groups()):
         del found[outputs[0]]
-    said = [f"{', '.join(layers[:3])}{' ...' if len(layers) > 3 else ''}: {reason}" for reason, layers in found.items()]
+    said = [f"{_few(layers)}: {reason}" for reason, layers in found.items()]
     if any(recording.data for recording in structure.recordings):
         inputs = len(structure.examples())
         said.append(
@@ -111,6 +112,38 @@ def held_units(structure: Structure) -> list[str]:
             f"{inputs} input{'s' if inputs > 1 else ''}"
         )
     return said
+
+
+def warnings_of(model: nn.Module, student: nn.Module, structure: Structure, plan: Any) -> list[str]:
+    """What a user should not overlook: layers that no example reaches, and a student that is hardly larger than asked
+    for."""
+    said = []
+    missed = [
+        name.rpartition(".")[0] or name
+        for name, _ in model.named_parameters()
+        for axis in structure.axes[name]
+        if any(group.fixed and group.fixed.kind == "unreached" for group, _ in resolve(axis))
+    ]
+    if missed:
+        said.append(
+            f"the example input does not reach {_few(list(dict.fromkeys(missed)))}: what is computed there was not looked "
+            "at (example_input may be a list of examples)"
+        )
+    before, after = (sum(p.numel() for p in net.parameters()) for net in (model, student))
+    if isinstance(plan, float | int) and after - before < (plan - 1) / 2 * before:
+        said.append(f"only {after / before:.2f} times as many parameters: {'; '.join(held_units(structure)[:3])}")
+    return said
+
+
+def nothing_grew(model: nn.Module, structure: Structure) -> GrowthError:
+    """The refusal of a plan that changes no layer, with what holds the network."""
+    held = held_units(structure)
+    why = "; ".join(held[:3]) + ("; ..." if len(held) > 3 else "")
+    return GrowthError(f"nothing of {type(model).__name__} can grow: {why or 'it has no layer that may'}")
+
+
+def _few(names: list[str]) -> str:
+    return f"{', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
 
 
 def copies_that_never_part(structure: Structure, grown: Iterable[Group]) -> list[str]:

@@ -27,8 +27,8 @@ from n2n_cli.growth.proof.mend import build_until_proved, check_shapes
 from n2n_cli.growth.report import layer_of
 from n2n_cli.growth.sizes.draw import draw
 from n2n_cli.growth.sizes.solve import Plan, Solution, group_and_size, relax
-from n2n_cli.growth.trace.calls import prepared
 from n2n_cli.growth.trace.copies import deep_copy
+from n2n_cli.growth.trace.examples import check_model, examples_of
 
 Growing = Literal["any factor", "whole numbers", "fixed"]
 
@@ -109,7 +109,8 @@ def survey(model: nn.Module, example_input: Any, plan: Plan | None = None) -> Su
     >>> found.parameters, found.parameters_grown, [site.layer for site in found.sites if not site.refusal]
     (26, 38, ['0'])
     """
-    recordings = trace(model, prepared(model, example_input, pair=False))
+    check_model(model, meta=True)
+    recordings = trace(model, example_input)
     student: nn.Module | None = None
     if plan is None:
         structure, sizes = relax(model, recordings, infer(model, recordings)), Sizes()
@@ -126,7 +127,7 @@ def survey(model: nn.Module, example_input: Any, plan: Plan | None = None) -> Su
     return Survey(
         groups=rows,
         layers=_layers(structure, order, numbers, sizes, links),
-        sites=find_sites(model, example_input),
+        sites=find_sites(model, recordings[0].example),
         parameters=sum(shape.numel() for shape in parameters.values()),
         parameters_grown=sum(torch.Size(shapes[name]).numel() for name in parameters),
         student=student,
@@ -146,7 +147,8 @@ def deepened(
     >>> behind, [tuple(p.shape) for p in student.parameters()]
     (['0'], [(4, 3), (4,), (4, 4), (4,), (2, 4), (2,)])
     """
-    found = insertions(model, prepared(model, example_input), sites, pairs)
+    check_model(model, meta=True)
+    found = insertions(model, examples_of(model, example_input)[0], sites, pairs)
     memo: dict[int, Any] = {}
     for tensor in chain(model.parameters(), model.buffers()):
         meta = torch.empty_like(tensor, device="meta")

@@ -25,15 +25,26 @@ from torch import nn
 from n2n_cli.growth.build.students import Candidate, build, reshape
 from n2n_cli.growth.errors import GrowthError
 from n2n_cli.growth.groups.infer import trace
+from n2n_cli.growth.groups.operations import OPERATIONS
 from n2n_cli.growth.groups.structure import Attributes, Sizes
 from n2n_cli.growth.proof.gap import Gap, measured_gap
 from n2n_cli.growth.proof.mend import build_until_proved
-from n2n_cli.growth.proof.prove import WEAK, prove_candidate
-from n2n_cli.growth.report import Growth, copies_that_never_part, group_infos, held_units, recipe_of
+from n2n_cli.growth.proof.prove import WEAK, Counterexample, prove_candidate
+from n2n_cli.growth.report import (
+    Growth,
+    copies_that_never_part,
+    group_infos,
+    held_units,
+    nothing_grew,
+    recipe_of,
+    warnings_of,
+)
 from n2n_cli.growth.sizes.draw import draw
 from n2n_cli.growth.sizes.solve import Plan, group_and_size
-from n2n_cli.growth.trace.calls import first_samples, prepared
-from n2n_cli.growth.trace.copies import named_tensors
+from n2n_cli.growth.trace.examples import check_model, prepared
+from n2n_cli.growth.trace.record import Recording, record_all
+
+MOST_RECORDINGS = 12  # of the example, and of inputs on which students were wrong
 
 
 def widen(model: nn.Module, example_input: Any, plan: Plan, *, seed: int = 0, noise: float = 0.0) -> Growth:
@@ -41,7 +52,8 @@ def widen(model: nn.Module, example_input: Any, plan: Plan, *, seed: int = 0, no
 
     Args:
         model: the teacher; it is not modified and shares no storage with the student.
-        example_input: images ``[N, C, H, W]`` (or a tuple or dict of arguments) that the teacher takes.
+        example_input: images ``[N, C, H, W]`` (or a tuple or dict of arguments) that the teacher takes; a list is
+            several such examples, each of which is recorded and proved.
         plan: a factor (``1.5``), ``{layer pattern: factor or width}``, or a student built by its own constructor.
         seed: of the random remappings and of the noise.
         noise: standard deviation of the noise on all but the first copy of each unit, relative to that of the weight.
@@ -66,9 +78,7 @@ def widen(model: nn.Module, example_input: Any, plan: Plan, *, seed: int = 0, no
     structure, remappings, student = grown.structure, grown.remappings, grown.student
     gap, notes = proof, held_units(structure)
     if noise:
-        gap = measured_gap(
-            model, student, first_samples(example_input), f"with noise; proved without: {proof.worst:.1e}"
-        )
+        gap = measured_gap(model, student, structure.examples(), f"with noise; proved without: {proof.worst:.1e}")
     if proof.floor > WEAK:
         notes.append(
             f"a weak proof: on this batch the teacher itself moves by {proof.floor:.0e} if an input changes by "
@@ -83,7 +93,10 @@ def widen(model: nn.Module, example_input: Any, plan: Plan, *, seed: int = 0, no
         grown.maps,
         structure.consumed,
         exact_optimizer=grown.plain,
-        warnings=[] if noise else copies_that_never_part(structure, remappings),
+        warnings=[
+            *warnings_of(model, student, structure, plan),
+            *([] if noise else copies_that_never_part(structure, remappings)),
+        ],
     )
 
 
@@ -97,12 +110,22 @@ def proved_student(
     Raises:
         GrowthError: the plan cannot be met, or a student that was asked for by name or layer is not exact.
     """
-    _check(model, seed)
-    example = prepared(model, first_samples(example_input), pair=False)
+    check_model(model, seed)
+    recordings = trace(model, example_input)
+    while True:
+        try:
+            return _proved_on(model, recordings, plan, seed, noise)
+        except Counterexample as wrong:  # what the network does there must be known as well
+            if len(recordings) > MOST_RECORDINGS:
+                raise
+            recordings = [*recordings, *record_all(model, prepared(model, wrong.batch), OPERATIONS)]
+
+
+def _proved_on(
+    model: nn.Module, recordings: list[Recording], plan: Plan, seed: int, noise: float
+) -> tuple[Candidate, Gap]:
     given = plan if isinstance(plan, nn.Module) else None
     gaps: list[Gap] = []
-
-    recordings = trace(model, example)
     structure, solution = group_and_size(model, recordings, plan)
 
     def student(sizes: Sizes, attributes: Attributes | None) -> Candidate:
@@ -110,21 +133,12 @@ def proved_student(
         return build(model, structure, remappings, attributes, given=given, noise=noise, seed=seed)
 
     def prove(candidate: Candidate) -> None:
-        batches = [first_samples(batch) for batch in structure.examples()]
-        gaps.append(prove_candidate(model, candidate, batches, as_built=noise == 0))
+        gaps.append(prove_candidate(model, candidate, structure.examples(), as_built=noise == 0))
 
-    return build_until_proved(model, structure, solution, plan, student, prove), gaps[-1]
-
-
-def _check(model: Any, seed: Any) -> None:
-    """What a library's user may get wrong before anything runs."""
-    if not isinstance(model, nn.Module):
-        raise GrowthError(f"the teacher is of type {type(model).__name__}: expected a torch.nn.Module")
-    empty = next((name for name, t in named_tensors(model) if t.is_meta), None)
-    if empty is not None:
-        raise GrowthError(f"'{empty}' is on the meta device: a teacher has values")
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
-        raise GrowthError(f"seed is {seed!r}: expected a whole number from 0 to 2**63 - 1")
+    grown = build_until_proved(model, structure, solution, plan, student, prove)
+    if not grown.remappings and plan != 1 and given is None:
+        raise nothing_grew(model, structure)
+    return grown, gaps[-1]
 
 
 def rebuild(model: nn.Module, recipe: Mapping[str, Any]) -> nn.Module:

@@ -16,11 +16,10 @@ from n2n_cli.growth.depth.blocks import Blocks, align, new_blocks, under
 from n2n_cli.growth.depth.identity import columns, module_of
 from n2n_cli.growth.depth.sites import find_sites
 from n2n_cli.growth.errors import GrowthError
-from n2n_cli.growth.groups.operations import OPERATIONS
+from n2n_cli.growth.groups.infer import recorded
 from n2n_cli.growth.proof.gap import outputs, relative
-from n2n_cli.growth.trace.calls import prepared
 from n2n_cli.growth.trace.copies import deep_copy
-from n2n_cli.growth.trace.record import record
+from n2n_cli.growth.trace.examples import prepared
 
 
 @dataclass
@@ -85,8 +84,7 @@ def _what_is_new(student: nn.Module, example: Any, taken: set[str]) -> Change:
         raise GrowthError("the student has no layer that the teacher lacks")
     change = Change([])
     found = new_blocks(student, new, taken)
-    recording = record(student, prepared(student, example), OPERATIONS, training=True)
-    seen, closed = Blocks(recording, found, new), set[str]()
+    seen, closed = Blocks(recorded(student, example), found, new), set[str]()
     for block in found:
         if block not in closed:
             zeros, covered = seen.closing(block)

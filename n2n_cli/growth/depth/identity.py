@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from n2n_cli.growth.errors import GrowthError
 from n2n_cli.growth.groups.operations import OPERATIONS
 from n2n_cli.growth.proof.gap import outputs
-from n2n_cli.growth.trace.calls import prepared
+from n2n_cli.growth.trace.examples import prepared, that_runs
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 Activation = tuple[Any, ...]
@@ -221,7 +221,7 @@ def _undone_as_met(
     ]
     try:
         for batch in batches:
-            outputs(student, prepared(student, batch), training=True, clones=True)
+            that_runs(lambda one: outputs(student, one, training=True, clones=True), prepared(student, batch))
     finally:
         for hook in hooks:
             hook.remove()

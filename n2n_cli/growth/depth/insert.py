@@ -156,8 +156,7 @@ def moved(model: nn.Module, places: Sequence[Insertion]) -> dict[str, str]:
 
 
 def _norm_like(norm: nn.Module) -> nn.Module:
-    """A fresh batch norm with the settings of another, and with scale and bias, which the identity needs."""
+    """A fresh batch norm with the settings of another, and with what the identity needs: scale, bias, and running
+    statistics (without them it would undo those of one batch, in eval mode too)."""
     assert isinstance(norm, BatchNorm)
-    return type(norm)(
-        norm.num_features, eps=norm.eps, momentum=norm.momentum, track_running_stats=norm.track_running_stats
-    )
+    return type(norm)(norm.num_features, eps=norm.eps, momentum=norm.momentum)

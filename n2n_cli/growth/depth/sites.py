@@ -14,11 +14,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from n2n_cli.growth.depth.identity import Activation, module_of
+from n2n_cli.growth.groups.infer import recorded
 from n2n_cli.growth.groups.operations import OPERATIONS
 from n2n_cli.growth.groups.rules import movement
 from n2n_cli.growth.groups.table import row_name
-from n2n_cli.growth.trace.calls import prepared
-from n2n_cli.growth.trace.record import Op, Recording, record
+from n2n_cli.growth.trace.record import Op, Recording
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 NORM_MODULES = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
@@ -66,8 +66,7 @@ def find_sites(model: nn.Module, example_input: Any) -> list[Site]:
     0 ('relu',) None
     2 ('nothing',) its output is an output of the network
     """
-    recording = record(model, prepared(model, example_input), OPERATIONS, training=True)
-    return _Finder(model, recording).sites()
+    return _Finder(model, recorded(model, example_input)).sites()
 
 
 class _Finder:

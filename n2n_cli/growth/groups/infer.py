@@ -18,6 +18,7 @@ from n2n_cli.growth.groups.reasons import Fork, Reason
 from n2n_cli.growth.groups.relations import RELATIONS
 from n2n_cli.growth.groups.structure import Context, Structure
 from n2n_cli.growth.trace.copies import first_names, named_tensors
+from n2n_cli.growth.trace.examples import examples_of, prepared, that_runs
 from n2n_cli.growth.trace.record import Op, Recording, record, record_all
 
 RAISE_RULE_ERRORS = bool(os.environ.get("N2N_STRICT"))
@@ -29,10 +30,11 @@ def trace(model: nn.Module, example_input: Any) -> list[Recording]:
 
     Args:
         model: it is not modified.
-        example_input: images ``[N, C, H, W]``, or a tuple or dict of arguments.
+        example_input: images ``[N, C, H, W]``, or a tuple or dict of arguments; a list is several such examples.
 
     Returns:
-        list[Recording]: one in train mode and one in eval mode; more where the code depends on the data.
+        list[Recording]: for each example one in train mode and one in eval mode; more where the code depends on the
+        data.
 
     Raises:
         GrowthError: the model cannot be recorded; names the module where it stopped.
@@ -41,7 +43,18 @@ def trace(model: nn.Module, example_input: Any) -> list[Recording]:
     >>> [op.name for op in evaluation.ops]
     ['linear', 'relu']
     """
-    return record_all(model, example_input, OPERATIONS)
+    examples = examples_of(model, example_input)
+    return [recording for example in examples for recording in record_all(model, example, OPERATIONS)]
+
+
+def recorded(model: nn.Module, example: Any) -> Recording:
+    """One pass in train mode on the whole example; on two samples where one is too few.
+
+    Raises:
+        GrowthError: the model cannot be recorded; names the module where it stopped.
+    """
+    batch = prepared(model, example)
+    return that_runs(lambda one: record(model, one, OPERATIONS, training=True), batch)
 
 
 def infer(
@@ -81,6 +94,7 @@ def infer(
             ctx.run(recording, ops)
             labels.append(ctx.labels)
         _settle_roles(ctx)
+        _hold_for_the_unreached(ctx)
         for relation in relations:
             relation.settle(ctx)
         changed = ctx.wanted or _next_choices(ctx)
@@ -122,12 +136,35 @@ def _settle_roles(ctx: Context) -> None:
         for dim, axis in enumerate(axes):
             roles = ctx.roles.get((name, dim))
             if roles is None:
-                fix(axis, Reason("other", f"{name} is not used in the forward pass"))
+                fix(axis, Reason("unreached", f"{name} is not used in the forward pass"))
             elif len(roles) > 1:
                 fix(axis, Reason("other", f"{name} is both consumed and produced along axis {dim} (tied weights)"))
             for group, k in resolve(axis):
                 if group not in met:
                     fix([(group, k)], Reason("other", f"a part of {name} that the example does not reach"))
+
+
+def _hold_for_the_unreached(ctx: Context) -> None:
+    """Fix what modules that no example reached may read or write elsewhere: of a ModuleDict or ModuleList, one member
+    of which was reached (another task's head, another expert), all that this one shares with the rest of the network.
+    """
+    root = ctx.modules[""]
+    reached = {name: any((name, dim) in ctx.roles for dim in range(p.ndim)) for name, p in root.named_parameters()}
+    owners = {path for path, module in ctx.modules.items() if isinstance(module, nn.ModuleDict | nn.ModuleList)}
+    for owner in owners:
+        members: dict[str, list[str]] = {}
+        for name in reached:
+            if name.startswith(f"{owner}.") or not owner:
+                members.setdefault(name.removeprefix(f"{owner}.").partition(".")[0], []).append(name)
+        missed = [member for member, names in members.items() if not any(reached[name] for name in names)]
+        for member, names in members.items() if missed else ():
+            if member in missed:
+                continue
+            inside, outside = set[Group](), set[Group]()
+            for name, axes in ctx.parameters.items():
+                (inside if name in names else outside).update(g for axis in axes for g, _ in resolve(axis))
+            why = f"{owner}.{missed[0]}, which no example reaches, may share them as {owner}.{member} does"
+            fix([(group, 1) for group in inside & outside], Reason("other", why))
 
 
 def _next_choices(ctx: Context) -> dict[Fork, int]:

@@ -17,12 +17,13 @@ Kind = Literal[
     "broadcast",  # one value for many
     "position",  # of a sequence, told apart from others
     "unknown",  # an operation without a rule
+    "unreached",  # of a parameter that no example reads
     "failed",  # a student with more of these units went astray
     "other",
 ]
 NO_CHANNELS: frozenset[Kind] = frozenset({"kernel", "spatial", "depthwise", "broadcast", "input"})
 """Of axes that nobody would call channels."""
-OBVIOUS: frozenset[Kind] = frozenset({"kernel", "depthwise", "broadcast", "input", "position"})
+OBVIOUS: frozenset[Kind] = frozenset({"kernel", "depthwise", "broadcast", "input", "position", "unreached"})
 """Not worth telling: everybody expects it."""
 
 

@@ -210,8 +210,8 @@ class Structure:
         """See `Relation.tied`."""
         return {group: why for relation in self.relations for group, why in relation.tied().items()}
 
-    def hold(self, groups: Iterable[Group], reason: Reason) -> None:
-        """Fix groups, and every group that is bound to one of them by an inseparable relation."""
+    def bound(self, groups: Iterable[Group]) -> set[Group]:
+        """Groups, and every group that is bound to one of them by an inseparable relation."""
         held = set(groups)
         bonds = [bond for relation in self.relations if relation.inseparable for bond in relation.bonds()]
         size = 0
@@ -220,7 +220,11 @@ class Structure:
             for bond in bonds:
                 if held & set(bond):
                     held.update(bond)
-        for group in held:
+        return held
+
+    def hold(self, groups: Iterable[Group], reason: Reason) -> None:
+        """Fix groups, and every group that is bound to one of them by an inseparable relation."""
+        for group in self.bound(groups):
             group.fixed = group.fixed or reason
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from n2n_cli.growth.errors import GrowthError
 from n2n_cli.growth.groups.operations import OPERATIONS
-from n2n_cli.growth.trace.calls import call, first_line, in_mode, leaves, module_path, prepared
+from n2n_cli.growth.trace.calls import call, first_line, in_mode, leaves, module_path, same_chance
 from n2n_cli.growth.trace.copies import twin
 from n2n_cli.growth.trace.dispatch import NARROW, InDouble, WithoutChance, WritesWeights, storages
+from n2n_cli.growth.trace.examples import check_model, prepared, that_runs
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,12 @@ class Gap:
     @property
     def worst(self) -> float:
         return max(self.eval, self.train)
+
+
+def worst(gaps: Sequence[Gap]) -> Gap:
+    """The worst of several, mode by mode."""
+    kinds = max(gaps, key=lambda gap: gap.floor).kind
+    return Gap(max(g.eval for g in gaps), max(g.train for g in gaps), max(g.floor for g in gaps), kinds)
 
 
 Weights = Mapping[str, Callable[[], Tensor]]
@@ -58,18 +65,22 @@ def function_gap(teacher: nn.Module, student: nn.Module, batch: Any, *, training
     >>> function_gap(net, net, torch.randn(2, 3))
     0.0
     """
+    for model in (teacher, student):
+        check_model(model)
+    if not (training is None or isinstance(training, bool)):
+        raise GrowthError(f"training is {training!r}: expected True, False or None for both modes")
+
+    def gap(one: Any, mode: bool) -> float:
+        theirs = outputs(teacher, prepared(teacher, one), training=mode)
+        return relative(outputs(student, prepared(student, one), training=mode), theirs)
+
     modes = [False, True] if training is None else [training]
-    gaps = []
-    for one in modes:
-        theirs = outputs(teacher, prepared(teacher, batch, pair=one), training=one)
-        ours = outputs(student, prepared(student, batch, pair=one), training=one)
-        gaps.append(relative(ours, theirs))
-    return max(gaps)
+    return max(that_runs(lambda one, mode=mode: gap(one, mode), batch) for mode in modes)  # type: ignore[misc]
 
 
-def measured_gap(teacher: nn.Module, student: nn.Module, batch: Any, kind: str = "measured") -> Gap:
-    """The function gaps in both modes, where none is asked for."""
-    gaps = [function_gap(teacher, student, batch, training=training) for training in (False, True)]
+def measured_gap(teacher: nn.Module, student: nn.Module, batches: Sequence[Any], kind: str = "measured") -> Gap:
+    """The worst function gaps over the batches in both modes, where none is asked for."""
+    gaps = [max(function_gap(teacher, student, batch, training=mode) for batch in batches) for mode in (False, True)]
     return Gap(gaps[0], gaps[1], kind=kind)
 
 
@@ -90,30 +101,31 @@ def relative(ours: list[Tensor], theirs: list[Tensor]) -> float:
 
 
 def outputs(
-    model: nn.Module, batch: Any, *, training: bool, weights: Weights | None = None, clones: bool = False
+    model: nn.Module, batch: Any, *, training: bool, weights: Weights | None = None, clones: bool = False, seed: int = 0
 ) -> list[Tensor]:
     """All output tensors in one mode, dropout and stochastic depth off; the model stays untouched.
 
     With ``weights`` the arithmetic is fp64: these stand for the tensors of their names, all others are widened.
-    ``clones``: the pass, or a hook, may write into parameters.
+    ``clones``: the pass, or a hook, may write into parameters. ``seed``: of whatever is drawn all the same.
 
     Raises:
         GrowthError: the model does not run on the batch, or returns no tensor of numbers that could be compared.
     """
     try:
-        return _outputs(model, batch, training, weights, clones)
+        return _outputs(model, batch, training, weights, clones, seed)
     except WritesWeights:  # masked weights, for example: on clones then
         if weights is not None:
             raise GrowthError(f"{type(model).__name__} changes its weights in the forward pass") from None
-        return _outputs(model, batch, training, weights, True)
+        return _outputs(model, batch, training, weights, True, seed)
 
 
-def _outputs(model: nn.Module, batch: Any, training: bool, weights: Weights | None, clones: bool) -> list[Tensor]:
+def _outputs(
+    model: nn.Module, batch: Any, training: bool, weights: Weights | None, clones: bool, seed: int
+) -> list[Tensor]:
     kind = type(model).__name__
-    with torch.inference_mode(), torch.random.fork_rng(devices=[]), ExitStack() as stack:
+    with torch.inference_mode(), same_chance(seed), ExitStack() as stack:
         model, state = twin(model, lambda name, tensor: _stand_in(name, tensor, weights, clones))
         guarded = set() if clones else storages(p for p in state.values() if isinstance(p, nn.Parameter))
-        torch.manual_seed(0)  # a random operation that the table does not know draws alike twice
         if weights is not None:
             stack.callback(torch.set_default_dtype, torch.get_default_dtype())
             torch.set_default_dtype(torch.float64)
@@ -151,7 +163,7 @@ def runs_as_it_is(model: nn.Module, batch: Any) -> None:
         GrowthError: it does not run; names the module.
     """
     kind = type(model).__name__
-    with torch.inference_mode(), torch.random.fork_rng(devices=[]):
+    with torch.inference_mode(), same_chance():
         model, _ = twin(model, lambda _, tensor: tensor.clone())
         with module_path(model) as where:
             try:

@@ -16,10 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from n2n_cli.growth.build.maps import axis_mapper, grown_length
+from n2n_cli.growth.errors import GrowthError
 from n2n_cli.growth.groups.axes import Axis, Group, resolve
 from n2n_cli.growth.groups.operations import OPERATIONS
 from n2n_cli.growth.groups.structure import Remappings, Structure
-from n2n_cli.growth.trace.calls import first_line, first_samples, prepared
+from n2n_cli.growth.trace.calls import first_line
+from n2n_cli.growth.trace.examples import prepared
 from n2n_cli.growth.trace.record import On, Op, Recording, run
 
 Labels = Mapping[int, list[Axis]]
@@ -51,17 +53,24 @@ class _Stop(Exception):
 def find(
     structure: Structure, remappings: Remappings, student: nn.Module, teacher: nn.Module | None = None
 ) -> Fault | None:
-    """The student's first fault; shapes alone without ``teacher``, else values too (both models in fp64)."""
+    """The student's first fault; shapes alone without ``teacher``, else values too (both models in fp64).
+
+    Raises:
+        GrowthError: the teacher does not run in fp64.
+    """
     for at, recording in enumerate(structure.recordings):
         training = recording.training
-        example = prepared(student, first_samples(recording.example), pair=False)
+        example = prepared(student, recording.example)
         labels = structure.labels[at]
         steps: list[Op | None] = list(recording.ops)
         wanted: list[list[_Sample]] | None = None
         if teacher is not None:
-            steps = _beside(recording, teacher, example, training)
-            wanted = _samples(steps, labels, remappings)
-            _fill(wanted, teacher, example, training)
+            try:
+                steps = _beside(recording, teacher, example, training)
+                wanted = _samples(steps, labels, remappings)
+                _fill(wanted, teacher, example, training)
+            except Exception as error:  # the teacher's own code, in fp64
+                raise GrowthError(f"in fp64 the teacher does not run: {first_line(error)}") from error
         on: On = "without chance" if wanted is not None else "real" if recording.data else "meta"
         fault = _Comparison(at, steps, labels, remappings, wanted, recording.tensors).run(
             student, example, training, on

@@ -19,12 +19,15 @@ from torch import nn
 from n2n_cli.growth.build.attributes import Option, options, set_attributes
 from n2n_cli.growth.build.students import Candidate, student_of
 from n2n_cli.growth.errors import GrowthError
+from n2n_cli.growth.groups.axes import Group, resolve
 from n2n_cli.growth.groups.reasons import Reason
 from n2n_cli.growth.groups.structure import Attributes, Sizes, Structure
 from n2n_cli.growth.proof.locate import Fault, find
-from n2n_cli.growth.proof.prove import NotFinite
+from n2n_cli.growth.proof.prove import Counterexample, Unprovable
 from n2n_cli.growth.sizes.solve import Plan, Solution, solve
 from n2n_cli.growth.trace.copies import in_double
+
+MOST_TRIED = 32  # groups that are held one at a time, where an operation reads a size as a number
 
 
 class Build(Protocol):
@@ -44,16 +47,19 @@ def build_until_proved(
     """The first student that passes ``prove``, which raises GrowthError otherwise.
 
     Raises:
+        Unprovable, Counterexample: as ``prove`` raised them.
         GrowthError: nothing can be mended, and what was asked for by name, or everything, would have to be held.
     """
     sizes, coupled = solution.sizes, False
     attributes: Attributes | None = None
     while True:
         candidate = build(sizes, attributes)
+        if attributes is None:
+            _leave_alone_what_need_not_follow(model, candidate)
         try:
             prove(candidate)
             return candidate
-        except NotFinite:
+        except (Unprovable, Counterexample):
             raise
         except GrowthError as error:
             if not candidate.remappings:
@@ -66,6 +72,9 @@ def build_until_proved(
                 with suppress(GrowthError):  # a plan that cannot be coupled falls through to the refusal below
                     sizes = solve(structure, plan, coupled=True).apply_holds(structure).sizes
                     continue
+            if fault is not None and not fault.groups and isinstance(plan, float | int):
+                fault.groups = _read_as_numbers(model, structure, fault, sizes, build)
+                fault.text = f"reads how many these are as a number: {fault.text}"
             if fault is None or not fault.groups or not isinstance(plan, float | int):
                 place = f"; first at {fault.op}" if fault else ""
                 place += f": {fault.text}" if fault and fault.text not in str(error) else ""
@@ -88,6 +97,73 @@ def check_shapes(candidate: Candidate) -> None:
             raise GrowthError(f"{fault.op}: {fault.text}")
 
 
+def _read_as_numbers(model: nn.Module, structure: Structure, fault: Fault, sizes: Sizes, build: Build) -> list[Group]:
+    """The groups whose size an operation took as a number (``head(x) / x.shape[-1]``), where none grows on its tensors:
+    the nearest before it without which the student comes further; all of them where no single one will do."""
+    ops, labels = structure.recordings[fault.recording].ops, structure.labels[fault.recording]
+    at = next((i for i, op in enumerate(ops) if op is fault.op), len(ops) - 1)
+    met = [
+        group
+        for op in reversed(ops[: at + 1])
+        for tensor in [*op.outputs, *op.tensors()]
+        for axis in labels.get(id(tensor), [])
+        for group, _ in resolve(axis)
+        if sizes.get(group, group.n) != group.n
+    ]
+    near = list(dict.fromkeys(met))
+    teacher = in_double(model)
+    for group in near[:MOST_TRIED]:
+        candidate = build({**sizes, **{held: held.n for held in structure.bound([group])}}, None)
+        found = None
+        with suppress(GrowthError):
+            found = find(structure, candidate.remappings, student_of(teacher, candidate), teacher)
+            if found is None or found.depth > fault.depth:
+                return [group]
+    return near
+
+
+def _leave_alone_what_need_not_follow(model: nn.Module, candidate: Candidate) -> None:
+    """Give attributes of users' modules that were changed at first guess their own values again, unless an operation
+    has another shape without them: a smallest image side of 16 beside 16 channels is no width.
+
+    All instances of a class are tried at once, then those that hold the same number. Values that matter without a
+    shape (a divisor) are missed by the proof, and read again then.
+    """
+    if candidate.given is not None or any(recording.data for recording in candidate.structure.recordings):
+        return
+    structure, remappings, student = candidate.structure, candidate.remappings, candidate.student
+    guessed = [
+        option
+        for option in options(model, structure, remappings)
+        if candidate.attributes.get(option.path, {}).get(option.attribute, option.own) != option.own
+    ]
+    if not guessed or find(structure, remappings, student) is not None:
+        return
+
+    def reverted(some: list[Option]) -> bool:
+        now = {id(option): candidate.attributes[option.path][option.attribute] for option in some}
+        for option in some:
+            set_attributes(student, {option.path: {option.attribute: option.own}})
+        if find(structure, remappings, student) is None:
+            for option in some:
+                del candidate.attributes[option.path][option.attribute]
+            return True
+        for option in some:
+            set_attributes(student, {option.path: {option.attribute: now[id(option)]}})
+        return False
+
+    by_class: dict[tuple[type, str], list[Option]] = {}
+    for option in guessed:
+        by_class.setdefault((type(model.get_submodule(option.path)), option.attribute), []).append(option)
+    if reverted(guessed):
+        return
+    for alike in by_class.values():
+        values = {str(option.own): [o for o in alike if o.own == option.own] for option in alike}
+        if not reverted(alike) and len(values) > 1:
+            for some in values.values():
+                reverted(some)
+
+
 def _reread_until_stuck(model: nn.Module, candidate: Candidate) -> tuple[Attributes, Fault | None]:
     """Other readings of the modules' numbers as far as they help, and the fault that remains."""
     attributes, structure, remappings = candidate.attributes, candidate.structure, candidate.remappings
@@ -98,7 +174,10 @@ def _reread_until_stuck(model: nn.Module, candidate: Candidate) -> tuple[Attribu
         student = student_of(teacher, candidate)
         references.append(teacher)
     for reference in references:  # shapes first, then values
-        fault = find(structure, remappings, student, reference)
+        try:
+            fault = find(structure, remappings, student, reference)
+        except GrowthError:  # the teacher does not run in fp64: shapes must do
+            break
         while fault is not None and candidate.given is None:
             better = _reread(model, candidate, student, attributes, fault, reference)
             if better is None:

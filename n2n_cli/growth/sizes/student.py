@@ -67,7 +67,7 @@ def check_names(model: nn.Module, student: nn.Module) -> None:
         if name not in theirs:
             raise GrowthError(f"the student cannot be reached: '{name}' is in the student alone, {list(tensor.shape)}")
         have, want = list(theirs[name].shape), list(tensor.shape)
-        if len(have) != len(want) or have[2:] != want[2:]:
+        if len(have) != len(want):
             raise GrowthError(
                 f"the student cannot be reached: '{name}' is {have} in the teacher and {want} in the student"
             )

@@ -2,72 +2,66 @@
 
 from __future__ import annotations
 
+import random
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as _module_hooks
-from torch.utils._pytree import tree_map
-
-PROOF_SAMPLES = 4
-"""Samples of a batch that are recorded and that a proof compares: as exact as all of them, and cheaper."""
 
 
 def call(model: Callable[..., Any], example_input: Any) -> Any:
     """``model(example)``; a tuple is several arguments, a dict keyword arguments."""
     if isinstance(example_input, dict):
         return model(**example_input)
-    return model(*example_input) if isinstance(example_input, tuple | list) else model(example_input)
+    return model(*example_input) if isinstance(example_input, tuple) else model(example_input)
 
 
 def leaves(value: Any) -> list[Tensor]:
-    """Every tensor in a result: in tuples, lists, dicts, dataclasses and plain objects."""
+    """Every tensor in a result: in tuples, lists, dicts, dataclasses and plain objects; NumPy's arrays are tensors."""
     found: list[Tensor] = []
     seen: set[int] = set()
 
     def walk(part: Any) -> None:
         if isinstance(part, Tensor):
             found.append(part)
+        elif isinstance(part, np.ndarray) and part.dtype != object:
+            found.append(torch.as_tensor(part))
         elif id(part) not in seen and not isinstance(part, str | bytes | int | float | type | nn.Module):
             seen.add(id(part))
             if isinstance(part, Mapping):
                 for inner in part.values():
                     walk(inner)
-            elif isinstance(part, list | tuple | set):
+            elif isinstance(part, list | tuple | set | deque):
                 for inner in part:
                     walk(inner)
             else:
-                for inner in getattr(part, "__dict__", {}).values():
+                slots = [name for kind in type(part).__mro__ for name in getattr(kind, "__slots__", ())]
+                for inner in [*getattr(part, "__dict__", {}).values(), *(getattr(part, n, None) for n in slots)]:
                     walk(inner)
 
     walk(value)
     return found
 
 
-def at_least_two(tensor: Tensor) -> Tensor:
-    """Batch norm in train mode needs two samples: a single one is doubled, mirrored along its last axis."""
-    return tensor if tensor.ndim == 0 or tensor.shape[0] != 1 else torch.cat([tensor, tensor.flip(-1)])
-
-
-def first_samples(batch: Any, samples: int = PROOF_SAMPLES) -> Any:
-    """The first few samples of a batch; what has another leading size than its first tensor (a mask) stays whole."""
-    count = next((t.shape[0] for t in leaves(batch) if t.ndim), 0)
-    return tree_map(lambda t: t[:samples] if isinstance(t, Tensor) and t.ndim and t.shape[0] == count else t, batch)
-
-
-def prepared(model: nn.Module, batch: Any, *, pair: bool = True) -> Any:
-    """The batch on the model's device and in its type; ``pair``: with at least two samples, for batch norm."""
-    reference = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
-
-    def one(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
-        leaf = at_least_two(leaf) if pair else leaf
-        return leaf.to(reference.device, reference.dtype) if leaf.is_floating_point() else leaf.to(reference.device)
-
-    return tree_map(one, batch)
+@contextmanager
+def same_chance(seed: int = 0) -> Iterator[None]:
+    """Everything random is drawn alike whenever this is entered: by PyTorch, NumPy and Python. Afterwards their
+    generators (on all devices) are where they were."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
 
 
 @contextmanager

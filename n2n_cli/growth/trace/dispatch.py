@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from n2n_cli.growth.errors import GrowthError
+
 NARROW = {torch.float32, torch.float16, torch.bfloat16}
 """Floating-point types that fp64 is wider than."""
 
@@ -31,20 +33,39 @@ class Known(Protocol):
         """What stands for it where nothing may be drawn: called with ``(func, args, kwargs)``."""
 
 
+class ReadsTheOriginal(GrowthError):
+    """A copy of a network computes with the weights of the network that it was copied from."""
+
+
 class Recorder(TorchDispatchMode):
     """Calls ``visit(func, args, kwargs, outputs)`` after every operation; those that ``known`` has no row for are
-    replaced by the smaller operations that they consist of, where PyTorch can do so."""
+    replaced by the smaller operations that they consist of, where PyTorch can do so.
+
+    ``strangers``: ``id`` of tensors that nothing may read, with their names.
+
+    Raises:
+        ReadsTheOriginal: before an operation that would read one.
+    """
 
     def __init__(
-        self, known: Known, visit: Callable[[Any, tuple[Any, ...], dict[str, Any], list[Tensor]], None]
+        self,
+        known: Known,
+        visit: Callable[[Any, tuple[Any, ...], dict[str, Any], list[Tensor]], None],
+        strangers: Mapping[int, str],
     ) -> None:
         super().__init__()
-        self.known, self.visit = known, visit
+        self.known, self.visit, self.strangers = known, visit, strangers
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        stranger = next((name for t in tree_leaves((args, kwargs)) if (name := self.strangers.get(id(t)))), None)
+        if stranger is not None:
+            raise ReadsTheOriginal(
+                f"'{stranger}' is read from the network itself, not from its copy: a function that it holds (a lambda, "
+                "a wrapped forward, a hook) refers to it; use a method instead"
+            )
         if not self.known.stays_whole(func):
             with self:
                 result = func.decompose(*args, **kwargs)

@@ -9,7 +9,7 @@ control flow cannot run on meta tensors; such a model is recorded on its real te
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from n2n_cli.growth.errors import GrowthError
-from n2n_cli.growth.trace.calls import at_least_two, call, first_line, in_mode, leaves, module_path
-from n2n_cli.growth.trace.copies import twin
+from n2n_cli.growth.trace.calls import call, first_line, in_mode, leaves, module_path, same_chance
+from n2n_cli.growth.trace.copies import slots, twin
 from n2n_cli.growth.trace.dispatch import Known, Recorder, WithoutChance
+from n2n_cli.growth.trace.examples import PROOF_SAMPLES, first_samples, that_runs
 
 
 @dataclass
@@ -94,32 +95,60 @@ def record(model: nn.Module, example_input: Any, known: Known, *, training: bool
             ) from error
 
 
-def record_all(model: nn.Module, example_input: Any, known: Known) -> list[Recording]:
+def record_all(model: nn.Module, example: Any, known: Known, samples: int = PROOF_SAMPLES) -> list[Recording]:
     """One pass in train mode and one in eval mode; where the way through the code may depend on the data, also the
     other ways that are taken if the inputs are negated, or multiplied by 100 or by 0.01.
+
+    The first few ``samples`` of the example stand for all of it where the network does the same with them. What it was
+    recorded on (two samples where it does not take one, for example) is each recording's ``example``.
 
     Raises:
         GrowthError: see `record`.
     """
-    recordings = [record(model, example_input, known, training=training) for training in (True, False)]
+    recordings = that_runs(lambda batch: _both_modes(model, batch, known), example)
+    whole = recordings[0].example
+    few = first_samples(whole, samples)
+    if few is not whole:
+        with suppress(GrowthError):
+            short = _both_modes(model, few, known)
+            if all(_alike(a, b) for a, b in zip(recordings, short, strict=True)):
+                recordings = short
     if not recordings[0].data:
         return recordings
-    seen = [[(op.name, op.path) for op in recording.ops] for recording in recordings]
+    seen = [_way(recording) for recording in recordings]
     for factor in (-1.0, 100.0, 0.01):
         other = tree_map(
             lambda t: t * factor if isinstance(t, Tensor) and t.is_floating_point() else t,  # noqa: B023
-            example_input,
+            recordings[0].example,
         )
         for training in (True, False):
             try:
                 recording = record(model, other, known, training=training)
             except GrowthError:  # the model does not take such inputs
                 continue
-            way = [(op.name, op.path) for op in recording.ops]
-            if way not in seen:
-                seen.append(way)
+            if _way(recording) not in seen:
+                seen.append(_way(recording))
                 recordings.append(recording)
     return recordings
+
+
+def _both_modes(model: nn.Module, example: Any, known: Known) -> list[Recording]:
+    return [record(model, example, known, training=training) for training in (True, False)]
+
+
+def _way(recording: Recording) -> list[tuple[str, str]]:
+    return [(op.name, op.path) for op in recording.ops]
+
+
+def _alike(whole: Recording, few: Recording) -> bool:
+    """Whether the same operations ran, and nothing but the number of samples is different: each axis is as long as
+    before, or in proportion to the samples."""
+    n, m = (leaves(recording.example)[0].shape[0] for recording in (whole, few))
+    return _way(whole) == _way(few) and all(
+        len(a) == len(b) and all(p == q or p * m == q * n for p, q in zip(a, b, strict=True))
+        for one, other in zip(whole.ops, few.ops, strict=True)
+        for a, b in zip((t.shape for t in one.outputs), (t.shape for t in other.outputs), strict=True)
+    )
 
 
 def run(
@@ -142,16 +171,17 @@ def run(
 
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
-        stack.enter_context(torch.random.fork_rng(devices=[]))
-        torch.manual_seed(0)
+        stack.enter_context(same_chance())
+        originals = {id(tensor): name for name, tensor in slots(model)}
         model, state = twin(model, lambda _, tensor: stand_in(tensor))
         stack.enter_context(in_mode(model, training))
-        prepare = (lambda t: stand_in(at_least_two(t))) if training else stand_in
-        example = tree_map(lambda t: prepare(t) if isinstance(t, Tensor) else t, example_input)
+        example = tree_map(lambda t: stand_in(t) if isinstance(t, Tensor) else t, example_input)
         where = stack.enter_context(module_path(model))
         if on == "without chance":
             stack.enter_context(WithoutChance(known))
-        recorder = Recorder(known, lambda func, args, kwargs, out: visit(Op(func, args, kwargs, out, where())))
+        recorder = Recorder(
+            known, lambda func, args, kwargs, out: visit(Op(func, args, kwargs, out, where())), originals
+        )
         try:
             with recorder:
                 result = call(model, example)

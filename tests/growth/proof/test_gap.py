@@ -81,7 +81,7 @@ def test_one_mode_alone_may_differ():
     teacher, x = perturb(nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))).double(), torch.randn(7, 3)
     student = copy.deepcopy(teacher)
     student[1].running_mean += 1
-    found = measured_gap(teacher, student, x, "a word")
+    found = measured_gap(teacher, student, [x], "a word")
     assert found.train == 0.0 and found.eval > 0.1 and found.worst == found.eval and found.kind == "a word"
 
 

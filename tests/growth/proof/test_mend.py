@@ -10,7 +10,7 @@ from n2n_cli.growth import GrowthError
 from n2n_cli.growth.build.students import build, shapes_alone
 from n2n_cli.growth.groups.infer import trace
 from n2n_cli.growth.proof.mend import build_until_proved, check_shapes
-from n2n_cli.growth.proof.prove import NotFinite, prove
+from n2n_cli.growth.proof.prove import Unprovable, prove
 from n2n_cli.growth.sizes.draw import draw
 from n2n_cli.growth.sizes.solve import group_and_size
 
@@ -114,7 +114,7 @@ def test_where_everything_would_be_held_nothing_can_grow():
 def test_a_teacher_without_a_function_is_not_mended():
     net = plain()
     net[4].weight.data.fill_(float("nan"))
-    with pytest.raises(NotFinite):
+    with pytest.raises(Unprovable):
         mended(net, X, 1.5)
 
 

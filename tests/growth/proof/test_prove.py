@@ -12,9 +12,9 @@ from n2n_cli.growth import GrowthError
 from n2n_cli.growth.build.students import build
 from n2n_cli.growth.build.weights import grown_weights
 from n2n_cli.growth.proof.gap import outputs
-from n2n_cli.growth.proof.prove import NotFinite, prove, prove_candidate, prove_in_double
+from n2n_cli.growth.proof.prove import Counterexample, Unprovable, prove, prove_candidate, prove_in_double
 from n2n_cli.growth.sizes.draw import draw
-from n2n_cli.growth.trace.calls import prepared
+from n2n_cli.growth.trace.examples import prepared
 
 
 def test_a_failed_proof_refuses_and_names_the_place(monkeypatch):
@@ -70,9 +70,11 @@ def test_every_batch_and_both_modes_count():
             model[0].weight.fill_(1.0), model[0].bias.zero_()
         student[2].weight.mul_(1.01)
     negative, positive = -torch.ones(3, 1).double(), torch.ones(3, 1).double()
-    assert prove(teacher, student, negative).worst == 0
-    with pytest.raises(GrowthError, match="function differs"):
+    with pytest.raises(GrowthError, match="function differs from the teacher's: relative"):
         prove(teacher, student, negative, positive)
+    with pytest.raises(Counterexample, match="differs from the teacher's on random values") as caught:
+        prove(teacher, student, negative)  # nobody gave a batch that wakes the unit: it is found all the same
+    assert (caught.value.batch > 0).any()
     other = net()
     other[1].running_var *= 1.1
     with pytest.raises(GrowthError, match=r"in eval and 0\.0e\+00 in train mode"):
@@ -82,7 +84,7 @@ def test_every_batch_and_both_modes_count():
 def test_a_teacher_that_is_not_finite_has_no_function():
     teacher = net()
     teacher[3].weight.data.fill_(float("inf"))
-    with pytest.raises(NotFinite, match="not finite"):
+    with pytest.raises(Unprovable, match="not finite"):
         prove(teacher, copy.deepcopy(teacher), X)
 
 
