@@ -74,6 +74,8 @@ def build(lineage: Mapping[str, Any], typed: Collection[str] = (), key: str = "m
         step = steps[first]
         arguments = step.get("to") or {**step["kwargs"], "name": step["name"], "num_classes": step["num_classes"]}
         model = construct(arguments, typed, key)
+        if "run_once" in step:
+            custom.run_once(model, step["run_once"])
         set_attributes(model, step.get("attributes") or {})  # such as an eps that no argument sets
         for step in steps[first + 1 :]:
             model = REBUILD[step["op"]](model, step)

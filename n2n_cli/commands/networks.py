@@ -64,6 +64,10 @@ def fresh(
     torch.manual_seed(seed)
     network = lineage.build(steps, functions(cfg))
     if custom.is_spec(model.name):
+        if custom.is_lazy(network):
+            shape = list(dataset.example(images, 2).shape)
+            custom.run_once(network, shape)
+            steps["steps"][0]["run_once"] = shape  # as `lineage.build` must, before weights can be loaded
         _check_output(network, model.name, images)
     if cfg.weights is not None:
         advice = f"{images.name} has {images.num_classes} classes, and so must the file's classifier"

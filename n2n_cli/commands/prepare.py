@@ -16,6 +16,9 @@ from n2n_cli.errors import N2NError
 from n2n_cli.models import describe
 from n2n_cli.schema import RunConfig
 from n2n_cli.training import checkpoint
+from n2n_cli.training.options import FitOptions
+from n2n_cli.training.ranks import pick_device
+from n2n_cli.training.trial import settled
 
 
 def prepared(planned: PlannedRun) -> bool:
@@ -57,13 +60,23 @@ def write_run(
         going_on: what the checkpoint holds beside the weights.
 
     Raises:
-        N2NError: fewer training images than one batch, or the folder cannot be written.
+        N2NError: fewer training images than one batch, a network that takes no step of training (nothing is written
+            then), or the folder cannot be written.
     """
     if len(images.train) < cfg.training.batch_size:
         raise N2NError(
             f"{images.name}: {len(images.train)} training images are fewer than one batch "
             f"(training.batch_size={cfg.training.batch_size})"
         )
+    options = FitOptions(
+        planned.epochs,
+        cfg.training.batch_size,
+        cfg.optim.lr,
+        precision=cfg.training.precision,
+        channels_last=cfg.training.channels_last,
+        compile=cfg.training.compile,
+    )
+    settled(model, options, image_size=images.image_size, device=pick_device(cfg.device))
     info = {
         "format": 1,
         "command": command,

@@ -27,6 +27,7 @@ from n2n_cli.training import checkpoint
 from n2n_cli.training.launch import run_rank
 from n2n_cli.training.loop import FitOptions, fit
 from n2n_cli.training.ranks import ranks
+from n2n_cli.training.trial import settled
 
 
 def fit_folder(folder: Path, typed: Collection[str] = ()) -> dict[str, Any]:
@@ -53,12 +54,17 @@ def fit_folder(folder: Path, typed: Collection[str] = ()) -> dict[str, Any]:
             newest, _ = checkpoint.newest(folder / "checkpoints")
             done = re.match(r"step_(\d+)", newest.name) if newest else None
             stop_after = (int(done[1]) if done else 0) + cfg.max_steps
+        options, given_up = settled(
+            model, _options(cfg, info["lr"], stop_after), image_size=images.image_size, device=mine.device
+        )
+        for line in given_up if mine.main else []:
+            print(f"{folder}: {line}", flush=True)
         return fit(
             folder,
             model,
             data.TrainLoader(images.train, batch_size=cfg.training.batch_size, seed=cfg.seed, **place),
             data.EvalLoader(images.val, batch_size=cfg.training.eval_batch_size, **place),
-            _options(cfg, info["lr"], stop_after),
+            options,
             ranks=mine,
             lineage=info["lineage"],
             config=text,

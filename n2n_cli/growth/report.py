@@ -126,8 +126,8 @@ def warnings_of(model: nn.Module, student: nn.Module, structure: Structure, plan
     ]
     if missed:
         said.append(
-            f"the example input does not reach {_few(list(dict.fromkeys(missed)))}: what is computed there was not looked "
-            "at (example_input may be a list of examples)"
+            f"the example input does not reach {_few(list(dict.fromkeys(missed)))}: what is computed there was not "
+            "looked at (example_input may be a list of examples)"
         )
     before, after = (sum(p.numel() for p in net.parameters()) for net in (model, student))
     if isinstance(plan, float | int) and after - before < (plan - 1) / 2 * before:

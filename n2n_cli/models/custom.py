@@ -14,7 +14,7 @@ import pkgutil
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,6 +105,32 @@ def build(spec: str, num_classes: int, **kwargs: Any) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise N2NError(f"model {spec}: it returned {type(model).__name__}, expected a torch.nn.Module")
     return model
+
+
+def run_once(model: nn.Module, shape: Sequence[int]) -> None:
+    """Give lazy layers (``nn.LazyLinear``) their shapes, by a pass over zeros of ``shape`` [N, C, H, W].
+
+    Raises:
+        N2NError: the network does not run on them.
+    """
+    import torch
+
+    training = [module for module in model.modules() if module.training]
+    try:
+        with torch.no_grad():  # in inference mode the new parameters could not be trained
+            model.eval()(torch.zeros(*shape))
+    except Exception as error:  # code of the user's
+        raise N2NError(f"{type(model).__name__}: on images {list(shape)}, it raised {told(error)}") from error
+    finally:
+        for module in training:
+            module.training = True
+
+
+def is_lazy(model: nn.Module) -> bool:
+    """Whether some parameter has no shape before the network has run once."""
+    from torch.nn.parameter import is_lazy
+
+    return any(is_lazy(parameter) for parameter in model.parameters())
 
 
 def _arguments(function: Callable[..., Any], spec: str, num_classes: int, kwargs: dict[str, Any]) -> dict[str, Any]:
