@@ -117,7 +117,9 @@ def check_same_weights(planned: PlannedRun, cfg: RunConfig) -> None:
 
 def _load(network: nn.Module, steps: dict[str, Any], file: str, advice: str) -> dict[str, Any]:
     built = steps["steps"][0]
-    digest = weights.load(network, Path(file), built["name"], built["num_classes"], advice)
+    digest, stripped = weights.load(network, Path(file), built["name"], built["num_classes"], advice)
+    if stripped:
+        print(stripped, flush=True)
     return lineage.with_weights(steps, Path(file).name, digest)
 
 

@@ -11,7 +11,8 @@ import hashlib
 import io
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,23 +29,42 @@ PREFIXES = ("module.", "_orig_mod.")
 """What DistributedDataParallel and torch.compile put before every name."""
 
 
-def load(model: nn.Module, path: Path, name: str, num_classes: int, advice: str) -> str:
-    """Puts the weights in ``path`` into ``model``; the file's SHA-256.
+def load(model: nn.Module, path: Path, name: str, num_classes: int, advice: str) -> tuple[str, str | None]:
+    """Puts the weights in ``path`` into ``model``.
 
-    ``name`` and ``num_classes`` are the network's; ``advice`` ends the error where only the number of classes differs.
+    The state_dict may be the file itself or stand inside it, under any name and with anything before the names of its
+    tensors (``{"net": {"ema.conv.weight": ...}}``): whatever has all the network's names, and no others.
+
+    Args:
+        model: the network.
+        path: the file.
+        name, num_classes: the network's, for errors.
+        advice: ends the error where only the number of classes differs.
+
+    Returns:
+        tuple[str, str | None]: the file's SHA-256; and what was stripped or left out, in one line, if it is unusual.
 
     Raises:
-        N2NError: no readable file, no state_dict in it, or another network's: its first tensor that does not fit.
-            The model keeps the weights it has.
+        N2NError: no readable file, no state_dict in it, several that fit, or another network's: its first tensor that
+            does not fit. The model keeps the weights it has.
     """
     data = _bytes(path)
-    state = read(path, data)
+    found = _parsed(path, data)
+    fits = _fitting(found, model.state_dict().keys()) if isinstance(found, Mapping) and "lineage" not in found else []
+    usual = [fit for fit in fits if fit.where in ("", *INSIDE)]
+    chosen = usual if len(usual) == 1 else fits
+    if len(chosen) > 1:
+        raise N2NError(
+            f"weights: {path.name} holds {len(chosen)} networks that fit: {', '.join(fit.named() for fit in chosen)}; "
+            "save the one that you mean alone"
+        )
+    state = chosen[0].state if chosen else _unwrapped(path, found)
     _check(state, model, path.name, name, num_classes, advice)
     try:
         model.load_state_dict(state, strict=False)  # checked above; old files have no num_batches_tracked
     except (RuntimeError, TypeError, ValueError) as error:
         raise N2NError(f"weights: {path.name} does not fit {name}: {' '.join(str(error).split())[:200]}") from error
-    return hashlib.sha256(data).hexdigest()
+    return hashlib.sha256(data).hexdigest(), chosen[0].told(path.name) if chosen else None
 
 
 def sha256(path: Path) -> str:
@@ -52,10 +72,57 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(_bytes(path)).hexdigest()
 
 
-def read(path: Path, data: bytes | None = None) -> dict[str, Tensor]:
+def read(path: Path) -> dict[str, Tensor]:
     """The state_dict in ``path``, tensors on the CPU, without the wrappers of training scripts. Raises N2NError."""
-    data = _bytes(path) if data is None else data
-    found: Any = _safetensors(path, data) if path.suffix == ".safetensors" else _torch(path, data)
+    return _unwrapped(path, _parsed(path, _bytes(path)))
+
+
+def _parsed(path: Path, data: bytes) -> Any:
+    return _safetensors(path, data) if path.suffix == ".safetensors" else _torch(path, data)
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """A state_dict that has all the names of a network: under the keys ``where`` of the file, with ``prefix`` before
+    each name; ``left``: what stands beside it."""
+
+    where: str
+    prefix: str
+    state: dict[str, Tensor]
+    left: list[str]
+
+    def named(self) -> str:
+        return f"'{'.'.join(filter(None, (self.where, self.prefix.rstrip('.'))))}'"
+
+    def told(self, file: str) -> str | None:
+        rest = self.prefix
+        for known in PREFIXES:
+            rest = rest.replace(known, "")
+        if self.where in ("", *INSIDE) and not rest and not self.left:
+            return None
+        said = [f"'{self.where}' taken" if self.where else "", f"'{self.prefix}' stripped" if self.prefix else ""]
+        said.append(f"left out: {', '.join(self.left[:3])}{' ...' if len(self.left) > 3 else ''}" if self.left else "")
+        return f"weights: {file}: {', '.join(filter(None, said))}"
+
+
+def _fitting(found: Mapping[Any, Any], names: Collection[str]) -> list[_Fit]:
+    """Every state_dict in a file, two levels deep, that has all ``names`` (batch norm's counters may be missing)."""
+    needed = {name for name in names if not name.endswith("num_batches_tracked")}
+    inner = [(str(key), value) for key, value in found.items() if isinstance(value, Mapping)]
+    inner += [(f"{at}.{key}", value) for at, part in inner for key, value in part.items() if isinstance(value, Mapping)]
+    fits = []
+    first = min(needed, default="")
+    for where, part in [("", found), *inner] if first else []:
+        keys = [key for key in part if isinstance(key, str)]
+        for prefix in {key.removesuffix(first) for key in keys if key == first or key.endswith(f".{first}")}:
+            state = {key.removeprefix(prefix): part[key] for key in keys if key.startswith(prefix)}
+            if needed <= state.keys() <= set(names) and all(isinstance(value, Tensor) for value in state.values()):
+                fits.append(_Fit(where, prefix, state, [key for key in keys if not key.startswith(prefix)]))
+    return fits
+
+
+def _unwrapped(path: Path, found: Any) -> dict[str, Tensor]:
+    """What is most likely meant in a file that holds no state_dict that fits; to say what is wrong with it."""
     if isinstance(found, Mapping):
         if "lineage" in found and isinstance(found.get("ema"), Mapping):  # n2n's own: the weights it evaluates
             found = found["ema"]

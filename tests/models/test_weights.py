@@ -53,14 +53,57 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
         lambda state: {f"module._orig_mod.{key}": value for key, value in state.items()},
         lambda state: {"lineage": {}, "model": {}, "ema": state},
         lambda state: {key: value for key, value in state.items() if "num_batches" not in key},
+        lambda state: {"state_dict": state, "state_dict_ema": {key: value + 1 for key, value in state.items()}},
     ],
 )
 def test_pt_files_of_training_scripts(wrap: Any, place: Path) -> None:
     torch.manual_seed(1)
     theirs, ours = net().state_dict(), net()
     torch.save(wrap(theirs), "w.pt")
-    assert len(weights.load(ours, place / "w.pt", "mine", 4, "")) == 64
+    digest, said = weights.load(ours, place / "w.pt", "mine", 4, "")
+    assert len(digest) == 64 and said is None
     assert same(ours.state_dict(), theirs)
+
+
+def _under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}{key}": value for key, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("wrap", "said"),
+    [
+        (lambda state: {"net": state, "epoch": 3}, "'net' taken"),
+        (lambda state: {"state_dict": _under("model.", state), "epoch": 3}, "'state_dict' taken, 'model.' stripped"),
+        (
+            lambda state: {"state_dict": _under("model.", state) | {"loss.weight": torch.ones(2)}},
+            "'state_dict' taken, 'model.' stripped, left out: loss.weight",
+        ),
+        (
+            lambda state: _under("module.", state) | {"n_averaged": torch.tensor(3)},
+            "'module.' stripped, left out: n_averaged",
+        ),
+        (lambda state: {"nets": {"student": _under("ema.", state)}}, "'nets.student' taken, 'ema.' stripped"),
+    ],
+)
+def test_a_state_dict_is_found_where_only_one_fits(wrap: Any, said: str, place: Path) -> None:
+    torch.manual_seed(1)
+    theirs, ours = net().state_dict(), net()
+    torch.save(wrap(theirs), "w.pt")
+    assert weights.load(ours, place / "w.pt", "mine", 4, "")[1] == f"weights: w.pt: {said}"
+    assert same(ours.state_dict(), theirs)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "named"),
+    [
+        (lambda state: _under("model.", state) | _under("ema.", state), "('model', 'ema'|'ema', 'model')"),
+        (lambda state: {"net": state, "best": state}, "'net', 'best'"),
+    ],
+)
+def test_several_that_fit_are_refused(wrap: Any, named: str, place: Path) -> None:
+    torch.save(wrap(net().state_dict()), "w.pt")
+    with pytest.raises(N2NError, match=rf"^weights: w.pt holds 2 networks that fit: {named}; save the one"):
+        weights.load(net(), place / "w.pt", "mine", 4, "")
 
 
 def test_safetensors_come_back(place: Path) -> None:
