@@ -28,9 +28,9 @@ from n2n_cli.growth.depth.identity import BatchNorm, identify
 from n2n_cli.growth.depth.insert import Insertion, insert, insertions, moved, sources
 from n2n_cli.growth.errors import GrowthError
 from n2n_cli.growth.groups.operations import OPERATIONS
-from n2n_cli.growth.proof.gap import Gap, function_gap, runs_as_it_is, worst
-from n2n_cli.growth.proof.prove import prove
-from n2n_cli.growth.report import GroupInfo, Growth
+from n2n_cli.growth.proof.gap import Gap, function_gap, runs, runs_as_it_is, worst
+from n2n_cli.growth.proof.prove import Unprovable, prove
+from n2n_cli.growth.report import GroupInfo, Growth, proved_in
 from n2n_cli.growth.trace.copies import in_double
 from n2n_cli.growth.trace.examples import check_model, examples_of
 from n2n_cli.growth.trace.record import record_all
@@ -93,7 +93,7 @@ def deepen(
     never_vary = identify(student, change.layers, change.sources, batches)
     _check_in_its_own_precision(model, student, proof[0], gap)
 
-    notes = _notes(model, student, change, batches, never_vary)
+    notes = [*proved_in(gap), *_notes(model, student, change, batches, never_vary)]
     groups = [GroupInfo([name], 0, 1, None, None) for name in [*change.layers, *change.blocks]]
     return Growth(student, gap, recipe, notes, groups, renamed=change.renamed)
 
@@ -123,12 +123,16 @@ def _proved(model: nn.Module, student: nn.Module, change: Change, batches: list[
         GrowthError: the function changed; names the new layer or block where it did, if it can be told.
     """
     teacher, student = in_double(model), in_double(student)
+    if not runs(teacher, batches[0]):  # in fp64
+        teacher, student = model, student.to(next(model.parameters()).dtype)
     same_survival_rates(teacher, student)
     gaps = []
     for batch in batches:
         identify(student, change.layers, change.sources, [batch])
         try:
             gaps.append(prove(teacher, student, batch))
+        except Unprovable:
+            raise
         except GrowthError as error:
             raise GrowthError(explained(str(error), student, change, batch)) from error
     return worst(gaps)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 
 from n2n_cli.growth.build.maps import AxisMap
@@ -135,9 +136,18 @@ def warnings_of(model: nn.Module, student: nn.Module, structure: Structure, plan
     return said
 
 
+def proved_in(gap: Gap) -> list[str]:
+    """A note, where fp64 could not be had."""
+    if gap.kind == "float64":
+        return []
+    return [f"proved in {gap.kind}: the network does not run in fp64"]
+
+
 def nothing_grew(model: nn.Module, structure: Structure) -> GrowthError:
     """The refusal of a plan that changes no layer, with what holds the network."""
     held = held_units(structure)
+    scripts = [path for path, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
+    held = [*(f"{path} is TorchScript, which hides its operations" for path in scripts[:1]), *held]
     why = "; ".join(held[:3]) + ("; ..." if len(held) > 3 else "")
     return GrowthError(f"nothing of {type(model).__name__} can grow: {why or 'it has no layer that may'}")
 

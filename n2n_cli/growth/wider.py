@@ -36,6 +36,7 @@ from n2n_cli.growth.report import (
     group_infos,
     held_units,
     nothing_grew,
+    proved_in,
     recipe_of,
     warnings_of,
 )
@@ -76,7 +77,7 @@ def widen(model: nn.Module, example_input: Any, plan: Plan, *, seed: int = 0, no
         raise GrowthError(f"noise is {noise!r}: expected a finite number of at least 0")
     grown, proof = proved_student(model, example_input, plan, seed=seed, noise=noise)
     structure, remappings, student = grown.structure, grown.remappings, grown.student
-    gap, notes = proof, held_units(structure)
+    gap, notes = proof, [*proved_in(proof), *held_units(structure)]
     if noise:
         gap = measured_gap(model, student, structure.examples(), f"with noise; proved without: {proof.worst:.1e}")
     if proof.floor > WEAK:

@@ -88,7 +88,7 @@ class Operation:
 
 def row_name(func: Any) -> str:
     """PyTorch's own operations go by their name, others with their library: ``my_library::scale``."""
-    name = str(func.overloadpacket.__name__)
+    name = str(getattr(func, "overloadpacket", func).__name__)  # higher-order operators have no overloads
     return name if func.namespace == "aten" else f"{func.namespace}::{name}"
 
 
@@ -109,7 +109,7 @@ class Table:
         """The row of an ``OpOverload``, or None."""
         name = row_name(func)
         row = self.rows.get(name)
-        if row is None and torch.Tag.pointwise in func.tags:
+        if row is None and torch.Tag.pointwise in getattr(func, "tags", ()):
             in_place_of = self.rows.get(name.removesuffix("_"))
             same = in_place_of is not None and in_place_of.rule is self.elementwise.rule
             return in_place_of if same else self.elementwise

@@ -156,6 +156,15 @@ def _stand_in(name: str, tensor: Tensor, weights: Weights | None, clones: bool) 
     return found.double() if found.dtype in NARROW else found.clone()
 
 
+def runs(model: nn.Module, batch: Any) -> bool:
+    """Whether the model takes the batch in eval mode."""
+    try:
+        outputs(model, prepared(model, batch), training=False)
+    except GrowthError:
+        return False
+    return True
+
+
 def runs_as_it_is(model: nn.Module, batch: Any) -> None:
     """One eval pass as a user would run it, PyTorch's fast paths included.
 

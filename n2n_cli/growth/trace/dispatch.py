@@ -41,20 +41,24 @@ class Recorder(TorchDispatchMode):
     """Calls ``visit(func, args, kwargs, outputs)`` after every operation; those that ``known`` has no row for are
     replaced by the smaller operations that they consist of, where PyTorch can do so.
 
-    ``strangers``: ``id`` of tensors that nothing may read, with their names.
+    ``strangers``: ``id`` of tensors that nothing may read, with their names. ``reshaped(tensor, before)``: an operation
+    gives its own argument another shape (``squeeze_``); ``before`` stands for what it was.
 
     Raises:
         ReadsTheOriginal: before an operation that would read one.
     """
+
+    supports_higher_order_operators = True
 
     def __init__(
         self,
         known: Known,
         visit: Callable[[Any, tuple[Any, ...], dict[str, Any], list[Tensor]], None],
         strangers: Mapping[int, str],
+        reshaped: Callable[[Tensor, Tensor], None],
     ) -> None:
         super().__init__()
-        self.known, self.visit, self.strangers = known, visit, strangers
+        self.known, self.visit, self.strangers, self.reshaped = known, visit, strangers, reshaped
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -66,18 +70,23 @@ class Recorder(TorchDispatchMode):
                 f"'{stranger}' is read from the network itself, not from its copy: a function that it holds (a lambda, "
                 "a wrapped forward, a hook) refers to it; use a method instead"
             )
-        if not self.known.stays_whole(func):
+        if not self.known.stays_whole(func) and isinstance(func, torch._ops.OpOverload):
             with self:
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result
         shortcut = self.known.on_meta(func)
         first = args[0] if args else None
+        shape = first.shape if isinstance(first, Tensor) else torch.Size()
         if shortcut is not None and isinstance(first, Tensor) and first.is_meta:
             result = shortcut(*args, **kwargs)
         else:
             result = func(*args, **kwargs)
         outputs = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
+        if isinstance(first, Tensor) and first.shape != shape:
+            before = torch.empty(shape, dtype=first.dtype, device="meta")
+            self.reshaped(first, before)
+            args = (before, *args[1:])
         self.last = outputs  # keeps results alive: PyTorch's C++ factories act otherwise when nobody refers to them
         self.visit(func, args, kwargs, outputs)
         return result
@@ -93,7 +102,7 @@ def storages(tensors: Iterable[Tensor]) -> set[int]:
 
 
 def _guard(func: Any, args: tuple[Any, ...], guarded: set[int]) -> None:
-    if guarded and func._schema.is_mutable:
+    if guarded and isinstance(func, torch._ops.OpOverload) and func._schema.is_mutable:
         for argument, value in zip(func._schema.arguments, args, strict=False):
             written = argument.alias_info is not None and argument.alias_info.is_write
             if written and isinstance(value, Tensor) and storages([value]) & guarded:
@@ -105,6 +114,8 @@ class WithoutChance(TorchDispatchMode):
 
     Raises WritesWeights before a tensor whose storage is ``guarded`` is changed.
     """
+
+    supports_higher_order_operators = True
 
     def __init__(self, known: Known, guarded: set[int] | None = None) -> None:
         super().__init__()
@@ -125,6 +136,8 @@ class InDouble(TorchDispatchMode):
     ``weights`` maps ``id`` of a parameter to a function that makes what stands for it; it is called anew at each
     reading, so that no second copy of the network exists.
     """
+
+    supports_higher_order_operators = True
 
     def __init__(self, weights: Mapping[int, Callable[[], Tensor]], guarded: set[int]) -> None:
         super().__init__()

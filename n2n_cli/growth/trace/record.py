@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -36,7 +37,7 @@ class Op:
 
     @property
     def name(self) -> str:
-        return str(self.func.overloadpacket.__name__)
+        return str(getattr(self.func, "overloadpacket", self.func).__name__)
 
     def __str__(self) -> str:
         return f"{self.name} at {self.path or 'the top module'}"
@@ -93,6 +94,17 @@ def record(model: nn.Module, example_input: Any, known: Known, *, training: bool
                 f"cannot record {type(model).__name__} in {'train' if training else 'eval'} mode: "
                 f"{type(error).__name__} in module '{where}'{last}: {first_line(error)}"
             ) from error
+
+
+def _as_it_was(ops: list[Op], tensor: Tensor, before: Tensor) -> None:
+    """Put ``before`` in the place of a tensor in all recorded operations: it gets another shape from now on."""
+
+    def one(leaf: Any) -> Any:
+        return before if leaf is tensor else leaf
+
+    for op in ops:
+        op.args, op.kwargs = tree_map(one, op.args), tree_map(one, op.kwargs)
+        op.outputs = [one(out) for out in op.outputs]
 
 
 def record_all(model: nn.Module, example: Any, known: Known, samples: int = PROOF_SAMPLES) -> list[Recording]:
@@ -180,7 +192,10 @@ def run(
         if on == "without chance":
             stack.enter_context(WithoutChance(known))
         recorder = Recorder(
-            known, lambda func, args, kwargs, out: visit(Op(func, args, kwargs, out, where())), originals
+            known,
+            lambda func, args, kwargs, out: visit(Op(func, args, kwargs, out, where())),
+            originals,
+            partial(_as_it_was, [] if ops is None else ops),
         )
         try:
             with recorder:
