@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from n2n_cli.errors import suggest
 from n2n_cli.growth.errors import GrowthError
 from n2n_cli.growth.groups.activations import Abs, Clamp
-from n2n_cli.growth.groups.rules import contractions, elementwise, movement, reductions
+from n2n_cli.growth.groups.rules import contractions, elementwise, indexing, movement, reductions
 from n2n_cli.growth.groups.table import Operation, Rule, Table, row_name
 from n2n_cli.growth.trace.record import Op
 
@@ -104,6 +104,7 @@ ROWS: dict[str, Operation] = {
     **_rows("addmm addmm_", Operation(contractions.add_matmul, linear=True, zero="all", terms=(0, 2))),
     **_rows("baddbmm baddbmm_", Operation(contractions.add_matmul, linear=True)),
     **_rows("embedding", Operation(contractions.embedding, linear=True)),
+    **_rows("embedding_bag", Operation(contractions.embedding_bag)),
     **_rows("scaled_dot_product_attention", Operation(contractions.attention, linear=True, without_chance=_attention)),
     **_rows("lstm gru rnn_tanh rnn_relu lstm_cell gru_cell", Operation(elementwise.recurrent)),
     **_rows("rnn_tanh_cell rnn_relu_cell", Operation(elementwise.recurrent)),
@@ -117,20 +118,24 @@ ROWS: dict[str, Operation] = {
     **_rows("softmax log_softmax _softmax _log_softmax", Operation(reductions.softmax)),
     **_rows("mean", Operation(reductions.mean, linear=True, zero="first")),
     **_rows("sum", Operation(reductions.sum_over, linear=True, zero="first")),
-    **_rows("nansum var std prod logsumexp any all", Operation(reductions.sum_over)),
+    **_rows("nansum prod logsumexp any all", Operation(reductions.sum_over)),
+    **_rows("var std var_mean std_mean", Operation(reductions.variance)),
     **_rows("linalg_vector_norm norm", Operation(partial(reductions.sum_over, dims_at=2))),
     **_rows("amax max", Operation(reductions.extremum, largest=True)),
     **_rows("amin min", Operation(reductions.extremum)),
     **{
-        name: Operation(partial(reductions.pool, spatial=n), linear=linear, zero="first" if zero else None)
+        name.format(n): Operation(partial(reductions.pool, spatial=n), linear=linear, zero="first" if zero else None)
         for n in (1, 2, 3)
         for names, linear, zero in (
-            (f"avg_pool{n}d adaptive_avg_pool{n}d", True, True),
-            (f"upsample_nearest{n}d", False, True),
-            (f"max_pool{n}d _upsample_nearest_exact{n}d reflection_pad{n}d replication_pad{n}d", False, False),
+            ("avg_pool{}d adaptive_avg_pool{}d", True, True),
+            ("upsample_nearest{}d", False, True),
+            ("max_pool{}d max_pool{}d_with_indices adaptive_max_pool{}d", False, False),
+            ("_upsample_nearest_exact{}d reflection_pad{}d replication_pad{}d", False, False),
         )
         for name in names.split()
     },
+    **_rows("max_unpool2d", Operation(partial(reductions.unpool, spatial=2))),
+    **_rows("max_unpool3d", Operation(partial(reductions.unpool, spatial=3))),
     **_rows("upsample_linear1d", Operation(partial(reductions.pool, spatial=1), zero="first")),
     **_rows("upsample_bilinear2d upsample_bicubic2d", Operation(partial(reductions.pool, spatial=2), zero="first")),
     **_rows("_upsample_bilinear2d_aa _upsample_bicubic2d_aa", Operation(partial(reductions.pool, spatial=2))),
@@ -145,11 +150,21 @@ ROWS: dict[str, Operation] = {
     **_rows("stack", Operation(movement.stack, linear=True, zero="all")),
     **_rows("chunk split split_with_sizes", _moving(movement.chunk)),
     **_rows("slice", _moving(movement.slice_)),
-    **_rows("select unbind", _moving(movement.select)),
-    **_rows("index", _moving(movement.index)),
-    **_rows("roll", _moving(partial(movement.reorder, dims_at=2, name="dims"))),
-    **_rows("flip", _moving(partial(movement.reorder, name="dims"))),
-    **_rows("index_select cumsum", Operation(movement.reorder)),
+    **_rows("select unbind", _moving(indexing.select)),
+    **_rows("index", _moving(indexing.index)),
+    **_rows("roll", _moving(partial(indexing.reorder, dims_at=2, name="dims"))),
+    **_rows("flip", _moving(partial(indexing.reorder, name="dims"))),
+    **_rows("index_select cumsum", Operation(indexing.reorder)),
+    **_rows("index_put index_put_", Operation(indexing.index_put)),
+    **_rows("sort argsort", Operation(indexing.ranked)),
+    **_rows("argmax argmin", Operation(partial(indexing.ranked, default=None))),
+    **_rows("topk kthvalue", Operation(partial(indexing.ranked, dims_at=2))),
+    **_rows("gather", Operation(indexing.gather)),
+    **_rows("scatter scatter_ scatter_add scatter_add_ scatter_reduce scatter_reduce_", Operation(indexing.scatter)),
+    **_rows("index_add index_add_ index_copy index_copy_", Operation(indexing.scatter)),
+    **_rows("im2col", _moving(movement.im2col)),
+    **_rows("col2im", Operation(movement.col2im)),
+    **_rows("unfold", _moving(movement.unfold)),
     **_rows("constant_pad_nd", _moving(movement.pad)),
     **_rows("unsqueeze unsqueeze_", _moving(movement.unsqueeze)),
     **_rows("squeeze squeeze_", _moving(movement.squeeze)),

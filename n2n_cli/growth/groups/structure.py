@@ -257,6 +257,7 @@ class Context:
     readers: dict[str, str] = field(default_factory=dict)
     grouped: dict[str, bool] = field(default_factory=dict)
     met: list[Axis] = field(default_factory=list)  # axes of results that are no longer a parameter's own
+    counts: dict[int, list[Axis]] = field(default_factory=dict)  # results that are positions along these axes
     at: int = -1  # number of the recording that is being labelled
     _origins: dict[int, list[Origin]] = field(default_factory=dict)
     _occurrence: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -267,7 +268,7 @@ class Context:
         self.at += 1
         self.labels = {key: self.parameters[name] for key, name in names.items()}
         self._origins = {key: [(n, dim) for dim in range(len(self.parameters[n]))] for key, n in names.items()}
-        self.made, self.factors, self._occurrence = {}, {}, Counter()
+        self.made, self.factors, self.counts, self._occurrence = {}, {}, {}, Counter()
         for tensor in recording.inputs:
             self.labels[id(tensor)] = [constant(n, Reason("input", "the network's input")) for n in tensor.shape]
         for op, self.student in zip(recording.ops, student, strict=True):
@@ -277,12 +278,17 @@ class Context:
                     self.readers.setdefault(names[id(tensor)], str(op))
             self._apply(op)
         for tensor in recording.outputs:
+            for axis in self.counts.get(id(tensor), []):
+                fix(axis, Reason("output", "the network's output says where on it something stands"))
             for dim in range(tensor.ndim):
                 fix(self.use(tensor, dim), Reason("output", "the network's output"))
         for relation in self.relations:
             relation.end(self)
 
     def _apply(self, op: Op) -> None:
+        for tensor in op.tensors():
+            for axis in self.counts.get(id(tensor), []):
+                fix(axis, self.reason(op, "reads where on it something stands"))
         try:
             self.row(op).rule(self, op)
         except UnknownCall as unusual:

@@ -126,6 +126,13 @@ def embedding(ctx: Context, op: Op) -> None:
     ctx.put(op, [*ctx.axes(index), ctx.use(weight, 1)])
 
 
+def embedding_bag(ctx: Context, op: Op) -> None:
+    """Weight [entries, features]: sums, means or maxima of the entries that the index picks for each bag."""
+    weight, out = op.args[0], op.outputs[0]
+    fix(ctx.use(weight, 0), ctx.reason(op, "looked up by index"))
+    ctx.put(op, [constant(out.shape[0], ctx.reason(op, "bags")), ctx.use(weight, 1)])
+
+
 def attention(ctx: Context, op: Op) -> None:
     """Scaled dot products of [..., L, E], [..., S, E] and [..., S, V]."""
     q, k, v = op.args[:3]

@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
-import torch
 from torch import Tensor
 
 from n2n_cli.growth.groups.axes import Axis, Group, constant, cut, fix, fresh, is_open, length, resolve, scaled, unify
 from n2n_cli.growth.groups.reasons import Fork
 from n2n_cli.growth.groups.rules.elementwise import broadcast
 from n2n_cli.growth.groups.rules.reductions import dims_of
-from n2n_cli.growth.groups.structure import NO_FACTOR, Context, Division, Factor, Origin, UnknownCall
+from n2n_cli.growth.groups.structure import NO_FACTOR, Context, Division, Factor, Origin
 from n2n_cli.growth.trace.record import Op
 
 
@@ -114,49 +113,6 @@ def slice_(ctx: Context, op: Op) -> None:
     ctx.put(op, axes, origins)
 
 
-def select(ctx: Context, op: Op) -> None:
-    """select, unbind: positions are told apart by index."""
-    x, dim = op.args[0], op.arg(1, "dim", 0) % op.args[0].ndim
-    fix(ctx.use(x, dim), ctx.reason(op, "looked up by index"))
-    rest = [d for d in range(x.ndim) if d != dim]
-    for out in op.outputs:
-        ctx.put_one(out, [ctx.axes(x)[d] for d in rest], [ctx.origins(x)[d] for d in rest])
-
-
-def index(ctx: Context, op: Op) -> None:
-    """``x[i, j]`` with tensors of positions, on neighbouring axes."""
-    x, where = op.args[0], list(op.args[1])
-    where += [None] * (x.ndim - len(where))
-    at = [d for d, i in enumerate(where) if i is not None]
-    if at != list(range(at[0], at[-1] + 1)) or any(where[d].dtype in (torch.bool, torch.uint8) for d in at):
-        raise UnknownCall("no rule for this operation")
-    for d in at:
-        fix(ctx.use(x, d), ctx.reason(op, "looked up by index"))
-        for axis in range(where[d].ndim):
-            fix(ctx.use(where[d], axis), ctx.reason(op, "an index"))
-    count = op.outputs[0].ndim - (x.ndim - len(at))
-    found = [constant(n, ctx.reason(op, "looked up by index")) for n in op.outputs[0].shape[at[0] : at[0] + count]]
-    before, behind = range(at[0]), range(at[-1] + 1, x.ndim)
-    ctx.put(op, [*(ctx.use(x, d) for d in before), *found, *(ctx.use(x, d) for d in behind)])
-
-
-def reorder(ctx: Context, op: Op, *, dims_at: int = 1, name: str = "dim") -> None:
-    """flip, roll, index_select, cumsum: the axes they work on are fixed, the others pass.
-
-    ``dims_at`` and ``name``: which argument says what they work on.
-    """
-    x = op.args[0]
-    for dim in dims_of(op, dims_at, name):
-        fix(ctx.use(x, dim), ctx.reason(op, "positions are told apart"))
-    for tensor in op.tensors()[1:]:
-        for axis in range(tensor.ndim):
-            fix(ctx.use(tensor, axis), ctx.reason(op, "an index"))
-    own = ctx.reason(op, "a size of its own")
-    for out in op.outputs:
-        same = zip(out.shape, x.shape, strict=True)
-        ctx.put_one(out, [ctx.use(x, d) if n == m else constant(n, own) for d, (n, m) in enumerate(same)])
-
-
 def pad(ctx: Context, op: Op) -> None:
     """Padding with a constant: what is added are units that may not grow."""
     x, amounts = op.args[:2]
@@ -239,6 +195,36 @@ def pixel_shuffle(ctx: Context, op: Op) -> None:
 def pixel_unshuffle(ctx: Context, op: Op) -> None:
     """One channel becomes r * r neighbouring ones."""
     _resampled(ctx, op, scaled(ctx.axes(op.args[0])[op.args[0].ndim - 3], op.args[1] ** 2))
+
+
+def im2col(ctx: Context, op: Op) -> None:
+    """Patches: each channel becomes its kernel's positions, neighbours in the result."""
+    x, kernel = op.args[0], prod(op.args[1])
+    _patches(ctx, op, x.ndim - 3, scaled(ctx.axes(x)[x.ndim - 3], kernel), x.ndim - 2)
+
+
+def col2im(ctx: Context, op: Op) -> None:
+    """Patches back: the positions of a kernel become one channel again."""
+    x, out, kernel = op.args[0], op.outputs[0], prod(op.args[2])
+    channels = fresh(out.shape[out.ndim - 3])
+    unify(ctx.axes(x)[x.ndim - 2], scaled(channels, kernel))
+    _patches(ctx, op, x.ndim - 2, channels, x.ndim - 1)
+
+
+def _patches(ctx: Context, op: Op, lead: int, channels: Axis, spatial: int) -> None:
+    x, out, reason = op.args[0], op.outputs[0], ctx.reason(op, "a spatial axis", "spatial")
+    for axis in ctx.axes(x)[spatial:]:
+        fix(axis, reason)
+    ctx.put(op, [*ctx.axes(x)[:lead], channels, *(constant(n, reason) for n in out.shape[lead + 1 :])])
+
+
+def unfold(ctx: Context, op: Op) -> None:
+    """``x.unfold(dim, size, step)``: windows along ``dim``, whose positions become a last axis."""
+    x, out = op.args[0], op.outputs[0]
+    dim, reason = op.args[1] % max(x.ndim, 1), ctx.reason(op, "windows")
+    fix(ctx.use(x, dim), reason)
+    axes = [constant(out.shape[d], reason) if d == dim else ctx.use(x, d) for d in range(x.ndim)]
+    ctx.put(op, [*axes, constant(out.shape[-1], reason)])
 
 
 def _resampled(ctx: Context, op: Op, channels: Axis) -> None:

@@ -15,7 +15,7 @@ from n2n_cli.growth.trace.record import Op
 def dims_of(op: Op, index: int = 1, name: str = "dim") -> list[int]:
     """The ``dim`` argument as a list of non-negative axes; none given means all."""
     ndim, dim = op.args[0].ndim, op.arg(index, name)
-    if dim is None or dim == []:
+    if dim is None or dim == [] or isinstance(dim, bool):  # ``var(x, unbiased)``
         return list(range(ndim))
     return sorted(d % ndim for d in ([dim] if isinstance(dim, int) else dim)) if ndim else []
 
@@ -81,11 +81,26 @@ def sum_over(ctx: Context, op: Op, *, dims_at: int = 1) -> None:
     _reduce(ctx, op, lambda axis: fix(axis, ctx.reason(op, "a sum over its units")), dims_at)
 
 
+def variance(ctx: Context, op: Op) -> None:
+    """var, std, var_mean, std_mean: over all units (``correction=0``) as a mean; Bessel's n - 1 is no mean."""
+    given = op.kwargs.get("correction", op.kwargs.get("unbiased"))
+    if given is None:
+        flags = [arg for arg in op.args[1:3] if isinstance(arg, bool)]
+        given = flags[0] if flags else 1
+    if int(given) != 0:
+        return sum_over(ctx, op)
+    mean(ctx, op)
+
+
 def extremum(ctx: Context, op: Op) -> None:
-    """amax, amin, max, min over one axis: copies change nothing (where the largest stands is a side result)."""
+    """amax, amin, max, min over one axis: copies change nothing. Where the largest stands is another matter: whoever
+    reads that holds the axis."""
     if len(op.tensors()) > 1:
         return pointwise(ctx, op)
+    over = [ctx.axes(op.args[0])[dim] for dim in dims_of(op)]
     _reduce(ctx, op, lambda axis: None)
+    for places in op.outputs[1:]:
+        ctx.counts[id(places)] = over
 
 
 def _reduce(ctx: Context, op: Op, on: Callable[[Axis], None], dims_at: int = 1) -> None:
@@ -97,7 +112,8 @@ def _reduce(ctx: Context, op: Op, on: Callable[[Axis], None], dims_at: int = 1) 
     keep = op.outputs[0].ndim == x.ndim
     one = constant(1, ctx.reason(op, "reduced"))
     kept = [one if d in over else ctx.use(x, d) for d in range(x.ndim) if keep or d not in over]
-    ctx.put(op, kept)
+    for out in op.outputs:
+        ctx.put_one(out, list(kept))
 
 
 def pool(ctx: Context, op: Op, *, spatial: int) -> None:
@@ -107,4 +123,13 @@ def pool(ctx: Context, op: Op, *, spatial: int) -> None:
     for axis in ctx.axes(x)[lead:]:
         fix(axis, ctx.reason(op, "a spatial axis", "spatial"))
     ends = [constant(n, ctx.reason(op, "a spatial axis", "spatial")) for n in out.shape[lead:]]
-    ctx.put(op, [*ctx.axes(x)[:lead], *ends])
+    for each in op.outputs:  # and where the largest stood
+        ctx.put_one(each, [*ctx.axes(x)[:lead], *ends])
+
+
+def unpool(ctx: Context, op: Op, *, spatial: int) -> None:
+    """``max_unpool(x, indices, size)``: values go back to the places that a pool told."""
+    x, where = op.args[:2]
+    for dim in range(x.ndim - spatial):
+        unify(ctx.use(x, dim), ctx.use(where, dim))
+    pool(ctx, op, spatial=spatial)

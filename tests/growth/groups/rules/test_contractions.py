@@ -77,6 +77,13 @@ CASES = {
         KERNEL,
     ),
     "embedding": (F.embedding, [I(2, 5), P(7, 3)], "a2 b5, !7 c3 -> a2 b5 c3", "looked up by index"),
+    "bags of embeddings": (
+        lambda i, o, w: F.embedding_bag(i, w, o),
+        [I(7), I(2), P(7, 3)],
+        "a7, b2, !7 c3 -> !2 c3",
+        "looked up by index",
+        "bags",
+    ),
     "attention": (
         F.scaled_dot_product_attention,
         [(2, 3, 5, 4), (2, 3, 6, 4), (2, 3, 6, 7)],

@@ -3,16 +3,15 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from labels import I, P, labelled
+from labels import P, labelled
 
 from n2n_cli.growth.groups.rules.movement import segments
 from n2n_cli.growth.groups.structure import NO_FACTOR
 
-INDEX, APART, OWN = "looked up by index", "positions are told apart", "a size of its own"
 MERGED, FACTOR = "merged with another axis that grows", "another factor of this view grows"
 MANY, NEW, PADDING, SPATIAL = "one value for many", "a new axis", "padding", "a spatial axis"
 SIZES, STEPS, GONE = "parts of different size", "taken in steps", "dropped for its size of one"
-NO_RULE, SHUFFLE = "no rule for this operation", "a channel shuffle"
+SHUFFLE = "a channel shuffle"
 
 CASES = {
     # order of axes
@@ -45,34 +44,6 @@ CASES = {
     "slice in steps": (lambda x: x[:, ::2], [(2, 6)], "a2 !6 -> a2 !3", STEPS),
     "pad": (lambda x: F.pad(x, (1, 2)), [(2, 6)], "a2 b6 -> a2 !1+b6+!2", PADDING),
     "pad by less than nothing": (lambda x: F.pad(x, (0, 0, -1, 2)), [(2, 6, 3)], "a2 b1+c5 d3 -> a2 c5+!2 d3", PADDING),
-    # positions
-    "select": (lambda x: x[:, 1], [(2, 6, 3)], "a2 !6 b3 -> a2 b3", INDEX),
-    "unbind": (torch.unbind, [(2, 6, 3)], "!2 a6 b3 -> a6 b3, a6 b3", INDEX),
-    "index": (lambda x, i: x[:, i], [(2, 6, 3), I(4)], "a2 !6 b3, !4 -> a2 !4 b3", INDEX, "an index"),
-    "index by two": (
-        lambda x, i, j: x[:, i, j],
-        [(2, 6, 3), I(4), I(4)],
-        "a2 !6 !3, !4, !4 -> a2 !4",
-        INDEX,
-        "an index",
-    ),
-    "index by two that are apart": (
-        lambda x, i, j: x[i, :, j],
-        [(2, 6, 3), I(4), I(4)],
-        "!2 !6 !3, !4, !4 -> !4 !6",
-        NO_RULE,
-    ),
-    "flip": (lambda x: x.flip(1), [(2, 6)], "a2 !6 -> a2 !6", APART),
-    "roll": (lambda x: x.roll(1, 1), [(2, 6, 3)], "a2 !6 b3 -> a2 !6 b3", APART),
-    "cumsum": (lambda x: x.cumsum(1), [(2, 6, 3)], "a2 !6 b3 -> a2 !6 b3", APART),
-    "index select": (
-        lambda x, i: x.index_select(1, i),
-        [(2, 6, 3), I(4)],
-        "a2 !6 b3, !4 -> a2 !4 b3",
-        APART,
-        "an index",
-        OWN,
-    ),
     # axes of size one, repeats
     "unsqueeze": (lambda x: x[:, None], [(2, 3)], "a2 b3 -> a2 !1 b3", NEW),
     "squeeze": (torch.squeeze, [(1, 4, 1)], "!1 a4 !1 -> a4", GONE),
@@ -84,6 +55,10 @@ CASES = {
     "pixel shuffle": (lambda x: F.pixel_shuffle(x, 2), [(2, 12, 4, 4)], "a2 b3*4 !4 !4 -> a2 b3 !8 !8", SPATIAL),
     "pixel unshuffle": (lambda x: F.pixel_unshuffle(x, 2), [(2, 3, 4, 4)], "a2 b3 !4 !4 -> a2 b3*4 !2 !2", SPATIAL),
     "channel shuffle": (lambda x: F.channel_shuffle(x, 2), [(2, 8, 4, 4)], "a2 b8 c4 d4 -> a2 e8 c4 d4"),
+    # patches
+    "im2col": (lambda x: F.unfold(x, 2), [(2, 3, 4, 4)], "a2 b3 !4 !4 -> a2 b3*4 !9", SPATIAL),
+    "col2im": (lambda x: F.fold(x, (4, 4), 2), [(2, 12, 9)], "a2 b3*4 !9 -> a2 b3 !4 !4", SPATIAL),
+    "windows": (lambda x: x.unfold(2, 2, 1), [(2, 3, 4)], "a2 b3 !4 -> a2 b3 !3 !2", "windows"),
     # views
     "the same view": (lambda x: x.view(2, 3), [(2, 3)], "a2 b3 -> a2 b3"),
     "flatten": (lambda x: x.flatten(1), [(2, 3, 4, 4)], "a2 b3 !4 !4 -> a2 b3*16", MERGED),
