@@ -98,9 +98,9 @@ class KeywordInputs(nn.Module):
         return self.c(F.softplus(self.b(h)))
 
 
-@case(image, fixed={"only": ""})
+@case(image, refused="nothing of NothingToGrow can grow: only: the network's output")
 class NothingToGrow(nn.Module):
-    """One layer from input to output: nothing may grow, and the student is the teacher."""
+    """One layer from input to output: nothing may grow, which is no student."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -135,8 +135,10 @@ def _settle_roles(ctx: Context) -> None:
     for name, axes in ctx.parameters.items():
         for dim, axis in enumerate(axes):
             roles = ctx.roles.get((name, dim))
-            if roles is None:
+            if name not in ctx.readers:
                 fix(axis, Reason("unreached", f"{name} is not used in the forward pass"))
+            elif roles is None:
+                fix(axis, Reason("other", f"{name} is read along axis {dim} in a way that no rule tells"))
             elif len(roles) > 1:
                 fix(axis, Reason("other", f"{name} is both consumed and produced along axis {dim} (tied weights)"))
             for group, k in resolve(axis):
@@ -149,14 +151,20 @@ def _hold_for_the_unreached(ctx: Context) -> None:
     of which was reached (another task's head, another expert), all that this one shares with the rest of the network.
     """
     root = ctx.modules[""]
-    reached = {name: any((name, dim) in ctx.roles for dim in range(p.ndim)) for name, p in root.named_parameters()}
+    reached = {name: name in ctx.readers for name, _ in root.named_parameters()}
     owners = {path for path, module in ctx.modules.items() if isinstance(module, nn.ModuleDict | nn.ModuleList)}
     for owner in owners:
         members: dict[str, list[str]] = {}
         for name in reached:
             if name.startswith(f"{owner}.") or not owner:
                 members.setdefault(name.removeprefix(f"{owner}.").partition(".")[0], []).append(name)
-        missed = [member for member, names in members.items() if not any(reached[name] for name in names)]
+        inside_of = {member: f"{owner}.{member}.".removeprefix(".") for member in members}
+        missed = [
+            member
+            for member, names in members.items()
+            if not any(reached[name] for name in names)
+            and not any(f"{path}.".startswith(inside_of[member]) for path in ctx.ran)
+        ]
         for member, names in members.items() if missed else ():
             if member in missed:
                 continue

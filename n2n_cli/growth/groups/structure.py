@@ -258,6 +258,7 @@ class Context:
     grouped: dict[str, bool] = field(default_factory=dict)
     met: list[Axis] = field(default_factory=list)  # axes of results that are no longer a parameter's own
     counts: dict[int, list[Axis]] = field(default_factory=dict)  # results that are positions along these axes
+    ran: set[str] = field(default_factory=set)  # paths of modules that performed an operation
     at: int = -1  # number of the recording that is being labelled
     _origins: dict[int, list[Origin]] = field(default_factory=dict)
     _occurrence: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -273,6 +274,7 @@ class Context:
             self.labels[id(tensor)] = [constant(n, Reason("input", "the network's input")) for n in tensor.shape]
         for op, self.student in zip(recording.ops, student, strict=True):
             self._occurrence[op.path, op.name] += 1
+            self.ran.add(op.path)
             for tensor in op.tensors():
                 if id(tensor) in names:
                     self.readers.setdefault(names[id(tensor)], str(op))

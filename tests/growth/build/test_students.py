@@ -16,12 +16,13 @@ class Tied(nn.Module):
         super().__init__()
         self.embed = nn.Embedding(11, 6)
         self.mix = nn.Linear(6, 6)
+        self.wide, self.back = nn.Linear(6, 4), nn.Linear(4, 6)
         self.out = nn.Linear(6, 11, bias=False)
         self.out.weight = self.embed.weight
         self.again = self.mix
 
     def forward(self, tokens):
-        h = self.embed(tokens)
+        h = self.back(torch.tanh(self.wide(self.embed(tokens))))
         return self.out(torch.tanh(self.again(torch.tanh(self.mix(h)))))
 
 
