@@ -148,6 +148,10 @@ def nothing_grew(model: nn.Module, structure: Structure) -> GrowthError:
     held = held_units(structure)
     scripts = [path for path, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
     held = [*(f"{path} is TorchScript, which hides its operations" for path in scripts[:1]), *held]
+    for group, (reason, _) in structure.tied().items():
+        if not group.fixed:
+            layers = _few(structure.layers([group]))
+            held.append(f"{layers}: only whole-number factors, and this plan rounds to 1 ({reason})")
     why = "; ".join(held[:3]) + ("; ..." if len(held) > 3 else "")
     return GrowthError(f"nothing of {type(model).__name__} can grow: {why or 'it has no layer that may'}")
 

@@ -39,7 +39,7 @@ def _forgotten(monkeypatch):
 @pytest.mark.parametrize("row", ["tanh", Operation(elementwise.pointwise)])
 def test_a_registered_operation_is_widened_exactly(operation, row):
     net, x = Cubed().double(), torch.randn(5, 4, dtype=torch.float64)
-    with pytest.raises(GrowthError, match="nothing of Cubed .* cube at the top module: no rule for this operation"):
+    with pytest.raises(GrowthError, match=r"nothing of Cubed .* cube at the top module: no rule for this operation"):
         growth.widen(net, x, 1.5)
     growth.register(operation, row)
     grown = growth.widen(net, x, 1.5)

@@ -193,14 +193,14 @@ def test_mistakes_cost_one_line(call, words):
 
 
 class Unknown(nn.Module):
-    """sort has no rule: what it touches must stay, the rest must grow."""
+    """cummax has no rule: what it touches must stay, the rest must grow."""
 
     def __init__(self) -> None:
         super().__init__()
         self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(6, 8), nn.Linear(8, 3)
 
     def forward(self, x):
-        return self.c(torch.relu(self.b(torch.sort(self.a(x), dim=1).values)))
+        return self.c(torch.relu(self.b(torch.cummax(self.a(x), dim=1).values)))
 
 
 def test_the_unknown_is_fixed_and_named():
@@ -208,7 +208,7 @@ def test_the_unknown_is_fixed_and_named():
     grown = growth.widen(teacher, x, 2.0)
     assert grown.student.a.out_features == 6 and grown.student.b.out_features == 16
     assert double_gap(teacher, grown.student, x) < 1e-12
-    assert any("sort" in note and "no rule" in note for note in grown.notes)
+    assert any("cummax" in note and "no rule" in note for note in grown.notes)
 
 
 def test_a_call_that_its_rule_does_not_foresee_is_fixed_and_named(monkeypatch):
@@ -286,7 +286,11 @@ def check_random_network(spec, factor, seed):
     teacher = perturb(RandomNet(spec, seed).double(), seed)
     x = torch.randn(3, 3, 8, 8, dtype=torch.float64)
     before = state_of(teacher)
-    student = growth.widen(teacher, x, factor, seed=seed).student
+    try:
+        student = growth.widen(teacher, x, factor, seed=seed).student
+    except GrowthError as error:
+        assert "nothing of RandomNet can grow: " in str(error) and "whole-number factors" in str(error)
+        return
     assert growth.function_gap(teacher, student, x) < 1e-9
     assert same_state(state_of(teacher), before)
     if spec != [("gate", spec[0][1])] * len(spec):
