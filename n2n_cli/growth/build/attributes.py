@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from n2n_cli.growth.build.maps import grown_length
 from n2n_cli.growth.groups.structure import Attributes, Remappings, Structure
 
-READ = (nn.Unflatten,)  # of torch.nn, and yet read like a user's module
+READ = (nn.Unflatten, nn.Transformer)  # of torch.nn, and yet read like a user's module
 
 
 @dataclass

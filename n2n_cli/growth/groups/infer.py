@@ -182,7 +182,7 @@ def _next_choices(ctx: Context) -> dict[Fork, int]:
     Example: attention views 12 channels as (3 heads, 4). Choice 0 lets the 4 grow. But scores sum queries times keys
     over these 4, which fixes them, and so all 12 channels. Choice 1 lets the 3 grow: more heads.
 
-    Two exceptions:
+    Three exceptions:
 
     * The reason of a fixed unit names another fork that has a way left. Then that fork chooses again, not this one.
     * A later stuck fork of another kind acts on the same units. Then this one waits until the later one has no way
@@ -201,14 +201,20 @@ def _next_choices(ctx: Context) -> dict[Fork, int]:
     for fork, spans in stuck.items():
         if left(fork):
             last.update({group: fork for group, _ in spans})
+    of_parameters = {group for axes in ctx.parameters.values() for axis in axes for group, _ in resolve(axis)}
     advance: set[Fork] = set()
+    following: set[Fork] = set()
     for fork, spans in stuck.items():
         culprits = {group.fixed.fork for group, _ in spans if group.fixed and group.fixed.fork is not None}
         others = {culprit for culprit in culprits if culprit != fork and left(culprit)}
         later = {last[group] for group, _ in spans if group in last}
         waits = any(_kind(other) != _kind(fork) for other in later)
-        advance |= others or ({fork} if left(fork) and not waits else set())
-    return {fork: ctx.choice(fork) + 1 for fork in advance}
+        moves = others or ({fork} if left(fork) and not waits else set())
+        if any(group in of_parameters for group, _ in spans):
+            advance |= moves
+        else:
+            following |= moves
+    return {fork: ctx.choice(fork) + 1 for fork in advance or following}
 
 
 def _kind(fork: Fork) -> tuple[str, str, int]:

@@ -77,11 +77,12 @@ def prepared(model: nn.Module, batch: Any) -> Any:
 
 
 def first_samples(batch: Any, samples: int = PROOF_SAMPLES) -> Any:
-    """The first few samples of a batch; what has another leading size than its first tensor (a mask) stays whole."""
-    count = next((t.shape[0] for t in leaves(batch) if t.ndim), 0)
-    if count <= samples:
+    """The first few samples of a batch. One whose tensors disagree on how many there are (the nodes of a graph and its
+    edges) is returned as it is: nobody knows what else would have to be cut."""
+    sizes = {t.shape[0] for t in leaves(batch) if t.ndim} - {1}
+    if len(sizes) != 1 or max(sizes) <= samples:
         return batch
-    return tree_map(lambda t: t[:samples] if isinstance(t, Tensor) and t.ndim and t.shape[0] == count else t, batch)
+    return tree_map(lambda t: t[:samples] if isinstance(t, Tensor) and t.ndim else t, batch)
 
 
 def paired(batch: Any) -> Iterator[Any]:

@@ -29,7 +29,12 @@ def recorded(table, call):
     seen = []
     with (
         torch.inference_mode(),
-        Recorder(table, lambda func, args, kwargs, out: seen.append((func, args, kwargs, out)), {}),
+        Recorder(
+            table,
+            lambda func, args, kwargs, out: seen.append((func, args, kwargs, out)),
+            {},
+            lambda tensor, before: None,
+        ),
     ):
         call()
     return seen

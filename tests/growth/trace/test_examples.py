@@ -18,13 +18,15 @@ from n2n_cli.growth.trace.examples import (
 
 
 def test_first_samples_cut_what_has_the_batch_size_and_nothing_else():
-    batch = {"x": torch.randn(9, 3), "y": (torch.randn(9), torch.randn(5, 5)), "scale": 2.0, "number": torch.tensor(1)}
+    batch = {"x": torch.randn(9, 3), "y": (torch.randn(9), torch.randn(1, 5)), "scale": 2.0, "number": torch.tensor(1)}
     first = first_samples(batch)
     assert first["x"].shape == (PROOF_SAMPLES, 3) and first["y"][0].shape == (PROOF_SAMPLES,)
-    assert first["y"][1].shape == (5, 5) and first["scale"] == 2.0 and first["number"] is batch["number"]
+    assert first["y"][1].shape == (1, 5) and first["scale"] == 2.0 and first["number"] is batch["number"]
     assert torch.equal(first["x"], batch["x"][:PROOF_SAMPLES])
     assert first_samples(batch, 2)["x"].shape == (2, 3)
     assert first_samples(batch, 9) is batch
+    graph = (torch.randn(9, 3), torch.zeros(2, 20, dtype=torch.int64))
+    assert first_samples(graph) is graph, "nodes and edges"
 
 
 def test_inputs_are_prepared_in_the_models_type():

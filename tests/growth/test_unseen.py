@@ -1,0 +1,426 @@
+"""What networks of other people taught: each shows a kind of network that growth was once wrong on, or gave up."""
+
+import random
+from collections import deque
+from dataclasses import dataclass
+
+import pytest
+import torch
+from nets import perturb
+from torch import nn
+from torch.nn import functional as F
+
+from n2n_cli import growth
+from n2n_cli.growth import GrowthError
+
+X = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+
+
+def normal(*shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(len(shape)))
+
+
+class Size(nn.Module):
+    """A number that is the size of what grows: the student would divide by another."""
+
+    def __init__(self, bias=True):
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 4, bias=bias), nn.Linear(4, 2, bias=bias)
+
+    def scaled(self, x):
+        h = self.a(x).relu()
+        return self.b(h) * h.shape[-1] ** -0.5
+
+    def forward(self, x):
+        return self.scaled(x)
+
+
+class Masked(Size):
+    """A mask that rounding flips: on zeros the teacher itself jumps."""
+
+    def forward(self, x):
+        return self.scaled(x) * (x.abs().sum(-1, keepdim=True) > 0)
+
+
+class LargeBatch(Size):
+    def forward(self, x):
+        return self.scaled(x) if x.shape[0] > 4 else self.b(self.a(x).relu())
+
+
+class OddBatch(Size):
+    def forward(self, x):
+        return self.scaled(x) if x.shape[0] % 2 else self.b(self.a(x).relu())
+
+
+class Cached(Size):
+    """What a first batch left behind is read again."""
+
+    cache = None
+
+    def forward(self, x):
+        h = self.a(x).relu()
+        if self.cache is None or len(self.cache) != len(h):
+            self.cache = torch.full((len(h), 1), h.shape[-1] ** -0.5).to(h)
+        return self.b(h) * self.cache
+
+
+class ZeroHead(Size):
+    def __init__(self):
+        super().__init__()
+        nn.init.zeros_(self.b.weight), nn.init.zeros_(self.b.bias)
+
+
+class Wrapped(nn.Module):
+    """A forward that closes over the network: a copy of it would run the network itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm, self.b = nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)
+        plain = type(self).forward
+        self.forward = lambda x: plain(self, x)
+
+    def forward(self, x):
+        return self.b(self.norm(self.a(x)))
+
+
+class ClosedOver(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
+        self.act = lambda x: self.b(x).tanh()
+
+    def forward(self, x):
+        return self.act(self.a(x))
+
+
+WRONG = {  # a student was once given that computes something else
+    "a size as a number": (Size, X, "mul at the top module: reads how many these are as a number"),
+    "a mask at a jump": (Masked, torch.cat([X, torch.zeros(2, 3)]), "mul"),
+    "zeros into a network without biases": (lambda: Size(bias=False), torch.zeros(5, 3), "mul"),
+    "a branch for large batches": (LargeBatch, normal(8, 3), "mul"),
+    "a branch for odd batches": (OddBatch, normal(8, 3), "mul"),
+    "a cache": (Cached, X, "as a number"),
+    "a head of zeros": (ZeroHead, X, "function differs"),
+    "a wrapped forward": (Wrapped, X, "'a.weight' is read from the network itself"),
+    "a closure": (ClosedOver, X, "'b.weight' is read from the network itself"),
+    "TorchScript": (lambda: torch.jit.script(nn.Linear(3, 4)), X, "is TorchScript"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_no_student_rather_than_a_wrong_one(name):
+    make, example, words = WRONG[name]
+    teacher = make()
+    if name == "a cache":
+        teacher(example)
+    before = {key: tensor.clone() for key, tensor in teacher.state_dict().items()}
+    states = random.getstate(), torch.get_rng_state()
+    with pytest.raises(GrowthError, match=words) as caught:
+        growth.widen(teacher, example, 2.0)
+    assert "\n" not in str(caught.value)
+    assert all(torch.equal(before[key], tensor) for key, tensor in teacher.state_dict().items())
+    assert random.getstate() == states[0] and torch.equal(torch.get_rng_state(), states[1])
+
+
+def test_an_example_whose_outputs_are_constant_is_refused_where_others_are_not():
+    net = nn.Sequential(nn.Linear(3, 4, bias=False), nn.ReLU(), nn.Linear(4, 2, bias=False))
+    with pytest.raises(GrowthError, match="outputs are the same everywhere, so it can prove nothing"):
+        growth.widen(net, torch.zeros(5, 3), 2.0)
+
+
+# --- what grows, and how much --------------------------------------------------------------------------------
+
+
+class MinSize(nn.Module):
+    """A smallest image side of 16 beside 16 channels: only looks like a width."""
+
+    def __init__(self):
+        super().__init__()
+        self.min_size, self.conv, self.fc = 16, nn.Conv2d(3, 16, 3, padding=1), nn.Linear(16, 2)
+
+    def forward(self, x):
+        short = max(0, self.min_size - x.shape[-1])
+        return self.fc(self.conv(F.pad(x, (0, short, 0, short))).relu().mean((2, 3)))
+
+
+class Divided(nn.Module):
+    """A size as a number behind everything else: what it is the size of stays, the rest grows."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.d = nn.Linear(3, 4), nn.Linear(4, 6), nn.Linear(6, 8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        h = self.b(self.a(x).relu()).relu()
+        return self.d(self.c(h).relu()) / h.size(-1)
+
+
+class PythonDepth(nn.Module):
+    """Stochastic depth by Python's generator."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(3, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        x = self.a(x).relu()
+        if not (self.training and random.random() < 0.5):
+            x = x + self.b(x).relu()
+        return self.c(x)
+
+
+class Experts(nn.Module):
+    """The best of four: four samples would not reach them all."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Linear(3, 4)
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(3, 4 + n), nn.ReLU(), nn.Linear(4 + n, 2)) for n in range(4)
+        )
+
+    def forward(self, x):
+        best, out = self.gate(x).argmax(-1), x.new_zeros(len(x), 2)
+        for number, expert in enumerate(self.experts):
+            mine = best == number
+            if mine.any():
+                out[mine] = expert(x[mine])
+        return out
+
+
+class Tasks(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.trunk, self.inner = nn.Linear(3, 4), nn.Linear(4, 6)
+        self.back = nn.Linear(6, 4)
+        self.heads = nn.ModuleDict({"a": nn.Linear(4, 2), "b": nn.Linear(4, 5)})
+
+    def forward(self, x, task="a"):
+        return self.heads[task](self.back(self.inner(self.trunk(x).relu()).relu()))
+
+
+class Step(nn.Module):
+    """A time step of one entry beside a batch of four."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.t, self.norm, self.b = nn.Linear(3, 4), nn.Linear(1, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)
+
+    def forward(self, x, t):
+        return self.b(self.norm(self.a(x) + self.t(t[:, None])).relu())
+
+
+class Graph(nn.Module):
+    """Nodes and their adjacency matrix: four nodes would be another graph."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x, adjacency):
+        return self.b(adjacency @ self.a(x).relu())
+
+
+class Edges(Graph):
+    def forward(self, x, edges):
+        h = self.a(x)
+        return self.b(torch.zeros_like(h).index_add(0, edges[1], h[edges[0]]).relu())
+
+
+class Eight(Graph):
+    def forward(self, x):
+        return self.b(self.a(x.view(8, 3)).relu())
+
+
+class Padded(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.i, self.o = nn.Linear(3, 8), nn.Linear(8, 3)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x, mask):
+        h = self.i(x)
+        return self.o(h + self.attention(h, h, h, key_padding_mask=mask, need_weights=False)[0])
+
+
+class Translator(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.i, self.o = nn.Linear(3, 8), nn.Linear(8, 3)
+        self.inner = nn.Transformer(8, 2, 1, 1, 16, dropout=0.0, batch_first=True)
+
+    def forward(self, x, y):
+        return self.o(self.inner(self.i(x), self.i(y)))
+
+
+class NormByHand(nn.Module):
+    """CvT, NesT, Twins: a layer norm over channels, written out."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.shift = nn.Parameter(torch.ones(1, 8, 1, 1)), nn.Parameter(torch.zeros(1, 8, 1, 1))
+        self.a, self.b, self.fc = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 2)
+
+    def forward(self, x):
+        x = self.a(x)
+        variance, mean = torch.var_mean(x, 1, unbiased=False, keepdim=True)
+        return self.fc(self.b((x - mean) / (variance + 1e-5).sqrt() * self.scale + self.shift).relu().amax((2, 3)))
+
+
+class TwoPools(nn.Module):
+    """The head of fastai."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(16, 2)
+
+    def forward(self, x):
+        x = self.conv(x).relu()
+        return self.fc(torch.cat([F.adaptive_max_pool2d(x, 1), F.adaptive_avg_pool2d(x, 1)], 1).flatten(1))
+
+
+class Unpool(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 2, 3)
+
+    def forward(self, x):
+        x, where = F.max_pool2d(self.a(x), 2, return_indices=True)
+        return self.b(F.max_unpool2d(x, where, 2))
+
+
+class Bags(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.bag, self.fc = nn.EmbeddingBag(9, 4), nn.Linear(4, 2)
+
+    def forward(self, words):
+        return self.fc(self.bag(words))
+
+
+class Squeezed(nn.Module):
+    """Shapes that change in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.a, self.b = nn.Conv2d(3, 8, 4), nn.Linear(8, 6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        x = self.conv(x).relu().squeeze_(-1).squeeze_(-1)
+        return self.b(self.a(x.t_().t_()).relu())
+
+
+class OnlySingle(Graph):
+    """A kernel that fp64 does not have."""
+
+    def forward(self, x):
+        h = self.a(x).relu()
+        if h.dtype == torch.float64:
+            raise RuntimeError("not implemented for Double")
+        return self.b(h)
+
+
+class Flat(nn.Module):
+    """Channels last, then flattened: one group at a thousand places."""
+
+    def __init__(self, side):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 1), nn.Linear(4 * side * side, 2)
+
+    def forward(self, x):
+        return self.fc(self.conv(x).permute(0, 2, 3, 1).flatten(1))
+
+
+GROWS = {  # network, example, how much larger at a factor of 2
+    "a number that looks like a width": (MinSize, normal(2, 3, 32, 32), 1.9),
+    "a size as a number": (Divided, X, 1.4),
+    "chance that is Python's": (PythonDepth, X, 2.0),
+    "experts": (Experts, normal(64, 3), 1.8),
+    "tasks, one of them seen": (Tasks, X, 1.3),
+    "tasks, both seen": (Tasks, [X, {"x": X, "task": "b"}], 2.0),
+    "a single sample and a step": (Step, (normal(1, 3), torch.tensor([3.0])), 1.9),
+    "a batch and one step": (Step, (normal(4, 3), torch.tensor([3.0])), 1.9),
+    "a graph": (Graph, (normal(10, 3), normal(10, 10)), 1.9),
+    "a graph of edges": (Edges, (normal(10, 3), torch.arange(20).view(2, 10) % 10), 1.9),
+    "a fixed number of samples": (Eight, normal(8, 3), 1.9),
+    "a padding mask": (Padded, (normal(2, 5, 3), torch.zeros(2, 5).bool()), 3.0),
+    "nn.Transformer": (Translator, (normal(2, 5, 3), normal(2, 4, 3)), 3.0),
+    "a norm by hand": (NormByHand, normal(2, 3, 8, 8), 3.0),
+    "two pools": (TwoPools, normal(2, 3, 8, 8), 1.9),
+    "unpooling": (Unpool, normal(2, 3, 8, 8), 1.9),
+    "bags of words": (Bags, torch.arange(12).view(4, 3) % 9, 1.8),
+    "shapes in place": (Squeezed, normal(2, 3, 4, 4), 2.0),
+    "no fp64": (OnlySingle, X, 1.9),
+    "a thousand places": (lambda: Flat(32), normal(2, 3, 32, 32), 1.9),
+}
+
+
+@pytest.mark.parametrize("name", GROWS)
+def test_what_grows(name):
+    make, example, wanted = GROWS[name]
+    torch.manual_seed(0)
+    teacher = perturb(make())
+    grown = growth.widen(teacher, example, 2.0)
+    before, after = (sum(p.numel() for p in net.parameters()) for net in (teacher, grown.student))
+    assert after >= wanted * before, grown.notes
+    for one in example if isinstance(example, list) else [example]:
+        assert growth.function_gap(teacher, grown.student, one) < 1e-5
+    assert getattr(grown.student, "min_size", 16) == 16
+    assert any("proved in float32" in note for note in grown.notes) == (name == "no fp64")
+
+
+def test_a_head_that_no_example_reaches_still_runs_and_is_told():
+    torch.manual_seed(0)
+    teacher = Tasks()
+    grown = growth.widen(teacher, X, 2.0)
+    assert torch.allclose(grown.student(X, "b"), teacher(X, "b"), atol=1e-6)
+    assert any("does not reach heads.b" in warning for warning in grown.warnings)
+
+
+@dataclass(slots=True)
+class Slotted:
+    first: torch.Tensor
+
+
+@pytest.mark.parametrize("wrap", [Slotted, lambda h: deque([h])], ids=["slots", "deque"])
+def test_outputs_behind_slots_and_in_queues_stay_as_they_are(wrap):
+    class Net(Size):
+        def forward(self, x):
+            h = self.a(x).relu()
+            return self.b(h), wrap(h)
+
+    with pytest.raises(GrowthError, match="nothing of Net can grow: a, b: the network's output"):
+        growth.widen(Net(), X, 2.0)
+
+
+def test_a_vision_transformer_reaches_one_of_its_constructor():
+    from torchvision.models import VisionTransformer
+
+    def build(heads, width):
+        return VisionTransformer(32, 8, 2, heads, width, 2 * width, num_classes=10)
+
+    torch.manual_seed(0)
+    teacher = perturb(build(4, 24)).double()
+    for heads, width in ((8, 48), (6, 36)):
+        grown = growth.widen(teacher, normal(4, 3, 32, 32).double(), build(heads, width).double())
+        assert growth.function_gap(teacher, grown.student, normal(3, 3, 32, 32).double()) < 1e-12
+
+
+def test_a_deeper_network_without_running_statistics_is_exact_on_other_batches():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.ReLU(), nn.Conv2d(4, 2, 3))
+    grown = growth.deepen(perturb(net).double(), normal(4, 3, 8, 8).double(), ["0"])
+    assert growth.function_gap(net, grown.student, normal(6, 3, 9, 9).double(), training=False) < 1e-12
+
+
+def test_a_student_that_hardly_grew_is_a_warning():
+    class Mostly(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(20, 50), nn.Linear(50, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.c(self.b(self.a(x).cummax(-1)[0]).relu())
+
+    grown = growth.widen(Mostly(), normal(5, 20), 1.5)
+    assert any("times as many parameters: a, b: cummax" in warning for warning in grown.warnings)
