@@ -146,6 +146,7 @@ class Wider(ToWider):
 class ToDeeper(Op):
     pairs: Pairs
     sites: list[str] | None
+    activation: bool
 
 
 @dataclass

@@ -88,14 +88,15 @@ def grow(
         options = {"noise": op.noise} if isinstance(op, Wider) else {}
         return TO_WIDER[op.name](teacher, batch, plan, seed=seed, **options), to
     assert isinstance(op, ToDeeper)
-    to = deeper_constructor(steps, op.pairs, cfg.model, images) if op.sites is None else None
+    to = deeper_constructor(steps, op.pairs, cfg.model, images) if op.sites is None and op.activation else None
     sites = construct(to, seed, functions(cfg)) if to else op.sites
+    places: dict[str, Any] = {"pairs": op.pairs, "activation": op.activation}
     if isinstance(op, Deeper):
         calibration = dataset.calibration(images, cfg.training.batch_size, cfg.seed, op.calibration_batches)
-        return growth.deepen(teacher, batch, sites, pairs=op.pairs, calibration=calibration), to
+        return growth.deepen(teacher, batch, sites, calibration=calibration, **places), to
     if isinstance(sites, nn.Module):
         return growth.random_init(teacher, batch, sites, seed=seed), to
-    deeper = growth.deepen(teacher, batch, sites, pairs=op.pairs)
+    deeper = growth.deepen(teacher, batch, sites, **places)
     fresh = growth.random_init(teacher, batch, deeper.student, seed=seed, reset=True)
     fresh.recipe = {**deeper.recipe, "seed": seed}
     return fresh, None

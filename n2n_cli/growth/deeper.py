@@ -43,6 +43,7 @@ def deepen(
     *,
     pairs: int = 1,
     calibration: Iterable[Any] | None = None,
+    activation: bool = True,
 ) -> Growth:
     """Net2DeeperNet: a deeper student that computes the teacher's function.
 
@@ -59,6 +60,9 @@ def deepen(
         calibration: batches of training data for the statistics that batch norm undoes; None: the example alone.
             Exact on any batch in eval mode; in train mode exact on a single calibration batch, and as close as batch
             statistics are to the mean over several.
+
+        activation: False: new layers are linear, without the activation that is repeated else. These are exact behind
+            any layer (before SiLU or GELU, at the end of a residual branch), and can be multiplied into it again.
 
     Returns:
         Growth: ``.gap`` is the proof in fp64, in both modes, with statistics of the proof's own batch; ``.renamed``
@@ -84,7 +88,7 @@ def deepen(
         student, change = to_student(model, sites, examples[0])
         recipe: dict[str, Any] = {"op": "deeper", "new": [*change.layers, *change.zeros]}
     else:
-        places = insertions(model, examples[0], sites, pairs)
+        places = insertions(model, examples[0], sites, pairs, linear=not activation)
         student, change = _with_identities(model, places)
         recipe = {"op": "deeper", "insert": places}
 
@@ -93,7 +97,8 @@ def deepen(
     never_vary = identify(student, change.layers, change.sources, batches)
     _check_in_its_own_precision(model, student, proof[0], gap)
 
-    notes = [*proved_in(gap), *_notes(model, student, change, batches, never_vary)]
+    linear = [] if activation else ["the new layers are linear: no activation stands between them and the old ones"]
+    notes = [*proved_in(gap), *linear, *_notes(model, student, change, batches, never_vary)]
     groups = [GroupInfo([name], 0, 1, None, None) for name in [*change.layers, *change.blocks]]
     return Growth(student, gap, recipe, notes, groups, renamed=change.renamed)
 

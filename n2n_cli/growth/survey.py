@@ -135,7 +135,12 @@ def survey(model: nn.Module, example_input: Any, plan: Plan | None = None) -> Su
 
 
 def deepened(
-    model: nn.Module, example_input: Any, sites: Sequence[str] | None = None, *, pairs: int = 1
+    model: nn.Module,
+    example_input: Any,
+    sites: Sequence[str] | None = None,
+    *,
+    pairs: int = 1,
+    activation: bool = True,
 ) -> tuple[nn.Module, list[str]]:
     """The dry run of `deepen`: the deeper network on the meta device, and the modules that new layers stand behind.
 
@@ -148,7 +153,7 @@ def deepened(
     (['0'], [(4, 3), (4,), (4, 4), (4,), (2, 4), (2,)])
     """
     check_model(model, meta=True)
-    found = insertions(model, examples_of(model, example_input)[0], sites, pairs)
+    found = insertions(model, examples_of(model, example_input)[0], sites, pairs, linear=not activation)
     memo: dict[int, Any] = {}
     for tensor in chain(model.parameters(), model.buffers()):
         meta = torch.empty_like(tensor, device="meta")

@@ -424,3 +424,30 @@ def test_a_student_that_hardly_grew_is_a_warning():
 
     grown = growth.widen(Mostly(), normal(5, 20), 1.5)
     assert any("times as many parameters: a, b: cummax" in warning for warning in grown.warnings)
+
+
+class Smooth(nn.Module):
+    """Activations that are not idempotent, and a residual end."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 2, 1)
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        x = F.silu(self.norm(self.a(x)))
+        return self.c(F.gelu(x + self.b(x)))
+
+
+def test_linear_identity_layers_fit_where_no_idempotent_activation_stands():
+    torch.manual_seed(0)
+    net, x = perturb(Smooth()).double(), normal(4, 3, 8, 8).double()
+    with pytest.raises(GrowthError, match="has no place for an identity layer"):
+        growth.deepen(net, x)
+    grown = growth.deepen(net, x, activation=False)
+    assert [info.layers[0] for info in grown.groups] == ["norm.1", "norm.2", "b.1", "c.1"]
+    assert grown.gap.worst < 1e-12 and any("the new layers are linear" in note for note in grown.notes)
+    assert growth.function_gap(net, grown.student, normal(3, 3, 9, 9).double(), training=False) < 1e-12
+    again = growth.deeper.rebuild(net, grown.recipe)
+    again.load_state_dict(grown.student.state_dict())
+    assert growth.function_gap(grown.student, again, x) == 0

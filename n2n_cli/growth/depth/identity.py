@@ -42,6 +42,10 @@ class Maxout(nn.Module):
         return f"pieces={self.pieces}, dim={self.dim}, units_first={self.units_first}"
 
 
+NOTHING: Activation = ("nothing",)
+"""Of a layer that is linear: no activation stands before it."""
+
+
 def module_of(activation: Activation) -> type[nn.Module] | None:
     """The class of an idempotent activation, f(f(v)) = f(v), which is built from its numbers; None for any other.
 
@@ -77,7 +81,7 @@ def make_identity(
         channels: what enters the activation and leaves the layer.
         kernel: the layer's kernel size, of odd numbers; empty for a linear layer.
         groups: the layer's groups, if it is a convolution.
-        activation: one that `module_of` knows.
+        activation: one that `module_of` knows, or `NOTHING`.
         norm: the batch norm behind the layer, which has no bias then.
 
     Returns:
@@ -88,7 +92,7 @@ def make_identity(
         GrowthError: the activation is none that is known to be idempotent.
     """
     repeated = module_of(activation)
-    if repeated is None:
+    if repeated is None and activation != NOTHING:
         raise GrowthError(f"growth knows no activation '{activation[0]}' with f(f(v)) = f(v)")
     inner = channels // int(activation[1]) if activation[0] == "maxout" else channels
     layer: nn.Module
@@ -98,7 +102,7 @@ def make_identity(
         layer = convolution(inner, channels, tuple(kernel), padding=padding, groups=groups, bias=norm is None)
     else:
         layer = nn.Linear(inner, channels, bias=norm is None)
-    layers = [repeated(*activation[1:]), layer]
+    layers = [layer] if repeated is None else [repeated(*activation[1:]), layer]
     return [*layers, norm] if norm is not None else layers
 
 

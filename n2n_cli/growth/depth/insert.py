@@ -22,7 +22,9 @@ from n2n_cli.growth.trace.copies import deep_copy
 Insertion = Mapping[str, Any]
 
 
-def insertions(model: nn.Module, example: Any, patterns: Sequence[str] | None, pairs: int) -> list[dict[str, Any]]:
+def insertions(
+    model: nn.Module, example: Any, patterns: Sequence[str] | None, pairs: int, *, linear: bool = False
+) -> list[dict[str, Any]]:
     """Which identity layers are put where.
 
     Args:
@@ -30,6 +32,7 @@ def insertions(model: nn.Module, example: Any, patterns: Sequence[str] | None, p
         example: its input, on its device and in its type.
         patterns: of the names of layers or norms; None: the default sites (see `sites.choose`).
         pairs: how many vertical-horizontal pairs (n x 1, 1 x n), or single layers, at each site.
+        linear: without activations between them.
 
     Returns:
         list[dict[str, Any]]: one insertion per site, in the order of the patterns and of the forward pass.
@@ -41,7 +44,7 @@ def insertions(model: nn.Module, example: Any, patterns: Sequence[str] | None, p
     >>> [(found["after"], found["activation"]) for found in insertions(net, torch.randn(2, 3), None, 1)]
     [('0', 'relu')]
     """
-    found = find_sites(model, example)
+    found = find_sites(model, example, linear=linear)
     by_layer = {site.layer: site for site in found}
     chosen = _default(model, found) if patterns is None else _matching(found, patterns)
     return [_insertion(model, site, by_layer.get(site.follows or ""), pairs) for site in chosen]

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from n2n_cli.growth.depth.identity import Activation, module_of
+from n2n_cli.growth.depth.identity import NOTHING, Activation, module_of
 from n2n_cli.growth.groups.infer import recorded
 from n2n_cli.growth.groups.operations import OPERATIONS
 from n2n_cli.growth.groups.rules import movement
@@ -54,8 +54,10 @@ class Site:
         return n > 1 and other.kernel == (n, 1) and self.kernel == (1, n)
 
 
-def find_sites(model: nn.Module, example_input: Any) -> list[Site]:
+def find_sites(model: nn.Module, example_input: Any, *, linear: bool = False) -> list[Site]:
     """Every layer of weights in the order of the forward pass, with what follows it.
+
+    ``linear``: sites of layers without an activation, which fit behind any layer whose norm, if any, is a module.
 
     Raises:
         GrowthError: the model does not run on the example input; names the module.
@@ -66,13 +68,14 @@ def find_sites(model: nn.Module, example_input: Any) -> list[Site]:
     0 ('relu',) None
     2 ('nothing',) its output is an output of the network
     """
-    return _Finder(model, recorded(model, example_input)).sites()
+    return _Finder(model, recorded(model, example_input), linear).sites()
 
 
 class _Finder:
     """The operations of one recorded pass, and what reads what."""
 
-    def __init__(self, model: nn.Module, recording: Recording) -> None:
+    def __init__(self, model: nn.Module, recording: Recording, linear: bool) -> None:
+        self.linear = linear
         self.modules = dict(model.named_modules())
         self.recording = recording
         self.ops = [op for op in recording.ops if not self._bookkeeping(op)]
@@ -102,18 +105,19 @@ class _Finder:
         op, ops = self.ops[at], self.ops
         module = self.modules[op.path]
         place, norm, refusal, dropped = at, None, None, False
+        unnormed: str | None = None
         nxt, why = self._reader(at)
         while nxt is not None and ((row := OPERATIONS.of(ops[nxt])).is_dropout or (norm is None and row.norm)):
             if row.norm:
                 norm, place, dropped = self.modules[ops[nxt].path], nxt, False
                 if not isinstance(norm, NORM_MODULES):
-                    refusal = f"its {_base(ops[nxt])} is not a module of its own"
+                    refusal = unnormed = f"its {_base(ops[nxt])} is not a module of its own"
             else:
                 dropped = True
             nxt, why = self._reader(nxt)
         linear = isinstance(module, nn.Linear)
         channels = int(module.out_features if linear else module.out_channels)
-        activation: Activation = ("nothing",)
+        activation: Activation = NOTHING
         if nxt is None:
             refusal = refusal or why
         else:
@@ -127,6 +131,8 @@ class _Finder:
                 refusal = refusal or f"it feeds dropout and then {shown}, which does not pass dropout's scale"
             elif isinstance(norm, nn.modules.batchnorm._BatchNorm) and row.jumps:
                 refusal = refusal or f"it feeds {shown}, which jumps, and undoing batch norm is exact up to rounding"
+        if self.linear:
+            activation, refusal = NOTHING, unnormed
         if any(self.calls[ops[i].path, _base(ops[i])] > 1 for i in (at, place)):
             refusal = "it is called more than once"
         kernel, groups, expansion = self._shape(module, activation, nxt)

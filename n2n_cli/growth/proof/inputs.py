@@ -11,12 +11,12 @@ from torch.utils._pytree import tree_map
 
 from n2n_cli.growth.trace.examples import first_samples
 
-SMALLER, LARGER = 0.5, 1.5
+SMALLER, LARGER = 0.5, 1.25
 
 
 def other_inputs(example: Any) -> Iterator[tuple[str, Any]]:
     """Other inputs that a network may take, with what is different about them: random values in another number of
-    samples, and random values in smaller and larger images or longer sequences.
+    samples, and random values in one smaller and one larger image or sequence.
 
     Random values have mean and deviation of those that they stand for. Whole numbers (tokens, labels, positions) and
     masks (two values) are repeated or cut, never made up. Nobody knows which of them a network takes: they are tried.
@@ -26,7 +26,7 @@ def other_inputs(example: Any) -> Iterator[tuple[str, Any]]:
     for factor in (SMALLER, LARGER):
         what = f"inputs of {factor:g} times the size"
         for of_three in (1, 2):  # a tensor of three axes is [N, length, features] or [N, channels, length]
-            found = _resized(first_samples(example, 2), factor, of_three)
+            found = _resized(first_samples(example, 1), factor, of_three)
             if found is not None:
                 yield what, _random(found, generator)
             if not any(t.ndim == 3 for t in _tensors(example)):
