@@ -29,7 +29,7 @@ from n2n_cli.growth.groups.infer import infer, trace
 from n2n_cli.growth.proof.prove import prove_in_double
 from n2n_cli.growth.sizes.draw import draw
 from n2n_cli.growth.sizes.solve import solve
-from n2n_cli.growth.trace.calls import first_samples
+from n2n_cli.growth.trace.examples import first_samples
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "resnet50": lambda: torchvision.models.resnet50(),

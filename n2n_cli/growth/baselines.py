@@ -106,15 +106,17 @@ def _reset(student: nn.Module, seed: int) -> None:
         torch.manual_seed(seed)
         for module in student.modules():
             reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+            own = list(module.parameters(recurse=False))
+            before = [parameter.detach().clone() for parameter in own]
             if callable(reset):
                 reset()
-            else:
-                _reset_bare(module)
+            _reset_bare([p for p, was in zip(own, before, strict=True) if torch.equal(p, was)])
 
 
 @torch.no_grad()
-def _reset_bare(module: nn.Module) -> None:
-    """Parameters of a module without ``reset_parameters``: constants stay, others keep their spread."""
-    for parameter in module.parameters(recurse=False):
-        if parameter.numel() > 1 and parameter.std() > 0:
+def _reset_bare(parameters: list[nn.Parameter]) -> None:
+    """Parameters that no ``reset_parameters`` knows (of a module without one, of weight norm): constants stay, others
+    keep their spread."""
+    for parameter in parameters:
+        if parameter.is_floating_point() and parameter.numel() > 1 and parameter.std() > 0:
             parameter.copy_(torch.randn(parameter.shape) * parameter.std().item())

@@ -451,3 +451,16 @@ def test_linear_identity_layers_fit_where_no_idempotent_activation_stands():
     again = growth.deeper.rebuild(net, grown.recipe)
     again.load_state_dict(grown.student.state_dict())
     assert growth.function_gap(grown.student, again, x) == 0
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
+def test_random_initialization_reaches_what_reset_parameters_does_not_know(norm):
+    torch.manual_seed(0)
+    net = nn.Sequential(norm(nn.Linear(3, 4)), nn.ReLU(), nn.Linear(4, 2))
+    net.register_parameter("table", nn.Parameter(torch.zeros(4, dtype=torch.int8), requires_grad=False))
+    fresh = growth.random_init(net, X, 2.0, seed=5).student
+    old = {name: p for name, p in net.named_parameters() if p.ndim == 2 and min(p.shape) > 1}
+    assert all(
+        not torch.equal(dict(fresh.named_parameters())[name][: p.shape[0], : p.shape[1]], p) for name, p in old.items()
+    )

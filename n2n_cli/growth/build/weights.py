@@ -86,6 +86,8 @@ def grow_tensor(
             tensor = tensor.mul_(by.to(tensor.device, tensor.dtype).view(shape))
         elif consumed:
             tensor = tensor.div_(axis.copies.to(tensor.device, tensor.dtype).view(shape))
+    if name in special and maps[0] is None:  # its rows did not grow, and are multiplied all the same
+        tensor = tensor * special[name].to(tensor.device, tensor.dtype).view(-1, *[1] * (tensor.ndim - 1))
     return tensor
 
 

@@ -114,6 +114,7 @@ ROWS: dict[str, Operation] = {
     **_rows("layer_norm", Operation(reductions.layer_norm, norm=True, weight=2, bias=3)),
     **_rows("group_norm", Operation(reductions.group_norm, norm=True, weight=2, bias=3)),
     **_rows("rms_norm", Operation(reductions.rms_norm, norm=True, weight=2)),
+    **_rows("_weight_norm _weight_norm_interface", Operation(reductions.weight_norm)),
     # reductions and pools
     **_rows("softmax log_softmax _softmax _log_softmax", Operation(reductions.softmax)),
     **_rows("mean", Operation(reductions.mean, linear=True, zero="first")),

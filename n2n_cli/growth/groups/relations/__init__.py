@@ -8,7 +8,8 @@ from n2n_cli.growth.groups.relations.lengths import EqualLengths, Widths
 from n2n_cli.growth.groups.relations.norms import RelaxedNorms
 from n2n_cli.growth.groups.relations.shuffles import Shuffles
 from n2n_cli.growth.groups.relations.ties import Ties
+from n2n_cli.growth.groups.relations.weight_norms import WeightNorms
 from n2n_cli.growth.groups.structure import Relation
 
-RELATIONS: list[type[Relation]] = [EqualLengths, Ties, Widths, Shuffles, RelaxedNorms, HeadWidths]
+RELATIONS: list[type[Relation]] = [EqualLengths, Ties, Widths, Shuffles, RelaxedNorms, HeadWidths, WeightNorms]
 """In the order in which they change sizes, draw remappings and refine them."""

@@ -52,6 +52,21 @@ def _over_last_axes(ctx: Context, op: Op, kind: str, bias: Tensor | None, eps: f
     ctx.put(op, ctx.axes(x))
 
 
+def weight_norm(ctx: Context, op: Op) -> None:
+    """``_weight_norm(v, g, dim=0)``: still the weight v, to whoever reads it; the norm is over all axes but one."""
+    v, g, dim = op.args[0], op.args[1], op.arg(2, "dim", 0)
+    if dim != 0:
+        return ctx.unknown(op)
+    read = [ctx.axes(v)[d] for d in range(1, v.ndim) if is_open(ctx.axes(v)[d])]
+    if read and ctx.relate("weight norm", op, g, read) is None:
+        for axis in read:
+            fix(axis, ctx.reason(op, "a norm over its units"))
+    unify(ctx.axes(v)[0], ctx.use(g, 0))
+    for d in range(1, g.ndim):
+        fix(ctx.use(g, d), ctx.reason(op, "one value for many", "broadcast"))
+    ctx.put(op, ctx.axes(v), ctx.origins(v))
+
+
 def group_norm(ctx: Context, op: Op) -> None:
     """Groups of equal size: copies stay inside the group of their unit, as many for every unit."""
     axis, groups = ctx.axes(op.args[0])[1], op.args[1]

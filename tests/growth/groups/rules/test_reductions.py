@@ -30,6 +30,12 @@ CASES = {
         [(2, 6, 4), P(6), P(6)],
         "a2 ~b3+~c3 d4, ~b3+~c3, ~b3+~c3 -> a2 ~b3+~c3 d4",
     ),
+    "weight norm": (
+        lambda x, v, g: F.linear(x, torch._weight_norm(v, g, 0)),
+        [(2, 3), P(4, 3), P(4, 1)],
+        "a2 ~b3, c4 /~b3, c4 !1 -> a2 c4",
+        "one value for many",
+    ),
     "softmax": (lambda x: F.softmax(x, -1), [(2, 3)], "a2 !3 -> a2 !3", SHARE),
     "log softmax": (lambda x: x.log_softmax(0), [(2, 3)], "!2 a3 -> !2 a3", SHARE),
     "mean": (lambda x: x.mean(1), [(2, 3, 4)], "a2 ~b3 c4 -> a2 c4"),
