@@ -88,6 +88,7 @@ def random_init(model: nn.Module, example_input: Any, plan: Plan, *, seed: int =
     infos: list[GroupInfo] = []
     recipe: dict[str, Any] = {"op": "random_init", "plan": "student", "seed": seed}
     if isinstance(plan, nn.Module):
+        check_model(plan)
         student = deep_copy(plan).train(model.training)
     else:
         grown, _ = proved_student(model, example_input, plan, seed=seed)

@@ -79,12 +79,14 @@ def deepen(
     check_model(model)
     if isinstance(pairs, bool) or not isinstance(pairs, int) or pairs < 1:
         raise GrowthError(f"pairs is {pairs!r}: expected a whole number of at least 1")
+    _check_sites(sites)
     examples = examples_of(model, example_input)
     batches = _calibration(calibration, examples[0])
     recordings = [record_all(model, example, OPERATIONS, samples=8)[0] for example in examples]
     proof = [recording.example for recording in recordings]
 
     if isinstance(sites, nn.Module):
+        check_model(sites)
         student, change = to_student(model, sites, examples[0])
         recipe: dict[str, Any] = {"op": "deeper", "new": [*change.layers, *change.zeros]}
     else:
@@ -108,6 +110,20 @@ def _with_identities(model: nn.Module, places: Sequence[Insertion]) -> tuple[nn.
     with torch.random.fork_rng(devices=[]):  # these first weights are nobody's: the user's random state stays
         student, new = insert(model, places)
     return student, Change(new, sources(student, places), renamed=moved(model, places))
+
+
+def _check_sites(sites: Any) -> None:
+    """What ``sites`` may be.
+
+    Raises:
+        GrowthError: it is something else.
+    """
+    if sites is None or isinstance(sites, str | nn.Module):
+        return
+    if not isinstance(sites, list | tuple) or not sites or not all(isinstance(site, str) for site in sites):
+        raise GrowthError(
+            f"sites is {sites!r}: expected patterns of layer names, for example ['layer1.*'], or a network"
+        )
 
 
 def _calibration(batches: Iterable[Any] | None, example: Any) -> list[Any]:

@@ -78,6 +78,8 @@ def carry(old: Optimizer, teacher: nn.Module, new: Optimizer, growth: Growth) ->
 
 
 def _check(old: Optimizer, new: Optimizer, growth: Growth) -> None:
+    if not isinstance(growth, Growth):
+        raise GrowthError(f"growth is of type {type(growth).__name__}: expected what `widen` or `deepen` returned")
     op = growth.recipe.get("op")
     if op not in ("wider", "deeper"):
         raise GrowthError(f"{op}: weights that are random have no teacher's optimizer state")

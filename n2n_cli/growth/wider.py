@@ -41,6 +41,7 @@ from n2n_cli.growth.report import (
     warnings_of,
 )
 from n2n_cli.growth.sizes.draw import draw
+from n2n_cli.growth.sizes.layers import plain_number
 from n2n_cli.growth.sizes.solve import Plan, group_and_size
 from n2n_cli.growth.trace.examples import check_model, prepared
 from n2n_cli.growth.trace.record import Recording, record_all
@@ -112,6 +113,7 @@ def proved_student(
         GrowthError: the plan cannot be met, or a student that was asked for by name or layer is not exact.
     """
     check_model(model, seed)
+    plan = plain_number(plan)
     recordings = trace(model, example_input)
     while True:
         try:

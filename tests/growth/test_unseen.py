@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from n2n_cli import growth
 from n2n_cli.growth import GrowthError
+from n2n_cli.growth.survey import survey
 
 X = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
 
@@ -464,3 +465,40 @@ def test_random_initialization_reaches_what_reset_parameters_does_not_know(norm)
     assert all(
         not torch.equal(dict(fresh.named_parameters())[name][: p.shape[0], : p.shape[1]], p) for name, p in old.items()
     )
+
+
+MLP = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+LAZY = nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.LazyLinear(2))
+CALLS = {
+    "a name for a network": (lambda: growth.deepen("net", X), "of type str: expected a torch.nn.Module"),
+    "nothing to survey": (lambda: survey(None, X), "of type NoneType"),
+    "nothing to compare": (lambda: growth.function_gap(None, MLP, X), "of type NoneType"),
+    "a word for a mode": (lambda: growth.function_gap(MLP, MLP, X, training="yes"), "training is 'yes'"),
+    "a seed that is none": (lambda: growth.random_init(MLP, X, MLP, seed=None), "seed is None"),
+    "a lazy student": (lambda: growth.widen(MLP, X, LAZY), "'0.weight' is lazy"),
+    "a lazy baseline": (lambda: growth.random_init(MLP, X, LAZY), "'0.weight' is lazy"),
+    "a lazy deeper one": (lambda: growth.deepen(MLP, X, LAZY), "'0.weight' is lazy"),
+    "too wide": (lambda: growth.widen(MLP, X, 1e300), "asks for 4e\\+300 units of 0: expected at most"),
+    "too wide a layer": (lambda: growth.widen(MLP, X, {"0": 10**30}), "asks for 1e\\+30 units of 0"),
+    "no width": (lambda: growth.widen(MLP, X, {"0": 0}), "cannot shrink to 0$"),
+    "whole numbers as inputs": (lambda: growth.widen(MLP, torch.ones(5, 3, dtype=torch.long), 2.0), "does not run"),
+    "a number as site": (lambda: growth.deepen(MLP, X, [0]), "sites is \\[0\\]: expected patterns"),
+    "no site": (lambda: growth.deepen(MLP, X, []), "sites is \\[\\]"),
+    "one batch for several": (lambda: growth.deepen(MLP, X, calibration=X), "type Tensor: expected a list of batches"),
+    "no growth to carry": (lambda: growth.carry(None, MLP, None, MLP), "of type Sequential: expected what `widen`"),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_mistake_of_the_caller_is_one_line(name):
+    call, words = CALLS[name]
+    with pytest.raises(GrowthError, match=words) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+def test_numbers_of_numpy_are_numbers():
+    import numpy as np
+
+    for plan in (np.float32(2), np.int64(2), {"0": np.int64(8)}):
+        assert growth.widen(MLP, X, plan).student[0].out_features == 8

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from math import floor, isfinite
+from numbers import Integral, Real
+from typing import Any
 
 from n2n_cli.errors import suggest
 from n2n_cli.growth.errors import GrowthError
 from n2n_cli.growth.groups.axes import Axis, Group, is_open, length, resolve
 from n2n_cli.growth.groups.structure import Sizes, Structure, Wish
+
+MOST_UNITS = 2**24
 
 
 def by_factor(structure: Structure, factor: float) -> Wish:
@@ -18,6 +22,7 @@ def by_factor(structure: Structure, factor: float) -> Wish:
     Raises:
         GrowthError: the factor is no finite number of at least 1.
     """
+    factor = plain_number(factor)
     _check_factor(factor, "the factor")
     return Wish(
         {group: _scaled(group, factor) for group in structure.groups() if not group.fixed}, "factor", coupled=True
@@ -33,7 +38,8 @@ def by_layer(structure: Structure, plan: Mapping[str, float], *, coupled: bool =
     layers = _produced(structure)
     sizes: Sizes = {}
     asked: dict[Group, str] = {}
-    for pattern, amount in plan.items():
+    for pattern, given in plan.items():
+        amount = plain_number(given)
         if not isinstance(pattern, str):
             raise GrowthError(f"{pattern!r} is no layer pattern: expected text, for example 'layer1.*'")
         matched = [layer for layer in layers if fnmatchcase(layer, pattern)]
@@ -55,6 +61,13 @@ def by_layer(structure: Structure, plan: Mapping[str, float], *, coupled: bool =
     return Wish(sizes, "layers", set(asked), coupled)
 
 
+def plain_number(value: Any) -> Any:
+    """NumPy's numbers as Python's; anything else as it is."""
+    if isinstance(value, Integral | Real) and not isinstance(value, bool | int | float):
+        return int(value) if isinstance(value, Integral) else float(value)
+    return value
+
+
 def _check_factor(factor: float, what: str) -> None:
     if isinstance(factor, bool) or not isinstance(factor, int | float) or not isfinite(factor) or factor < 1:
         raise GrowthError(f"{what} is {factor!r}: expected a finite number of at least 1 (growth never shrinks)")
@@ -62,6 +75,14 @@ def _check_factor(factor: float, what: str) -> None:
 
 def _scaled(group: Group, factor: float) -> int:
     return max(group.n, floor(group.n * factor + 0.5))
+
+
+def check_sizes(structure: Structure, sizes: Sizes) -> None:
+    """Raises GrowthError where a plan asks for more units than a network can have."""
+    for group, size in sizes.items():
+        if size > MOST_UNITS:
+            layer = next(iter(structure.layers([group])), "a layer")
+            raise GrowthError(f"the plan asks for {size:.3g} units of {layer}: expected at most {MOST_UNITS}")
 
 
 def _produced(structure: Structure) -> dict[str, list[Axis]]:
@@ -84,7 +105,7 @@ def _axis_sizes(layer: str, axis: Axis, amount: float) -> Sizes:
         _check_factor(amount, f"the factor of layer '{layer}'")
         return {group: _scaled(group, amount) for group, _ in resolve(axis) if not group.fixed}
     if amount < total:
-        hint = f" (for a factor write {amount}.0)" if amount <= 8 else ""
+        hint = f" (for a factor write {amount}.0)" if 1 <= amount <= 8 else ""
         raise GrowthError(f"layer '{layer}' has {total} channels and cannot shrink to {amount}{hint}")
     each: dict[Group, int] = {}  # positions that one more unit adds; a grouped layer's units stand there several times
     for group, k in resolve(axis):

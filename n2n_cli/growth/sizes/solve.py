@@ -10,8 +10,9 @@ from torch import nn
 from n2n_cli.growth.errors import GrowthError
 from n2n_cli.growth.groups.infer import infer
 from n2n_cli.growth.groups.structure import Hold, Sizes, Structure
-from n2n_cli.growth.sizes.layers import by_factor, by_layer
+from n2n_cli.growth.sizes.layers import by_factor, by_layer, check_sizes
 from n2n_cli.growth.sizes.student import by_student, check_names
+from n2n_cli.growth.trace.examples import check_model
 from n2n_cli.growth.trace.record import Recording
 
 Plan = float | Mapping[str, float] | nn.Module
@@ -61,6 +62,7 @@ def solve(structure: Structure, plan: Plan, *, coupled: bool = False) -> Solutio
         wish = by_layer(structure, plan, coupled=coupled)
     else:
         wish = by_factor(structure, plan)
+    check_sizes(structure, wish.sizes)
     sizes, holds = dict(wish.sizes), list[Hold]()
     for relation in structure.relations:
         sizes, held = relation.fit(structure, sizes, wish)
@@ -81,6 +83,7 @@ def group_and_size(model: nn.Module, recordings: Sequence[Recording], plan: Plan
     """
     student = plan if isinstance(plan, nn.Module) else None
     if student is not None:
+        check_model(student)
         check_names(model, student)
     structure = infer(model, recordings, student=student)
     refusal: GrowthError | None = None
