@@ -53,8 +53,11 @@ def same_chance(seed: int = 0) -> Iterator[None]:
     """Everything random is drawn alike whenever this is entered: by PyTorch, NumPy and Python. Afterwards their
     generators (on all devices) are where they were."""
     python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    # torch.manual_seed would leave a seed waiting for GPUs that are not in use yet: another than the user's
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        for generator in (torch.default_generator, *(torch.cuda.default_generators[device] for device in devices)):
+            generator.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed)
         try:
