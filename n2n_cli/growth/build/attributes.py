@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from n2n_cli.growth.build.maps import grown_length
 from n2n_cli.growth.groups.structure import Attributes, Remappings, Structure
 
+MADE_OF = ("weight_v", "weight_orig", "parametrizations.weight.original1", "parametrizations.weight.original")
+"""Parameters of a weight's shape that a weight is computed from: by weight norm, spectral norm, pruning."""
 READ = (nn.Unflatten, nn.Transformer)  # of torch.nn, and yet read like a user's module
 
 
@@ -38,6 +40,10 @@ def follow(model: nn.Module, structure: Structure, remappings: Remappings) -> At
             n for n, _ in module.named_buffers(recurse=False)
         ]
         own = {n: structure.aliases[f"{path}.{n}" if path else n] for n in held}
+        for made_of in MADE_OF if "weight" not in own else ():
+            full = f"{path}.{made_of}" if path else made_of
+            if full in structure.aliases:
+                own["weight"] = structure.aliases[full]
         new = documented(module, {n: shape[full] for n, full in own.items()}, structure, own)
         changed = {k: v for k, v in new.items() if getattr(module, k, v) != v}
         if changed:

@@ -57,4 +57,5 @@ def test_a_network_of_weight_norms(norm, factor):
     grown = growth.widen(net, x, factor)
     shapes = [tuple(p.shape) for p in grown.student.parameters() if p.ndim == 4 and p.shape[1] > 1]
     assert shapes == [(4 * factor, 3, 3, 3), (6 * factor, 4 * factor, 3, 3)]
+    assert (grown.student[2].in_channels, grown.student[2].out_channels) == (4 * factor, 6 * factor)
     assert double_gap(net, grown.student, x) < 1e-12
