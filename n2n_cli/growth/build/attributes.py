@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from n2n_cli.growth.build.maps import grown_length
 from n2n_cli.growth.groups.structure import Attributes, Remappings, Structure
@@ -184,7 +185,8 @@ def options(
     places: dict[tuple[int, str], tuple[str, str]] = {}
     for path, module in model.named_modules():
         bare = isinstance(module, nn.modules.batchnorm._NormBase) and not any(True for _ in module.parameters())
-        if type(module).__module__.startswith("torch.nn.modules") and not isinstance(module, READ) and not bare:
+        kind = type_before_parametrizations(module)
+        if kind.__module__.startswith("torch.nn.modules") and not isinstance(module, READ) and not bare:
             continue
         for holder, name in numbers(module):
             key = (id(holder), name.rpartition(".")[2])
