@@ -71,14 +71,7 @@ def prove_candidate(model: nn.Module, candidate: Candidate, batches: list[Any], 
     def on_copies(teacher: nn.Module, constant: bool = False) -> Gap:
         return prove(teacher, student_of(teacher, candidate), *batches, constant=constant)
 
-    def in_some_way() -> Gap:
-        if dtype == torch.float64 and as_built:
-            try:
-                return prove(model, candidate.student, *batches)
-            except SaysNothing:
-                raise
-            except GrowthError:
-                pass  # code that rounds to fp32 somewhere is compared in fp64 throughout
+    def in_double_somehow() -> Gap:
         weights = weights_in_double(model, candidate.structure, candidate.remappings, candidate.maps)
         try:
             return prove_in_double(model, candidate.student, weights, *batches)
@@ -91,12 +84,19 @@ def prove_candidate(model: nn.Module, candidate: Candidate, batches: list[Any], 
                 return on_copies(model)
 
     try:
-        gap = in_some_way()
+        if dtype == torch.float64 and as_built:
+            try:
+                return prove(model, candidate.student, *batches)
+            except SaysNothing:
+                raise
+            except GrowthError:
+                pass  # code that rounds to fp32 somewhere is compared in fp64 throughout
+        gap = in_double_somehow()
     except SaysNothing as silent:
         if not silent.everywhere:
             raise
         gap = on_copies(with_random_weights(model), constant=True)  # its head is zero, perhaps: with others it speaks
-    if as_built and gap.kind == "float64" and dtype != torch.float64:
+    if as_built and gap.kind == "float64":
         rough = function_gap(model, candidate.student, batches[0], training=False)
         if not rough <= max(ROUGH.get(dtype, 3e-2), 1e9 * gap.floor):
             raise GrowthError(
