@@ -39,6 +39,8 @@ def random_pad(model: nn.Module, example_input: Any, plan: Plan, *, seed: int = 
     >>> bool((padded.student[0].weight[:4] == net[0].weight).all()), padded.gap.eval > 0
     (True, True)
     """
+    if isinstance(plan, nn.Module):
+        check_model(plan)
     grown, _ = proved_student(model, example_input, plan, seed=seed)
     student = grown.student if grown.given is None else deep_copy(grown.given).train(model.training)
     if grown.given is None:

@@ -83,7 +83,7 @@ def group_and_size(model: nn.Module, recordings: Sequence[Recording], plan: Plan
     """
     student = plan if isinstance(plan, nn.Module) else None
     if student is not None:
-        check_model(student)
+        check_model(student, meta=True)
         check_names(model, student)
     structure = infer(model, recordings, student=student)
     refusal: GrowthError | None = None
