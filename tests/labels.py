@@ -108,6 +108,12 @@ def labelled(
     return Labelled(text, list(writer.reasons), ctx, recording, arguments, results)
 
 
+def shown(call: Callable[..., Any], given: Sequence[Any]) -> list[str]:
+    """The labels of ``call(*given)`` in one line, then the reasons of what may not grow."""
+    found = labelled(call, *given)
+    return [found.text, *found.reasons]
+
+
 class _Writer:
     def __init__(self, ctx: Context) -> None:
         self.ctx = ctx

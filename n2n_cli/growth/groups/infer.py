@@ -150,20 +150,19 @@ def _hold_for_the_unreached(ctx: Context) -> None:
     """Fix what modules that no example reached may read or write elsewhere: of a ModuleDict or ModuleList, one member
     of which was reached (another task's head, another expert), all that this one shares with the rest of the network.
     """
-    root = ctx.modules[""]
-    reached = {name: name in ctx.readers for name, _ in root.named_parameters()}
-    owners = {path for path, module in ctx.modules.items() if isinstance(module, nn.ModuleDict | nn.ModuleList)}
+    names_of = [name for name, _ in ctx.modules[""].named_parameters()]
+    owners = [path for path, module in ctx.modules.items() if isinstance(module, nn.ModuleDict | nn.ModuleList)]
     for owner in owners:
+        before = f"{owner}." if owner else ""
         members: dict[str, list[str]] = {}
-        for name in reached:
-            if name.startswith(f"{owner}.") or not owner:
-                members.setdefault(name.removeprefix(f"{owner}.").partition(".")[0], []).append(name)
-        inside_of = {member: f"{owner}.{member}.".removeprefix(".") for member in members}
+        for name in names_of:
+            if name.startswith(before):
+                members.setdefault(name.removeprefix(before).partition(".")[0], []).append(name)
         missed = [
             member
             for member, names in members.items()
-            if not any(reached[name] for name in names)
-            and not any(f"{path}.".startswith(inside_of[member]) for path in ctx.ran)
+            if not any(name in ctx.readers for name in names)
+            and not any(f"{path}.".startswith(f"{before}{member}.") for path in ctx.ran)
         ]
         for member, names in members.items() if missed else ():
             if member in missed:
@@ -171,7 +170,7 @@ def _hold_for_the_unreached(ctx: Context) -> None:
             inside, outside = set[Group](), set[Group]()
             for name, axes in ctx.parameters.items():
                 (inside if name in names else outside).update(g for axis in axes for g, _ in resolve(axis))
-            why = f"{owner}.{missed[0]}, which no example reaches, may share them as {owner}.{member} does"
+            why = f"{before}{missed[0]}, which no example reaches, may share them as {before}{member} does"
             fix([(group, 1) for group in inside & outside], Reason("other", why))
 
 

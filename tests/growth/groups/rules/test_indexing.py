@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from labels import I, labelled
+from labels import I, shown
 
 INDEX, AN, APART, OWN = "looked up by index", "an index", "positions are told apart", "a size of its own"
 NO_RULE = "no rule for this operation"
@@ -85,7 +85,5 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_labels(case):
-    call, given, text, *reasons = case
-    found = labelled(call, *given)
-    assert found.text == text
-    assert found.reasons == reasons
+    call, given, *text_and_reasons = case
+    assert shown(call, given) == text_and_reasons

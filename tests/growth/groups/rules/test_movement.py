@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from labels import P, labelled
+from labels import P, labelled, shown
 
 from n2n_cli.growth.groups.rules.movement import segments
 from n2n_cli.growth.groups.structure import NO_FACTOR
@@ -84,10 +84,8 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_labels(case):
-    call, given, text, *reasons = case
-    found = labelled(call, *given)
-    assert found.text == text
-    assert found.reasons == reasons
+    call, given, *text_and_reasons = case
+    assert shown(call, given) == text_and_reasons
 
 
 @pytest.mark.parametrize(
