@@ -133,10 +133,11 @@ def test_an_example_whose_outputs_are_constant_is_refused_where_others_are_not()
 
 
 class MinSize(nn.Module):
-    """A smallest image side of 16 beside 16 channels: only looks like a width."""
+    """A smallest image side of 16, and 16 labels, beside 16 channels: only look like widths."""
 
     def __init__(self):
         super().__init__()
+        self.num_labels = 16
         self.min_size, self.conv, self.fc = 16, nn.Conv2d(3, 16, 3, padding=1), nn.Linear(16, 2)
 
     def forward(self, x):
@@ -366,7 +367,7 @@ def test_what_grows(name):
     assert after >= wanted * before, grown.notes
     for one in example if isinstance(example, list) else [example]:
         assert growth.function_gap(teacher, grown.student, one) < 1e-5
-    assert getattr(grown.student, "min_size", 16) == 16
+    assert all(getattr(grown.student, attribute, 16) == 16 for attribute in ("min_size", "num_labels"))
     assert any("proved in float32" in note for note in grown.notes) == (name == "no fp64")
 
 
