@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from n2n_cli.growth.build.maps import AxisMap
+from n2n_cli.growth.build.students import Candidate
 from n2n_cli.growth.errors import GrowthError
 from n2n_cli.growth.groups.axes import Group, resolve
 from n2n_cli.growth.groups.reasons import OBVIOUS, Reason
@@ -141,6 +142,14 @@ def proved_in(gap: Gap) -> list[str]:
     if gap.kind == "float64":
         return []
     return [f"proved in {gap.kind}: the network does not run in fp64"]
+
+
+def undescribed(grown: Candidate) -> list[str]:
+    """A note, where the student cannot be built again from its config."""
+    if grown.described:
+        return []
+    kind = type(grown.student).__name__
+    return [f"no settings of its config build this {kind}: from_pretrained cannot load what save_pretrained writes"]
 
 
 def nothing_grew(model: nn.Module, structure: Structure) -> GrowthError:

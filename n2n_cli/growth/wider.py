@@ -30,6 +30,7 @@ from n2n_cli.growth.groups.structure import Attributes, Sizes
 from n2n_cli.growth.proof.gap import Gap, measured_gap
 from n2n_cli.growth.proof.mend import build_until_proved
 from n2n_cli.growth.proof.prove import WEAK, Counterexample, prove_candidate
+from n2n_cli.growth.proof.settings import with_settings
 from n2n_cli.growth.report import (
     Growth,
     copies_that_never_part,
@@ -38,6 +39,7 @@ from n2n_cli.growth.report import (
     nothing_grew,
     proved_in,
     recipe_of,
+    undescribed,
     warnings_of,
 )
 from n2n_cli.growth.sizes.draw import draw
@@ -78,7 +80,7 @@ def widen(model: nn.Module, example_input: Any, plan: Plan, *, seed: int = 0, no
         raise GrowthError(f"noise is {noise!r}: expected a finite number of at least 0")
     grown, proof = proved_student(model, example_input, plan, seed=seed, noise=noise)
     structure, remappings, student = grown.structure, grown.remappings, grown.student
-    gap, notes = proof, [*proved_in(proof), *held_units(structure)]
+    gap, notes = proof, [*proved_in(proof), *held_units(structure), *undescribed(grown)]
     if noise:
         gap = measured_gap(model, student, structure.examples(), f"with noise; proved without: {proof.worst:.1e}")
     if proof.floor > WEAK:
@@ -141,7 +143,7 @@ def _proved_on(
     grown = build_until_proved(model, structure, solution, plan, student, prove)
     if not grown.remappings and plan != 1 and given is None:
         raise nothing_grew(model, structure)
-    return grown, gaps[-1]
+    return with_settings(model, grown, prove), gaps[-1]
 
 
 def rebuild(model: nn.Module, recipe: Mapping[str, Any]) -> nn.Module:

@@ -18,7 +18,8 @@ from n2n_cli.growth.trace.copies import deep_copy, first_names, named_tensors
 
 @dataclass
 class Candidate:
-    """A student before its proof, and all that it was made of. ``given``: the student whose shapes were asked for."""
+    """A student before its proof, and all that it was made of. ``given``: the student whose shapes were asked for;
+    ``described``: whether its config object, if it has one, says its sizes."""
 
     structure: Structure
     remappings: Remappings
@@ -26,6 +27,7 @@ class Candidate:
     attributes: Attributes
     given: nn.Module | None
     student: nn.Module
+    described: bool = True
 
     @property
     def sizes(self) -> Sizes:
