@@ -1,5 +1,6 @@
 """What networks of other people taught: each shows a kind of network that growth was once wrong on, or gave up."""
 
+import copy
 import random
 from collections import deque
 from dataclasses import dataclass
@@ -503,3 +504,62 @@ def test_numbers_of_numpy_are_numbers():
 
     for plan in (np.float32(2), np.int64(2), {"0": np.int64(8)}):
         assert growth.widen(MLP, X, plan).student[0].out_features == 8
+
+
+class PlainTensors(nn.Module):
+    """Positions that are no buffer, another tensor that nobody reads, and one that may not grow."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Linear(3, 8), nn.Linear(8, 2)
+        self.positions, self.unread, self.scale = torch.randn(5, 8), torch.randn(8), torch.tensor([1.0, 2.0])
+
+    def forward(self, x):
+        self.seen = self.embed(x) + self.positions.to(x.dtype)
+        return self.head(self.seen.relu()) * self.scale.to(x.dtype)
+
+
+def test_plain_tensors_grow_and_become_buffers():
+    torch.manual_seed(0)
+    net, x = PlainTensors(), normal(4, 5, 3)
+    net(x)  # leaves an activation behind
+    before = {name: value.clone() for name, value in vars(net).items() if isinstance(value, torch.Tensor)}
+    grown = growth.widen(net, x, 1.5)
+    student = grown.student
+    assert student.embed.out_features == 12 and grown.gap.worst < 1e-12
+    assert [name for name, _ in student.named_buffers()] == ["positions"] and student.unread.shape == (8,)
+    assert all(torch.equal(getattr(net, name), value) for name, value in before.items()) and not list(net.buffers())
+    again = growth.wider.rebuild(net, grown.recipe)
+    again.load_state_dict(student.state_dict())
+    assert growth.function_gap(student, again, x) == 0 and torch.equal(again.scale, net.scale)
+    assert growth.function_gap(net, growth.widen(student, x, 2.0).student, x) < 1e-5  # once more
+    moved = copy.deepcopy(student)
+    moved.positions += 1.0  # the proof reads them
+    assert growth.function_gap(net, moved, x) > 1e-3
+
+
+class Experts(nn.Module):
+    """Rows go through one of two matrices each, by an operation that has no fp64 kernel; ``factor`` spoils the rest."""
+
+    def __init__(self, factor=1.0):
+        super().__init__()
+        self.embed, self.factor = nn.Linear(4, 16), factor
+        self.up, self.down = nn.Parameter(torch.randn(2, 16, 32) / 4), nn.Parameter(torch.randn(2, 32, 16) / 6)
+        self.mid, self.head = nn.Linear(16, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        ends = torch.tensor([x.shape[0] // 2, x.shape[0]], dtype=torch.int32, device=x.device)
+        x = torch._grouped_mm(torch._grouped_mm(self.embed(x), self.up, offs=ends).relu(), self.down, offs=ends)
+        x = self.mid(x)
+        return self.head(x / (x.shape[-1] if self.factor is None else self.factor))
+
+
+@pytest.mark.parametrize("factor", [1.0, None])
+def test_an_operation_without_an_fp64_kernel_is_proved_and_located_in_fp32(factor):
+    torch.manual_seed(0)
+    net = Experts(factor)
+    grown = growth.widen(net, normal(8, 4), 2.0)
+    assert "proved in float32: the network does not run in fp64" in grown.notes
+    assert grown.student.up.shape == (2, 32, 64) and grown.student.down.shape == (2, 64, 32)
+    assert grown.student.mid.out_features == (16 if factor else 8)
+    assert growth.function_gap(net, grown.student, normal(6, 4)) < 1e-4

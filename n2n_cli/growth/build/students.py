@@ -13,7 +13,7 @@ from n2n_cli.growth.build.attributes import follow, set_attributes, told_by_rela
 from n2n_cli.growth.build.maps import Maps, all_maps
 from n2n_cli.growth.build.weights import grown_weights, multipliers
 from n2n_cli.growth.groups.structure import Attributes, Remappings, Sizes, Structure
-from n2n_cli.growth.trace.copies import deep_copy, first_names, named_tensors
+from n2n_cli.growth.trace.copies import deep_copy, first_names, named_tensors, plain_tensors
 
 
 @dataclass
@@ -95,8 +95,11 @@ def shapes_alone(
     maps = all_maps(structure, remappings)
     attributes = follow(model, structure, remappings) if attributes is None else attributes
     state: dict[str, Tensor] = {}
+    plain = dict(plain_tensors(model))
     for name, tensor in named_tensors(model, every_name=True):
         first = structure.aliases[name]
+        if first in plain and not any(maps[first]):
+            continue
         sizes = [n if axis is None else len(axis.index) for axis, n in zip(maps[first], tensor.shape, strict=True)]
         state.setdefault(first, torch.empty(sizes, dtype=tensor.dtype, device="meta"))
     student = with_state(model, state, structure.aliases)
@@ -105,11 +108,16 @@ def shapes_alone(
 
 
 def with_state(model: nn.Module, state: Mapping[str, Tensor], aliases: Mapping[str, str]) -> nn.Module:
-    """A copy of ``model`` of the same class that holds ``state``; tied tensors stay tied."""
+    """A copy of ``model`` of the same class that holds ``state``; tied tensors stay tied.
+
+    A plain tensor among the state becomes a buffer: what no constructor makes must be saved with the weights.
+    """
     memo: dict[int, Any] = {}
     made: dict[str, Tensor] = {}
     for name, tensor in named_tensors(model, every_name=True):
-        first = aliases[name]
+        first = aliases.get(name, name)
+        if first not in state:  # a plain tensor that stays as it is
+            continue
         if first not in made:
             made[first] = (
                 nn.Parameter(state[first], requires_grad=tensor.requires_grad)
@@ -118,16 +126,23 @@ def with_state(model: nn.Module, state: Mapping[str, Tensor], aliases: Mapping[s
             )
             made[first].__dict__.update(vars(tensor))  # what users pin to a parameter, such as _no_weight_decay
         memo[id(tensor)] = made[first]  # deepcopy takes these for the copies, so nothing is copied twice
-    return deep_copy(model, memo)
+    student = deep_copy(model, memo)
+    for name, _ in plain_tensors(model):
+        if name in state:
+            path, _, attribute = name.rpartition(".")
+            module = student.get_submodule(path)
+            delattr(module, attribute)
+            module.register_buffer(attribute, state[name])
+    return student
 
 
 def reshape(model: nn.Module, shapes: Mapping[str, list[int]], attributes: Attributes) -> nn.Module:
     """``model`` with parameters and buffers of new shapes (zeros) and attributes to match: a lineage replayed."""
-    aliases = first_names(model)
+    aliases, plain = first_names(model), dict(plain_tensors(model))
     state = {
         name: tensor.detach().new_zeros(shapes.get(name, tensor.shape))
         for name, tensor in named_tensors(model, every_name=True)
-        if aliases[name] == name
+        if aliases[name] == name and (name not in plain or name in shapes)
     }
     student = with_state(model, state, aliases)
     set_attributes(student, attributes)

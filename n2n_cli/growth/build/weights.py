@@ -11,22 +11,24 @@ from torch import Tensor, nn
 
 from n2n_cli.growth.build.maps import AxisMap, Maps
 from n2n_cli.growth.groups.structure import Remappings, Structure
-from n2n_cli.growth.trace.copies import named_tensors
+from n2n_cli.growth.trace.copies import named_tensors, plain_tensors
 
 
 def grown_weights(
     model: nn.Module, structure: Structure, remappings: Remappings, maps: Maps, *, noise: float = 0.0, seed: int = 0
 ) -> dict[str, Tensor]:
-    """Every parameter and buffer of the student, by name; no storage is shared with the teacher.
+    """Every parameter and buffer of the student, by name, and the plain tensors that grow; no storage is shared with the
+    teacher.
 
     ``noise``: standard deviation of the noise on all but the first copy of each unit, relative to that of the weight.
     """
     generator = torch.Generator().manual_seed(seed + 0x5EED)
     special = multipliers(structure, remappings)
     state: dict[str, Tensor] = {}
+    plain = dict(plain_tensors(model))
     with torch.no_grad():
         for name, tensor in named_tensors(model):
-            if structure.aliases[name] != name:
+            if structure.aliases[name] != name or (name in plain and not any(maps[name])):
                 continue
             grown = grow_tensor(name, tensor.detach(), structure, maps[name], special)
             if noise and isinstance(tensor, nn.Parameter):
@@ -47,7 +49,9 @@ def weights_in_double(
         tensor = tensor.double() if tensor.is_floating_point() else tensor
         return grow_tensor(first, tensor, structure, maps[first], special)
 
-    return {name: partial(one, first) for name, first in structure.aliases.items()}
+    plain = dict(plain_tensors(model))
+    stay = {name for name in plain if not any(maps[structure.aliases[name]])}
+    return {name: partial(one, first) for name, first in structure.aliases.items() if name not in stay}
 
 
 def multipliers(structure: Structure, remappings: Remappings) -> dict[str, Tensor]:

@@ -27,7 +27,8 @@ from n2n_cli.growth.trace.record import On, Op, Recording, run
 Labels = Mapping[int, list[Axis]]
 WINDOW = 8  # recorded operations among which a performed one is looked for
 ENTRIES = 64  # of each result are compared
-CLOSE = 1e-6  # relative to the largest entry, in fp64
+CLOSE = {torch.float64: 1e-6}  # relative to the largest entry
+ROUGH = 1e-2  # in other precisions
 
 
 @dataclass
@@ -53,10 +54,10 @@ class _Stop(Exception):
 def find(
     structure: Structure, remappings: Remappings, student: nn.Module, teacher: nn.Module | None = None
 ) -> Fault | None:
-    """The student's first fault; shapes alone without ``teacher``, else values too (both models in fp64).
+    """The student's first fault; shapes alone without ``teacher``, else values too (both models in fp64, if they run in it).
 
     Raises:
-        GrowthError: the teacher does not run in fp64.
+        GrowthError: the teacher does not run.
     """
     for at, recording in enumerate(structure.recordings):
         training = recording.training
@@ -67,10 +68,10 @@ def find(
         if teacher is not None:
             try:
                 steps = _beside(recording, teacher, example, training)
-                wanted = _samples(steps, labels, remappings)
+                wanted = _samples(steps, labels, remappings, recording.tensors)
                 _fill(wanted, teacher, example, training)
-            except Exception as error:  # the teacher's own code, in fp64
-                raise GrowthError(f"in fp64 the teacher does not run: {first_line(error)}") from error
+            except Exception as error:  # the teacher's own code
+                raise GrowthError(f"the teacher does not run: {first_line(error)}") from error
         on: On = "without chance" if wanted is not None else "real" if recording.data else "meta"
         fault = _Comparison(at, steps, labels, remappings, wanted, recording.tensors).run(
             student, example, training, on
@@ -120,13 +121,20 @@ class _Sample:
     scale: float = 0.0
 
 
-def _samples(steps: list[Op | None], labels: Labels, remappings: Remappings) -> list[list[_Sample]]:
+def _samples(
+    steps: list[Op | None], labels: Labels, remappings: Remappings, weights: Mapping[int, str]
+) -> list[list[_Sample]]:
+    """Of what is made of weights alone (transposed, cut) nothing is expected: its entries may be divided."""
     generator = torch.Generator().manual_seed(0)
     map_of = axis_mapper(remappings)
+    of_weights = set(weights)
     found = []
     for op in steps:
-        here = []
-        for out in op.outputs if op else []:
+        here: list[_Sample] = []
+        if op and op.tensors() and all(id(t) in of_weights for t in op.tensors()):
+            of_weights |= {id(out) for out in op.outputs}
+            here = [_Sample((), (), torch.ones(0)) for _ in op.outputs]
+        for out in op.outputs if op and not here else []:
             theirs, ours, factor = [], [], torch.ones(ENTRIES, dtype=torch.float64)
             for dim, axis in enumerate(labels[id(out)]):
                 known = map_of(axis)
@@ -148,7 +156,7 @@ def _fill(wanted: list[list[_Sample]], teacher: nn.Module, example: Any, trainin
 
     def visit(op: Op) -> None:
         for sample, out in zip(next(steps), op.outputs, strict=False):
-            if out.numel() and out.ndim == len(sample.theirs) and not OPERATIONS.of(op).blank:
+            if out.numel() and out.ndim == len(sample.theirs) > 0 and not OPERATIONS.of(op).blank:
                 sample.values = out[sample.theirs].double() * sample.factor
                 sample.scale = float(out.double().abs().max())
 
@@ -208,7 +216,7 @@ class _Comparison:
             sample = self.wanted[self.at][which] if self.wanted else None
             if sample is not None and sample.values is not None:
                 off = (out[sample.ours].double() - sample.values).abs().max().item()
-                if not off <= CLOSE * max(sample.scale, 1e-30):
+                if not off <= CLOSE.get(out.dtype, ROUGH) * max(sample.scale, 1e-30):
                     return self._fault(theirs, "gives other values")
         return None
 

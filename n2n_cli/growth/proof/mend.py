@@ -22,6 +22,7 @@ from n2n_cli.growth.errors import GrowthError
 from n2n_cli.growth.groups.axes import Group, resolve
 from n2n_cli.growth.groups.reasons import Reason
 from n2n_cli.growth.groups.structure import Attributes, Sizes, Structure
+from n2n_cli.growth.proof.gap import runs
 from n2n_cli.growth.proof.locate import Fault, find
 from n2n_cli.growth.proof.prove import Counterexample, Unprovable
 from n2n_cli.growth.sizes.solve import Plan, Solution, solve
@@ -111,7 +112,7 @@ def _read_as_numbers(model: nn.Module, structure: Structure, fault: Fault, sizes
         if sizes.get(group, group.n) != group.n
     ]
     near = list(dict.fromkeys(met))
-    teacher = in_double(model)
+    teacher = _in_double_if_it_runs(model, structure)
     for group in near[:MOST_TRIED]:
         candidate = build({**sizes, **{held: held.n for held in structure.bound([group])}}, None)
         found = None
@@ -164,19 +165,25 @@ def _leave_alone_what_need_not_follow(model: nn.Module, candidate: Candidate) ->
                 reverted(some)
 
 
+def _in_double_if_it_runs(model: nn.Module, structure: Structure) -> nn.Module:
+    """A copy in fp64; the model itself where an operation has no such kernel (`torch._grouped_mm`)."""
+    wide = in_double(model)
+    return wide if all(runs(wide, example) for example in structure.examples()) else model
+
+
 def _reread_until_stuck(model: nn.Module, candidate: Candidate) -> tuple[Attributes, Fault | None]:
     """Other readings of the modules' numbers as far as they help, and the fault that remains."""
     attributes, structure, remappings = candidate.attributes, candidate.structure, candidate.remappings
     student, fault = candidate.student, None
     references: list[nn.Module | None] = [None]
     if not any(parameter.is_meta for parameter in student.parameters()):
-        teacher = in_double(model)
+        teacher = _in_double_if_it_runs(model, structure)
         student = student_of(teacher, candidate)
         references.append(teacher)
     for reference in references:  # shapes first, then values
         try:
             fault = find(structure, remappings, student, reference)
-        except GrowthError:  # the teacher does not run in fp64: shapes must do
+        except GrowthError:  # the teacher does not run as it is compared: shapes must do
             break
         while fault is not None and candidate.given is None:
             better = _reread(model, candidate, student, attributes, fault, reference)

@@ -16,9 +16,20 @@ def named_buffers(model: nn.Module) -> list[tuple[str, Tensor]]:
     return list(model.named_buffers(remove_duplicate=False))
 
 
+def plain_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Numbers that modules keep as ordinary attributes (``self.positions = torch.randn(9, 8)``), neither parameter nor
+    buffer; remembered activations left out."""
+    return [
+        (f"{path}.{name}" if path else name, value)
+        for path, module in model.named_modules()
+        for name, value in vars(module).items()
+        if isinstance(value, Tensor) and value.is_floating_point() and value.ndim and value.grad_fn is None
+    ]
+
+
 def slots(model: nn.Module) -> list[tuple[str, Tensor]]:
-    """Every place that holds a parameter or buffer, once: a tied tensor has several places, a shared module is one."""
-    found: list[tuple[str, Tensor]] = []
+    """Every place that holds a tensor, once: a tied tensor has several places, a shared module is one."""
+    found: list[tuple[str, Tensor]] = plain_tensors(model)
     for path, module in model.named_modules():
         for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
             if tensor is not None:
@@ -27,7 +38,7 @@ def slots(model: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def twin(model: nn.Module, stand_in: Callable[[str, Tensor], Tensor]) -> tuple[nn.Module, dict[str, Tensor]]:
-    """A copy of the modules that holds ``stand_in(name, tensor)`` for each parameter and buffer; and these by name.
+    """A copy of the modules that holds ``stand_in(name, tensor)`` for each of their tensors; and these by name.
 
     What a forward pass leaves behind in the modules (caches, counters) stays in the copy.
     """
@@ -43,12 +54,13 @@ def twin(model: nn.Module, stand_in: Callable[[str, Tensor], Tensor]) -> tuple[n
 
 
 def named_tensors(model: nn.Module, *, every_name: bool = False) -> list[tuple[str, Tensor]]:
-    """Parameters, then buffers; tied parameters once, or with ``every_name`` under each of their names."""
-    return [*model.named_parameters(remove_duplicate=not every_name), *named_buffers(model)]
+    """Parameters, buffers, plain tensors; tied parameters once, or with ``every_name`` under each of their names."""
+    parameters = model.named_parameters(remove_duplicate=not every_name)
+    return [*parameters, *named_buffers(model), *plain_tensors(model)]
 
 
 def first_names(model: nn.Module) -> dict[str, str]:
-    """Every name of a parameter or buffer -> the first name of the same tensor."""
+    """Every name of a tensor -> the first name of the same tensor."""
     first: dict[int, str] = {}
     return {name: first.setdefault(id(tensor), name) for name, tensor in named_tensors(model, every_name=True)}
 
@@ -75,4 +87,8 @@ def deep_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module
 
 def in_double(model: nn.Module) -> nn.Module:
     """A copy of the model in fp64."""
-    return deep_copy(model).double()
+    copied = deep_copy(model).double()
+    for name, tensor in plain_tensors(copied):
+        path, _, attribute = name.rpartition(".")
+        setattr(copied.get_submodule(path), attribute, tensor.double())
+    return copied

@@ -47,6 +47,21 @@ def test_the_first_wrong_value_is_found_at_its_operation(name, where):
     assert fault.recording == (1 if "running" in name else 0), "train mode comes first, and does not read it"
 
 
+class Transposed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.weight = nn.Linear(3, 4), nn.Parameter(torch.randn(2, 4))
+
+    def forward(self, x):
+        return self.first(x).relu() @ self.weight.t()
+
+
+def test_a_weight_that_is_divided_among_copies_is_no_fault():
+    net = Transposed().double()
+    structure, remappings, student = grown(net, torch.randn(5, 3).double(), 3)
+    assert student.weight.shape == (2, 12) and find(structure, remappings, student, net) is None
+
+
 def test_a_later_fault_is_deeper():
     net = deep()
     depths = []

@@ -58,6 +58,16 @@ def _product(ctx: Context, op: Op, x: Tensor, y: Tensor) -> list[Axis]:
     return [*lead, ctx.use(x, x.ndim - 2), ctx.use(y, y.ndim - 1)]
 
 
+def grouped_matmul(ctx: Context, op: Op) -> None:
+    """Rows [n, in], in blocks that ``offs`` ends, times the matrix of their block in [blocks, in, out]: experts."""
+    x, y = op.args[:2]
+    if x.ndim != 2 or y.ndim != 3:
+        raise UnknownCall("no rule for this operation")
+    fix(ctx.use(y, 0), ctx.reason(op, "a matrix for each block of rows"))
+    contract(ctx, op, (x, 1), (y, 1))
+    ctx.put(op, [ctx.use(x, 0), ctx.use(y, 2)])
+
+
 def convolution(ctx: Context, op: Op, *, transposed: bool = False) -> None:
     """Weight [out, in / groups, *kernel]; transposed [in, out / groups, *kernel]."""
     x, weight, bias = op.args[0], op.args[1], op.arg(2, "bias")

@@ -96,7 +96,7 @@ def glu(ctx: Context, op: Op) -> None:
 
 
 def slice_(ctx: Context, op: Op) -> None:
-    """``x[start:end:step]`` along one axis."""
+    """``x[start:end:step]`` along one axis; in steps, one of every ``step`` neighbours, or the axis stays."""
     x = op.args[0]
     dim, start, end, step = op.arg(1, "dim", 0), op.arg(2, "start", 0), op.arg(3, "end"), op.arg(4, "step", 1)
     dim, size = dim % x.ndim, x.shape[dim % x.ndim]
@@ -107,6 +107,9 @@ def slice_(ctx: Context, op: Op) -> None:
         origins = _origins_after_cut(ctx, x, dim)
         if step == 1:
             axes[dim] = cut(axes[dim], start, end)
+        elif size % step == 0 and start < step and end > size - step + start:
+            unify(axes[dim], [(Group(size // step), step)])  # ``step`` neighbours are copied as a whole
+            axes[dim] = [(group, k // step) for group, k in resolve(axes[dim])]
         else:
             fix(axes[dim], ctx.reason(op, "taken in steps"))
             axes[dim] = constant(op.outputs[0].shape[dim], ctx.reason(op, "taken in steps"))

@@ -36,6 +36,12 @@ CASES = {
         TWO,
     ),
     "by a vector": (torch.matmul, [(2, 3), (3,)], "!2 !3, !3 -> !2", "no rule for this operation"),
+    "experts": (
+        lambda x, w: torch._grouped_mm(x, w, offs=torch.tensor([2, 5], dtype=torch.int32)),
+        [(5, 8), P(2, 8, 16)],
+        "a5 b8, !2 /b8 c16 -> a5 c16",
+        "a matrix for each block of rows",
+    ),
     "addmm": (torch.addmm, [P(4), (2, 3), P(3, 4)], "a4, b2 c3, /c3 a4 -> b2 a4"),
     "baddbmm": (torch.baddbmm, [(5, 2, 4), (5, 2, 3), P(5, 3, 4)], "a5 b2 c4, a5 b2 d3, a5 /d3 c4 -> a5 b2 c4"),
     "conv2d": (

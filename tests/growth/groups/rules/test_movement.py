@@ -41,7 +41,11 @@ CASES = {
     "slice": (lambda x: x[:, 1:3], [(2, 6)], "a2 b1+c2+d3 -> a2 c2"),
     "slice from the end": (lambda x: x[:, -2:], [(2, 6)], "a2 b4+c2 -> a2 c2"),
     "slice of everything": (lambda x, w: F.linear(x, w[:, :]), [(5, 3), P(4, 3)], "a5 b3, c4 /b3 -> a5 c4"),
-    "slice in steps": (lambda x: x[:, ::2], [(2, 6)], "a2 !6 -> a2 !3", STEPS),
+    "slice in steps": (lambda x: x[:, ::2], [(2, 6)], "a2 b3*2 -> a2 b3"),
+    "slice in steps, the others": (lambda x: x[:, 2::3], [(2, 6)], "a2 b2*3 -> a2 b2"),
+    "both halves of the pairs": (lambda x: x[:, ::2] * x[:, 1::2], [(2, 6)], "a2 b3*2 -> a2 b3"),
+    "slice in steps, not of all": (lambda x: x[:, :4:2], [(2, 6)], "a2 !6 -> a2 !2", STEPS),
+    "slice in steps that leave a rest": (lambda x: x[:, ::2], [(2, 5)], "a2 !5 -> a2 !3", STEPS),
     "pad": (lambda x: F.pad(x, (1, 2)), [(2, 6)], "a2 b6 -> a2 !1+b6+!2", PADDING),
     "pad by less than nothing": (lambda x: F.pad(x, (0, 0, -1, 2)), [(2, 6, 3)], "a2 b1+c5 d3 -> a2 c5+!2 d3", PADDING),
     # axes of size one, repeats
