@@ -17,8 +17,7 @@ from n2n_cli.growth.trace.copies import named_tensors, plain_tensors
 def grown_weights(
     model: nn.Module, structure: Structure, remappings: Remappings, maps: Maps, *, noise: float = 0.0, seed: int = 0
 ) -> dict[str, Tensor]:
-    """Every parameter and buffer of the student, by name, and the plain tensors that grow; no storage is shared with the
-    teacher.
+    """Every parameter and buffer of the student, by name, and the plain tensors that grow; no storage is the teacher's.
 
     ``noise``: standard deviation of the noise on all but the first copy of each unit, relative to that of the weight.
     """

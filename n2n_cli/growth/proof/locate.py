@@ -54,7 +54,7 @@ class _Stop(Exception):
 def find(
     structure: Structure, remappings: Remappings, student: nn.Module, teacher: nn.Module | None = None
 ) -> Fault | None:
-    """The student's first fault; shapes alone without ``teacher``, else values too (both models in fp64, if they run in it).
+    """The student's first fault; shapes alone without ``teacher``, else values too (both in fp64, if they run in it).
 
     Raises:
         GrowthError: the teacher does not run.
