@@ -144,7 +144,17 @@ def explained(failure: str, student: nn.Module, change: Change, batch: Any) -> s
 
         return hook
 
+    norms: dict[str, list[Tensor]] = {}  # of the new blocks: what each of them gave
+
+    def keep(name: str) -> Any:
+        return lambda module, args, output: norms.update({name: [t for t in tree_leaves(output)][:1]})
+
     hooks = [student.get_submodule(name).register_forward_hook(watch(name), with_kwargs=True) for name in change.blocks]
+    hooks += [
+        module.register_forward_hook(keep(name))
+        for name, module in student.named_modules()
+        if under(name, change.blocks) and "norm" in type(module).__name__.lower()
+    ]
     try:
         outputs(student, prepared(student, batch), training=False)
     finally:
@@ -154,5 +164,12 @@ def explained(failure: str, student: nn.Module, change: Change, batch: Any) -> s
         if not any(t.any() for t in leaving):
             continue  # a branch that its caller adds
         if [t.shape for t in entering] != [t.shape for t in leaving] or not relative(leaving, entering) < 1e-9:
+            last = next((norm for norm, given in norms.items() if under(norm, {name}) and _same(given, leaving)), None)
+            if last is not None:
+                return f"the new block '{name}' has no zero form: it ends in a norm behind the addition ('{last}')"
             return f"the new block '{name}' changes what passes through it beside its branch: {failure}"
     return failure
+
+
+def _same(some: list[Any], others: list[Tensor]) -> bool:
+    return len(some) == len(others) and all(torch.equal(a, b) for a, b in zip(some, others, strict=True))

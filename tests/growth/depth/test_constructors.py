@@ -247,3 +247,21 @@ def test_a_failure_is_explained_where_there_is_more_to_say():
     assert explained("it failed", moved, Change([], blocks=["0", "1"]), x) == words
     torch.nn.init.eye_(moved[1].weight), torch.nn.init.zeros_(moved[1].bias)
     assert explained("it failed", moved, Change([], blocks=["0", "1"]), x) == "it failed"
+
+
+class PostNorm(nn.Module):
+    def __init__(self, depth):
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.TransformerEncoderLayer(8, 2, 12, batch_first=True) for _ in range(depth))
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def test_a_block_that_ends_in_a_norm_has_no_zero_form():
+    torch.manual_seed(0)
+    words = r"the new block 'blocks.1' has no zero form: it ends in a norm behind the addition \('blocks.1.norm2'\)"
+    with pytest.raises(GrowthError, match=words):
+        growth.deepen(PostNorm(1), torch.randn(2, 5, 8), PostNorm(2))

@@ -148,11 +148,17 @@ def attention(ctx: Context, op: Op) -> None:
     q, k, v = op.args[:3]
     mask = op.arg(3, "attn_mask")
     tensors = [t for t in (q, k, v, mask) if t is not None]
-    lead = []
-    for d in range(q.ndim - 2):
+    lead, shared = [], op.arg(7, "enable_gqa", False) and q.ndim > 2 and q.shape[-3] != k.shape[-3]
+    for d in range(q.ndim - 2 - bool(shared)):
         places = [(t, d - q.ndim + t.ndim) for t in tensors]
         places = [(t, p) for t, p in places if p >= 0]
         lead.append(meet(ctx, op, places, max(t.shape[p] for t, p in places)))
+    if shared:  # several heads of queries for each of keys and values, which grow together
+        unify(ctx.axes(k)[-3], ctx.axes(v)[-3])
+        unify(scaled(ctx.axes(k)[-3], q.shape[-3] // k.shape[-3]), ctx.axes(q)[-3])
+        if mask is not None and mask.ndim > 2:
+            meet(ctx, op, [(q, q.ndim - 3), (mask, mask.ndim - 3)], q.shape[-3])
+        lead.append(ctx.axes(q)[-3])
     unify(ctx.axes(q)[-1], ctx.axes(k)[-1])
     if ctx.relate("head width", op, ctx.axes(q)[-1]) is None:
         fix(ctx.axes(q)[-1], ctx.reason(op, "a sum over two activations"))

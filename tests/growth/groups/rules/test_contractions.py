@@ -1,5 +1,7 @@
 """What sums over channels: labels in, labels out (`labels` explains the notation)."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -94,6 +96,14 @@ CASES = {
         F.scaled_dot_product_attention,
         [(2, 3, 5, 4), (2, 3, 6, 4), (2, 3, 6, 7)],
         "a2 b3 !5 !4, a2 b3 !6 !4, a2 b3 !6 c7 -> a2 b3 !5 c7",
+        QUERIES,
+        SCORES,
+        KEYS,
+    ),
+    "attention, two heads of queries for each of keys": (
+        partial(F.scaled_dot_product_attention, enable_gqa=True),
+        [(2, 6, 5, 4), (2, 3, 6, 4), (2, 3, 6, 7)],
+        "a2 b3*2 !5 !4, a2 b3 !6 !4, a2 b3 !6 c7 -> a2 b3*2 !5 c7",
         QUERIES,
         SCORES,
         KEYS,
