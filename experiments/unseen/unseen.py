@@ -262,7 +262,7 @@ def readme(files: dict[str, Row]) -> str:
         rows = data["rows"]
         outcomes = Counter(row["outcome"] for row in rows)
         factors = [row["parameter_factor"] for row in rows if "parameter_factor" in row]
-        gaps = [max(row["gaps"].values()) for row in rows if row.get("exact") and row["gaps"] and not row["rounds"]]
+        gaps = [max(row["gaps"].values()) for row in rows if row.get("exact") and row["gaps"] and not row.get("rounds")]
         cells = [library, len(rows), *(outcomes[name] for name in MEANING)]
         cells += [f"{median(factors):.2f}" if factors else "", f"{max(gaps):.0e}" if gaps else ""]
         out.append("| " + " | ".join(map(str, cells)) + " |")

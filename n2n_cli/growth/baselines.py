@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from n2n_cli.growth.build.initialize import initialize
 from n2n_cli.growth.proof.gap import measured_gap
 from n2n_cli.growth.report import GroupInfo, Growth, group_infos, held_units, recipe_of, warnings_of
 from n2n_cli.growth.sizes.solve import Plan
@@ -44,7 +45,7 @@ def random_pad(model: nn.Module, example_input: Any, plan: Plan, *, seed: int = 
     grown, _ = proved_student(model, example_input, plan, seed=seed)
     student = grown.student if grown.given is None else deep_copy(grown.given).train(model.training)
     if grown.given is None:
-        _reset(student, seed)
+        initialize(student, seed)
     state = {name: tensor.detach() for name, tensor in named_tensors(student)}
     with torch.no_grad():
         for name, tensor in named_tensors(model):
@@ -97,29 +98,6 @@ def random_init(model: nn.Module, example_input: Any, plan: Plan, *, seed: int =
         student, infos = grown.student, group_infos(grown.structure, grown.sizes)
         recipe = recipe_of("random_init", model, student, plan, seed, grown.attributes)
     if reset or not isinstance(plan, nn.Module):
-        _reset(student, seed)
+        initialize(student, seed)
     gap = measured_gap(model, student, [first_samples(one) for one in examples_of(model, example_input)])
     return Growth(student, gap, recipe, [], infos)
-
-
-def _reset(student: nn.Module, seed: int) -> None:
-    """PyTorch's default initialization of every layer, drawn from ``seed``."""
-    devices = {p.device for p in student.parameters() if p.device.type == "cuda"}
-    with torch.random.fork_rng(devices=list(devices)):
-        torch.manual_seed(seed)
-        for module in student.modules():
-            reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
-            own = list(module.parameters(recurse=False))
-            before = [parameter.detach().clone() for parameter in own]
-            if callable(reset):
-                reset()
-            _reset_bare([p for p, was in zip(own, before, strict=True) if torch.equal(p, was)])
-
-
-@torch.no_grad()
-def _reset_bare(parameters: list[nn.Parameter]) -> None:
-    """Parameters that no ``reset_parameters`` knows (of a module without one, of weight norm): constants stay, others
-    keep their spread."""
-    for parameter in parameters:
-        if parameter.is_floating_point() and parameter.numel() > 1 and parameter.std() > 0:
-            parameter.copy_(torch.randn(parameter.shape) * parameter.std().item())

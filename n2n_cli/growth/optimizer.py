@@ -51,7 +51,7 @@ def carry(old: Optimizer, teacher: nn.Module, new: Optimizer, growth: Growth) ->
     """Give ``new``, the student's optimizer, the state of ``old``, the teacher's, rescaled as the gradients are.
 
     Momentum ``/ r_out``, squared averages ``/ r_out^2``, RMSProp's momentum buffer and step counters as they are. New
-    layers, and tensors whose units are no plain copies, start fresh.
+    layers, fresh units, and tensors whose units hold parts or means of the teacher's, start fresh.
     Learning rates and weight decays stay those of ``new``.
 
     Args:
@@ -104,8 +104,9 @@ def equivariant(old: Optimizer | None, teacher: nn.Module, new: Optimizer, growt
         Equivariant: the hooks on ``new``; ``.remove()`` takes them off, ``.rates`` goes into a checkpoint.
 
     Raises:
-        GrowthError: units of the student are no plain copies; the optimizer mixes entries, is of another class than the
-            teacher's, or has such hooks already; or the weights are random (`random_pad`, `random_init`).
+        GrowthError: units of the student are no copies of its teacher's; the optimizer mixes entries, is of another
+            class than the teacher's, or has such hooks already; or the weights are random (`random_pad`,
+            `random_init`).
 
     >>> net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     >>> grown = growth.widen(net, torch.ones(2, 3), 1.5)
@@ -202,11 +203,11 @@ def rates(growth: Growth, before: Rates | None = None) -> Rates:
     """``(r_out, r_in)`` of every parameter of ``growth.student`` that grew; ``before``: those its teacher had already.
 
     Raises:
-        GrowthError: units of the student are no plain copies.
+        GrowthError: units of the student are no copies of its teacher's.
     """
     if not growth.exact_optimizer or not all(map(_plain, growth.maps.values())):
         raise GrowthError(
-            "equivariant: some units of the student are no plain copies of its teacher's: use `carry`, or start with "
+            "equivariant: some units of the student are no copies of its teacher's: use `carry`, or start with "
             "fresh state"
         )
     return _rates(growth, before or {})
@@ -231,7 +232,7 @@ def carried(state: State, growth: Growth, before: Rates | None = None) -> State:
 
 
 def copied(state: State, growth: Growth) -> State:
-    """The teacher's ``state`` by name, re-indexed for the student; nothing for tensors that are no plain copies."""
+    """The teacher's ``state`` by name, re-indexed for the student; nothing for tensors whose units are no copies."""
     shapes = {name: p.shape for name, p in growth.student.named_parameters()}
     out: State = {}
     for old, entries in state.items():
@@ -239,12 +240,13 @@ def copied(state: State, growth: Growth) -> State:
         if name not in shapes:
             raise GrowthError(f"the student has no parameter '{name}' to take the optimizer's state of")
         maps = growth.maps.get(old, [])
-        if not _plain(maps):
+        if not all(m is None or m.copies_alone for m in maps):
             continue
         out[name] = {}
         for key, value in entries.items():
             if isinstance(value, Tensor) and value.ndim:
                 value = _index(value, maps) if not maps or value.ndim == len(maps) else value
+                value = _empty_where_fresh(value, maps)
                 if value.shape != shapes[name]:
                     raise GrowthError(f"the optimizer's '{key}' of '{name}' is not one number for each of its entries")
             out[name][key] = value.clone() if isinstance(value, Tensor) else value
@@ -279,8 +281,8 @@ def _power(key: str, entries: Mapping[str, Any]) -> int:
 
 
 def _plain(maps: Iterable[AxisMap | None]) -> bool:
-    """Whether every axis that grew consists of plain copies."""
-    return all(m is None or m.plain for m in maps)
+    """Whether every axis that grew consists of copies that hold what the teacher's units do."""
+    return all(m is None or m.exact for m in maps)
 
 
 def _rates(growth: Growth, before: Rates) -> Rates:
@@ -288,7 +290,7 @@ def _rates(growth: Growth, before: Rates) -> Rates:
     out: Rates = {}
     for old in dict.fromkeys([*growth.maps, *before]):
         name, maps = growth.renamed.get(old, old), growth.maps.get(old, [])
-        if name not in parameters or not _plain(maps):
+        if name not in parameters or not all(m is None or m.copies_alone for m in maps):
             continue
         one = torch.ones([1] * len(maps), dtype=torch.long)
         r_out, r_in = (
@@ -298,11 +300,19 @@ def _rates(growth: Growth, before: Rates) -> Rates:
         for dim, axis in enumerate(maps):
             if axis is None:
                 continue
-            r = axis.copies.cpu().view([-1 if d == dim else 1 for d in range(len(maps))])
+            r = axis.parts().cpu().view([-1 if d == dim else 1 for d in range(len(maps))])
             r_out, r_in = (r_out, r_in * r) if (old, dim) in growth.consumed else (r_out * r, r_in)
         if bool((r_out != 1).any()) or bool((r_in != 1).any()):
             out[name] = (r_out, r_in)
     return out
+
+
+def _empty_where_fresh(state: Tensor, maps: list[AxisMap | None]) -> Tensor:
+    """State of 0 for the entries of fresh units and for those that read them."""
+    for dim, axis in enumerate(maps):
+        if axis is not None and axis.fresh is not None and state.ndim == len(maps):
+            state = state.index_fill(dim, axis.fresh.nonzero().flatten().to(state.device), 0.0)
+    return state
 
 
 def _index(tensor: Tensor, maps: Iterable[AxisMap | None]) -> Tensor:

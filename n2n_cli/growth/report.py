@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from n2n_cli.growth.build.maps import AxisMap
+from n2n_cli.growth.build.starts import Start
 from n2n_cli.growth.build.students import Candidate
 from n2n_cli.growth.errors import GrowthError
 from n2n_cli.growth.groups.axes import Group, resolve
@@ -28,6 +29,7 @@ class GroupInfo:
         grown: their number in the student; 1 for a new layer.
         tied: why every unit must be copied equally often; None if it need not.
         fixed: why the units may not grow at all; None if they may.
+        copied: why the new units are copies, where another way to start was asked for; None if they are not.
     """
 
     layers: list[str]
@@ -35,6 +37,7 @@ class GroupInfo:
     grown: int
     tied: Reason | None
     fixed: Reason | None
+    copied: Reason | None = None
 
 
 @dataclass
@@ -72,8 +75,8 @@ def layer_of(name: str) -> str:
     return (name.rpartition(".")[0] if is_weight else name) or name
 
 
-def group_infos(structure: Structure, sizes: Sizes) -> list[GroupInfo]:
-    """Every group that a layer produces, in the order of the model."""
+def group_infos(structure: Structure, sizes: Sizes, copied: Mapping[Group, Reason] | None = None) -> list[GroupInfo]:
+    """Every group that a layer produces, in the order of the model; ``copied``: see `GroupInfo`."""
     tied = structure.tied()
     infos = []
     for group, places in structure.groups().items():
@@ -86,7 +89,8 @@ def group_infos(structure: Structure, sizes: Sizes) -> list[GroupInfo]:
         )
         if layers and not (group.fixed and group.fixed.kind in {*OBVIOUS, "spatial", "output"}):
             why = tied[group][0] if group in tied else None
-            infos.append(GroupInfo(layers, group.n, sizes.get(group, group.n), why, group.fixed))
+            because = (copied or {}).get(group)
+            infos.append(GroupInfo(layers, group.n, sizes.get(group, group.n), why, group.fixed, because))
     return infos
 
 
@@ -150,6 +154,15 @@ def undescribed(grown: Candidate) -> list[str]:
         return []
     kind = type(grown.student).__name__
     return [f"no settings of its config build this {kind}: from_pretrained cannot load what save_pretrained writes"]
+
+
+def copied_units(grown: Candidate, start: Start) -> list[str]:
+    """Which groups' new units are copies, though another way to start was asked for, and why."""
+    found: dict[Reason, list[str]] = {}
+    for group, reason in grown.copied.items():
+        found.setdefault(reason, []).extend(grown.structure.layers([group]))
+    how = "equal shares" if start.new == "copy" else "copies"
+    return [f"{_few(list(dict.fromkeys(layers)))}: {how}, not {start}: {reason}" for reason, layers in found.items()]
 
 
 def nothing_grew(model: nn.Module, structure: Structure) -> GrowthError:

@@ -22,17 +22,21 @@ from typing import Any
 
 from torch import nn
 
+from n2n_cli.growth.build.gradmax import loss_of, turn_to_large_gradients
+from n2n_cli.growth.build.starts import COPIES, Start, start_of
 from n2n_cli.growth.build.students import Candidate, build, reshape
 from n2n_cli.growth.errors import GrowthError
 from n2n_cli.growth.groups.infer import trace
 from n2n_cli.growth.groups.operations import OPERATIONS
-from n2n_cli.growth.groups.structure import Attributes, Sizes
+from n2n_cli.growth.groups.structure import Attributes, Remappings, Sizes
 from n2n_cli.growth.proof.gap import Gap, measured_gap
 from n2n_cli.growth.proof.mend import build_until_proved
 from n2n_cli.growth.proof.prove import WEAK, Counterexample, prove_candidate
 from n2n_cli.growth.proof.settings import with_settings
+from n2n_cli.growth.proof.started import start_until_proved
 from n2n_cli.growth.report import (
     Growth,
+    copied_units,
     copies_that_never_part,
     group_infos,
     held_units,
@@ -51,7 +55,17 @@ from n2n_cli.growth.trace.record import Recording, record_all
 MOST_RECORDINGS = 12  # of the example, and of inputs on which students were wrong
 
 
-def widen(model: nn.Module, example_input: Any, plan: Plan, *, seed: int = 0, noise: float = 0.0) -> Growth:
+def widen(
+    model: nn.Module,
+    example_input: Any,
+    plan: Plan,
+    *,
+    seed: int = 0,
+    new: str = "copy",
+    split: str = "equal",
+    noise: float = 0.0,
+    calibration: Any = None,
+) -> Growth:
     """Net2WiderNet: a wider student that computes the teacher's function.
 
     Args:
@@ -59,8 +73,13 @@ def widen(model: nn.Module, example_input: Any, plan: Plan, *, seed: int = 0, no
         example_input: images ``[N, C, H, W]`` (or a tuple or dict of arguments) that the teacher takes; a list is
             several such examples, each of which is recorded and proved.
         plan: a factor (``1.5``), ``{layer pattern: factor or width}``, or a student built by its own constructor.
-        seed: of the random remappings and of the noise.
-        noise: standard deviation of the noise on all but the first copy of each unit, relative to that of the weight.
+        seed: of the random remappings, the noise and whatever else is drawn.
+        new: how new units start (`build.starts`): "copy" (the paper's), "fresh", "paired" or "gradmax". Groups that
+            cannot take the way get copies with unequal shares; ``notes`` name them.
+        split: of copies: "equal" shares (the paper's) or "unequal" ones.
+        noise: of copies: standard deviation of the noise on all but the first of each unit, relative to that of the
+            weight.
+        calibration: for "gradmax": batches ``(inputs, labels)``, or a function from a network to its loss.
 
     Returns:
         Growth: ``.student`` is of the teacher's class (or is the given student's), with its ``state_dict`` names.
@@ -78,9 +97,13 @@ def widen(model: nn.Module, example_input: Any, plan: Plan, *, seed: int = 0, no
     """
     if isinstance(noise, bool) or not isinstance(noise, int | float) or not 0 <= noise < float("inf"):
         raise GrowthError(f"noise is {noise!r}: expected a finite number of at least 0")
-    grown, proof = proved_student(model, example_input, plan, seed=seed, noise=noise)
+    start = start_of(new, split, noise, seed)
+    loss = loss_of(calibration) if new == "gradmax" else None
+    grown, proof = proved_student(model, example_input, plan, seed=seed, noise=noise, start=start)
+    if loss is not None:
+        turn_to_large_gradients(grown, loss)
     structure, remappings, student = grown.structure, grown.remappings, grown.student
-    gap, notes = proof, [*proved_in(proof), *held_units(structure), *undescribed(grown)]
+    gap, notes = proof, [*proved_in(proof), *held_units(structure), *copied_units(grown, start), *undescribed(grown)]
     if noise:
         gap = measured_gap(model, student, structure.examples(), f"with noise; proved without: {proof.worst:.1e}")
     if proof.floor > WEAK:
@@ -91,21 +114,25 @@ def widen(model: nn.Module, example_input: Any, plan: Plan, *, seed: int = 0, no
     return Growth(
         student,
         gap,
-        recipe_of("wider", model, student, plan, seed, grown.attributes) | {"noise": noise},
+        recipe_of("wider", model, student, plan, seed, grown.attributes) | {"new": new, "split": split, "noise": noise},
         notes,
-        group_infos(structure, grown.sizes),
+        group_infos(structure, grown.sizes, grown.copied),
         grown.maps,
         structure.consumed,
-        exact_optimizer=grown.plain,
+        exact_optimizer=grown.exact_optimizer,
         warnings=[
             *warnings_of(model, student, structure, plan),
-            *([] if noise else copies_that_never_part(structure, remappings)),
+            *(
+                []
+                if noise
+                else copies_that_never_part(structure, [g for g, r in remappings.items() if r.share is None])
+            ),
         ],
     )
 
 
 def proved_student(
-    model: nn.Module, example_input: Any, plan: Plan, *, seed: int, noise: float = 0.0
+    model: nn.Module, example_input: Any, plan: Plan, *, seed: int, noise: float = 0.0, start: Start = COPIES
 ) -> tuple[Candidate, Gap]:
     """The wider student of a plan, and the proof of what it is without noise.
 
@@ -119,7 +146,7 @@ def proved_student(
     recordings = trace(model, example_input)
     while True:
         try:
-            return _proved_on(model, recordings, plan, seed, noise)
+            return _proved_on(model, recordings, plan, seed, noise, start)
         except Counterexample as wrong:  # what the network does there must be known as well
             if len(recordings) > MOST_RECORDINGS:
                 raise
@@ -127,7 +154,7 @@ def proved_student(
 
 
 def _proved_on(
-    model: nn.Module, recordings: list[Recording], plan: Plan, seed: int, noise: float
+    model: nn.Module, recordings: list[Recording], plan: Plan, seed: int, noise: float, start: Start
 ) -> tuple[Candidate, Gap]:
     given = plan if isinstance(plan, nn.Module) else None
     gaps: list[Gap] = []
@@ -143,6 +170,12 @@ def _proved_on(
     grown = build_until_proved(model, structure, solution, plan, student, prove)
     if not grown.remappings and plan != 1 and given is None:
         raise nothing_grew(model, structure)
+    if not start.plain:
+
+        def with_remappings(remappings: Remappings) -> Candidate:
+            return build(model, structure, remappings, grown.attributes, given=given, noise=noise, seed=seed)
+
+        grown = start_until_proved(model, grown, start, with_remappings, prove)
     return with_settings(model, grown, prove), gaps[-1]
 
 

@@ -20,7 +20,8 @@ class AxisMap:
     ``index``: the teacher's position that a position copies; ``copies``: the replication factor of that one; ``first``:
     whether it is its first copy. ``holds`` and ``share`` are those of `groups.remapping.Remapping`. ``means``: blocks
     (start, stop, teacher's start, units, k) whose positions hold the mean over a group's units. ``own``: as many
-    positions at the front are the teacher's first ones, in order. ``idle``: positions that nobody reads.
+    positions at the front are the teacher's first ones, in order. ``idle``: positions that nobody reads. ``fresh``,
+    ``twin`` and ``reads`` are those of the remapping (None where no unit is fresh).
     """
 
     index: Tensor
@@ -31,11 +32,24 @@ class AxisMap:
     means: list[tuple[int, int, int, int, int]] = field(default_factory=list)
     own: int = 0
     idle: Tensor | None = None
+    fresh: Tensor | None = None
+    twin: Tensor | None = None
+    reads: Tensor | None = None
 
     @property
-    def plain(self) -> bool:
-        """Whether every position is a copy that its readers share equally."""
-        return self.holds is None and self.share is None and not self.means
+    def exact(self) -> bool:
+        """Whether every position is a copy that holds what the teacher's does, and that its readers share somehow."""
+        return self.copies_alone and self.fresh is None and (self.share is None or bool((self.share > 0).all()))
+
+    @property
+    def copies_alone(self) -> bool:
+        """Whether every position is fresh, or a copy that holds what the teacher's does."""
+        return self.holds is None and not self.means
+
+    def parts(self) -> Tensor:
+        """By which number the weights of its readers are divided, for every position: copies, or 1 / share; 1 for those
+        that no reader of the teacher reads."""
+        return self.copies if self.share is None else 1 / torch.where(self.share == 0, 1.0, self.share)
 
 
 Maps = dict[str, list[AxisMap | None]]
@@ -50,7 +64,7 @@ def axis_map(axis: Axis, remappings: Mapping[Group, Remapping]) -> AxisMap | Non
     spans = resolve(axis)
     if not any(group in remappings for group, _ in spans):
         return None
-    index, copies, first, holds, share, idle = [], [], [], [], [], []
+    index, copies, first, holds, share, idle, fresh, twin, reads = [], [], [], [], [], [], [], [], []
     means: list[tuple[int, int, int, int, int]] = []
     offset = at = 0
     plain = True
@@ -62,23 +76,29 @@ def axis_map(axis: Axis, remappings: Mapping[Group, Remapping]) -> AxisMap | Non
         index.append((offset + found.index[:, None] * k + torch.arange(k)).flatten())
         copies.append(found.copies.repeat_interleave(k))
         first.append(first_copies(found.index).repeat_interleave(k))
-        held = torch.ones(size, dtype=torch.float64) if found.holds is None else found.holds
-        holds.append(held.repeat_interleave(k))
+        one = torch.ones(size, dtype=torch.float64) if found.holds is None else found.holds
+        holds.append(one.repeat_interleave(k))
         share.append((1 / found.copies.double() if found.share is None else found.share).repeat_interleave(k))
         none = torch.zeros(size, dtype=torch.bool)
         idle.append((none if found.idle is None else found.idle).repeat_interleave(k))
+        fresh.append((none if found.fresh is None else found.fresh).repeat_interleave(k))
+        twins = torch.arange(size) if found.twin is None else found.twin
+        twin.append((at + twins[:, None] * k + torch.arange(k)).flatten())
+        read = torch.zeros(size, dtype=torch.float64) if found.reads is None else found.reads
+        reads.append(read.repeat_interleave(k))
         offset += group.n * k
         at += size * k
-    positions = torch.cat(index)
+    positions, held, new = torch.cat(index), torch.cat(holds), torch.cat(fresh)
     return AxisMap(
         positions,
         torch.cat(copies),
         torch.cat(first),
-        None if plain else torch.cat(holds),
+        None if bool((held == 1).all()) else held,
         None if plain else torch.cat(share),
         means,
         int((positions == torch.arange(len(positions))).cumprod(0).sum()),
         None if plain else torch.cat(idle),
+        *((new, torch.cat(twin), torch.cat(reads)) if new.any() else ()),
     )
 
 

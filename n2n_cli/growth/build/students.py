@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from n2n_cli.growth.build.attributes import follow, set_attributes, told_by_relations
+from n2n_cli.growth.build.initialize import initialize
 from n2n_cli.growth.build.maps import Maps, all_maps
+from n2n_cli.growth.build.starts import RandomEntries
 from n2n_cli.growth.build.weights import grown_weights, multipliers
+from n2n_cli.growth.groups.axes import Group
+from n2n_cli.growth.groups.reasons import Reason
 from n2n_cli.growth.groups.structure import Attributes, Remappings, Sizes, Structure
 from n2n_cli.growth.trace.copies import deep_copy, first_names, named_tensors, plain_tensors
 
 
 @dataclass
 class Candidate:
-    """A student before its proof, and all that it was made of. ``given``: the student whose shapes were asked for;
-    ``described``: whether its config object, if it has one, says its sizes."""
+    """A student before its proof, and all that it was made of.
+
+    ``given``: the student whose shapes were asked for; ``random``: the entries of its tensors that random
+    initialization gives; ``described``: whether its config object, if it has one, says its sizes; ``copied``: groups
+    whose new units are copies, though another way to start was asked for, and why.
+    """
 
     structure: Structure
     remappings: Remappings
@@ -27,7 +35,9 @@ class Candidate:
     attributes: Attributes
     given: nn.Module | None
     student: nn.Module
+    random: RandomEntries
     described: bool = True
+    copied: dict[Group, Reason] = field(default_factory=dict)
 
     @property
     def sizes(self) -> Sizes:
@@ -35,10 +45,10 @@ class Candidate:
         return {group: len(remapping.index) for group, remapping in self.remappings.items()}
 
     @property
-    def plain(self) -> bool:
-        """Whether every unit is a copy that its readers share equally, and nothing else was multiplied."""
+    def exact_optimizer(self) -> bool:
+        """Whether every unit is a copy that holds what the teacher's does, and nothing else was multiplied."""
         special = multipliers(self.structure, self.remappings)
-        return not special and all(remapping.plain for remapping in self.remappings.values())
+        return not special and all(axis is None or axis.exact for axes in self.maps.values() for axis in axes)
 
 
 def build(
@@ -69,8 +79,16 @@ def build(
         attributes = told_by_relations(structure, remappings)
     elif attributes is None:
         attributes = follow(teacher, structure, remappings)
-    candidate = Candidate(structure, remappings, maps, attributes, given, teacher)  # a placeholder: made from the rest
+    random = RandomEntries(maps, structure.consumed)
+    candidate = Candidate(structure, remappings, maps, attributes, given, teacher, random)  # not the student yet
     candidate.student = student_of(teacher, candidate, noise=noise, seed=seed)
+    if random.names:
+        initialized = deep_copy(candidate.student)
+        initialize(initialized, seed)
+        for name, tensor in named_tensors(initialized):
+            if name in random.names:
+                random.draw(name, tensor.detach())
+        candidate.student = student_of(teacher, candidate, noise=noise, seed=seed)
     return candidate
 
 
@@ -78,6 +96,7 @@ def student_of(teacher: nn.Module, candidate: Candidate, *, noise: float = 0.0, 
     """The candidate's student with the weights of ``teacher``, which may be a copy of it in another precision."""
     structure, given = candidate.structure, candidate.given
     state = grown_weights(teacher, structure, candidate.remappings, candidate.maps, noise=noise, seed=seed)
+    state = {name: candidate.random.write(name, tensor) for name, tensor in state.items()}
     student = with_state(teacher if given is None else given, state, structure.aliases)
     if given is not None:  # what is frozen stays frozen, and the mode is the teacher's
         frozen = {name for name, parameter in teacher.named_parameters() if not parameter.requires_grad}
@@ -104,7 +123,7 @@ def shapes_alone(
         state.setdefault(first, torch.empty(sizes, dtype=tensor.dtype, device="meta"))
     student = with_state(model, state, structure.aliases)
     set_attributes(student, attributes)
-    return Candidate(structure, remappings, maps, attributes, None, student)
+    return Candidate(structure, remappings, maps, attributes, None, student, RandomEntries(maps, structure.consumed))
 
 
 def with_state(model: nn.Module, state: Mapping[str, Tensor], aliases: Mapping[str, str]) -> nn.Module:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from n2n_cli.growth.build.maps import AxisMap, Maps
+from n2n_cli.growth.build.starts import RandomEntries
 from n2n_cli.growth.groups.structure import Remappings, Structure
 from n2n_cli.growth.trace.copies import named_tensors, plain_tensors
 
@@ -37,7 +38,7 @@ def grown_weights(
 
 
 def weights_in_double(
-    model: nn.Module, structure: Structure, remappings: Remappings, maps: Maps
+    model: nn.Module, structure: Structure, remappings: Remappings, maps: Maps, random: RandomEntries
 ) -> dict[str, Callable[[], Tensor]]:
     """The noiseless student's parameters and buffers in fp64, each made when it is asked for and not kept."""
     special = multipliers(structure, remappings)
@@ -46,7 +47,7 @@ def weights_in_double(
     def one(first: str) -> Tensor:
         tensor = source[first].detach()
         tensor = tensor.double() if tensor.is_floating_point() else tensor
-        return grow_tensor(first, tensor, structure, maps[first], special)
+        return random.write(first, grow_tensor(first, tensor, structure, maps[first], special))
 
     plain = dict(plain_tensors(model))
     stay = {name for name in plain if not any(maps[structure.aliases[name]])}

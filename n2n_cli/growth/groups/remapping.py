@@ -16,6 +16,8 @@ class Remapping:
     ``share[j]``: the factor on a reader's weight for unit ``j`` (None: ``1 / copies[j]``).
     ``mean``: the units beyond the teacher's own hold the mean of all teacher units, instead of copies.
     ``idle``: units that hold a value which the teacher's network does not have there, and which nobody reads.
+    ``fresh``: units that copy nothing, but hold what random initialization gives: those of the same number in ``twin``
+    hold the same. ``reads``: the multiple of a random weight with which the teacher's own readers read them; 0: not.
     Over all copies of one teacher unit ``holds * share`` sums to 1, so whoever reads them gets the teacher's value.
     All tensors have the shape ``[n']``; ``holds`` and ``share`` are fp64.
     """
@@ -26,6 +28,9 @@ class Remapping:
     share: Tensor | None = None
     mean: bool = False
     idle: Tensor | None = None
+    fresh: Tensor | None = None
+    twin: Tensor | None = None
+    reads: Tensor | None = None
 
     @property
     def plain(self) -> bool:

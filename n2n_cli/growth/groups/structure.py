@@ -142,6 +142,14 @@ class Relation:
     def refine(self, remappings: Remappings) -> None:
         """Change what units hold, once all remappings are drawn."""
 
+    def copied(self) -> dict[Group, Reason]:
+        """Groups whose new units must be copies, and why."""
+        return {}
+
+    def shared_equally(self) -> dict[Group, Reason]:
+        """Groups whose copies must be read with equal shares, and why."""
+        return {}
+
     # what follows in the student
     def multipliers(self, structure: Structure, remappings: Remappings) -> dict[str, Tensor]:
         """Parameters whose first axis is multiplied by more than copies ask for: all of shape ``[n']``, in fp64."""

@@ -142,6 +142,8 @@ def _samples(
                 place = torch.randint(max(size, 1), (ENTRIES,), generator=generator)
                 if known is not None and known.means:  # a mean is no entry of the teacher's
                     place = known.first.nonzero().flatten()[place % int(known.first.sum())]
+                if known is not None and known.fresh is not None:  # nor is what random initialization gives
+                    place = (~known.fresh).nonzero().flatten()[place % int((~known.fresh).sum())]
                 theirs.append(place if known is None else known.index[place])
                 ours.append(place)
                 if known is not None and known.holds is not None:

@@ -112,7 +112,7 @@ def _read_as_numbers(model: nn.Module, structure: Structure, fault: Fault, sizes
         if sizes.get(group, group.n) != group.n
     ]
     near = list(dict.fromkeys(met))
-    teacher = _in_double_if_it_runs(model, structure)
+    teacher = in_double_if_it_runs(model, structure)
     for group in near[:MOST_TRIED]:
         candidate = build({**sizes, **{held: held.n for held in structure.bound([group])}}, None)
         found = None
@@ -165,7 +165,7 @@ def _leave_alone_what_need_not_follow(model: nn.Module, candidate: Candidate) ->
                 reverted(some)
 
 
-def _in_double_if_it_runs(model: nn.Module, structure: Structure) -> nn.Module:
+def in_double_if_it_runs(model: nn.Module, structure: Structure) -> nn.Module:
     """A copy in fp64; the model itself where an operation has no such kernel (`torch._grouped_mm`)."""
     wide = in_double(model)
     return wide if all(runs(wide, example) for example in structure.examples()) else model
@@ -177,7 +177,7 @@ def _reread_until_stuck(model: nn.Module, candidate: Candidate) -> tuple[Attribu
     student, fault = candidate.student, None
     references: list[nn.Module | None] = [None]
     if not any(parameter.is_meta for parameter in student.parameters()):
-        teacher = _in_double_if_it_runs(model, structure)
+        teacher = in_double_if_it_runs(model, structure)
         student = student_of(teacher, candidate)
         references.append(teacher)
     for reference in references:  # shapes first, then values

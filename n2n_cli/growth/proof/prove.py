@@ -72,7 +72,7 @@ def prove_candidate(model: nn.Module, candidate: Candidate, batches: list[Any], 
         return prove(teacher, student_of(teacher, candidate), *batches, constant=constant)
 
     def in_double_somehow() -> Gap:
-        weights = weights_in_double(model, candidate.structure, candidate.remappings, candidate.maps)
+        weights = weights_in_double(model, candidate.structure, candidate.remappings, candidate.maps, candidate.random)
         try:
             return prove_in_double(model, candidate.student, weights, *batches)
         except SaysNothing:

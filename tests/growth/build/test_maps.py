@@ -16,7 +16,7 @@ GROWN = {A: Remapping.of(torch.tensor([0, 1, 2, 1, 1]), 3), B: Remapping.of(torc
 
 def test_one_group_of_single_positions_is_its_remapping():
     found = axis_map([(A, 1)], GROWN)
-    assert isinstance(found, AxisMap) and found.plain
+    assert isinstance(found, AxisMap) and found.exact
     assert found.index.tolist() == [0, 1, 2, 1, 1] and found.copies.tolist() == [1, 3, 1, 3, 3]
     assert found.first.tolist() == [True, True, True, False, False] and found.own == 3
 
@@ -47,7 +47,7 @@ def test_units_that_hold_a_multiple_are_shared_otherwise():
     idle = torch.tensor([False, False, True])
     special = Remapping(torch.tensor([0, 1, 0]), torch.tensor([2, 1, 2]), holds, share, idle=idle)
     found = axis_map([(A, 1), (B, 2)], {**GROWN, B: special})
-    assert not found.plain
+    assert not found.exact
     third = torch.tensor([1, 1 / 3, 1, 1 / 3, 1 / 3], dtype=torch.float64)
     assert torch.equal(found.share, torch.cat([third, share.repeat_interleave(2)]))
     assert torch.equal(found.holds, torch.cat([torch.ones(5).double(), holds.repeat_interleave(2)]))

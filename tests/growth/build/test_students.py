@@ -65,7 +65,7 @@ def test_a_candidate_knows_what_it_was_made_of():
     net = small().double()
     candidate = made(net, X.double(), 2.0)
     student = candidate.student
-    assert [(group.n, size) for group, size in candidate.sizes.items()] == [(4, 8)] and candidate.plain
+    assert [(group.n, size) for group, size in candidate.sizes.items()] == [(4, 8)] and candidate.exact_optimizer
     assert (student[0].out_features, student[1].num_features, student[3].in_features) == (8, 8, 8)
     assert function_gap(net, student, X) < 1e-14
     assert student[0].weight._no_weight_decay and not student[3].bias.requires_grad and student[0].bias.requires_grad

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from n2n_cli import growth
 from n2n_cli.growth.build.maps import all_maps
+from n2n_cli.growth.build.starts import RandomEntries
 from n2n_cli.growth.build.weights import grow_tensor, grown_weights, weights_in_double
 from n2n_cli.growth.groups.remapping import Remapping
 from n2n_cli.growth.sizes.draw import draw
@@ -110,7 +111,7 @@ def test_weights_in_double_are_those_of_a_network_in_double():
     net = two().float()
     structure, remappings, maps = grown(net, X.float(), 2.0)
     wanted = grown_weights(copy.deepcopy(net).double(), structure, remappings, maps)
-    made = weights_in_double(net, structure, remappings, maps)
+    made = weights_in_double(net, structure, remappings, maps, RandomEntries(maps, structure.consumed))
     assert made.keys() == wanted.keys() and same_state({name: make() for name, make in made.items()}, wanted)
     assert made["0.weight"]() is not made["0.weight"]() and {p.dtype for p in net.parameters()} == {torch.float32}
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from n2n_cli.growth.groups.axes import Axis, Group, is_open, resolve
+from n2n_cli.growth.groups.reasons import Reason
 from n2n_cli.growth.groups.structure import Context, Relation, Remappings, Structure
 from n2n_cli.growth.trace.record import Op
 
@@ -60,6 +61,9 @@ class HeadWidths(Relation):
                     index, copies = _rows(structure.axes[name][0], remappings)
                     found[name] = torch.where(torch.isin(index, width.rows), width.scale / copies.double(), 1.0)
         return found
+
+    def copied(self) -> dict[Group, Reason]:
+        return {width.group(): Reason("other", "the width of attention heads") for width in self.found}
 
 
 def _rows(axis: Axis, remappings: Remappings) -> tuple[Tensor, Tensor]:

@@ -182,3 +182,9 @@ class RelaxedNorms(Relation):
             for norm in self.found
             for stream, out in [norm.groups()]
         ]
+
+    def copied(self) -> dict[Group, Reason]:
+        return {group: reason for *both, reason in self.passages() for groups in both for group in groups}
+
+    def shared_equally(self) -> dict[Group, Reason]:
+        return self.copied()

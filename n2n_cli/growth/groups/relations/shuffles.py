@@ -198,6 +198,9 @@ class Shuffles(Relation):
                 found[group] = Remapping(index, copies)
         return found
 
+    def copied(self) -> dict[Group, Reason]:
+        return {group: shuffle.division.reason() for shuffle in self.live() for group in shuffle.groups()}
+
     def bonds(self) -> list[list[Group]]:
         """Groups that a chain of shuffles connects: they change their sizes together."""
         parts: list[list[Group]] = []

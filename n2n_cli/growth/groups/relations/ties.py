@@ -108,3 +108,6 @@ class Ties(Relation):
 
     def tied(self) -> dict[Group, tuple[Reason, Reason | None]]:
         return {group: (tie.reason, tie.fixed) for tie in self.classes() for group in tie.groups}
+
+    def copied(self) -> dict[Group, Reason]:
+        return {group: tie.reason for tie in self.classes() for group in tie.groups}

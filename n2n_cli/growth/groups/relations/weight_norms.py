@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from n2n_cli.growth.groups.axes import Axis, resolve
+from n2n_cli.growth.groups.axes import Axis, Group, resolve
+from n2n_cli.growth.groups.reasons import Reason
 from n2n_cli.growth.groups.structure import Context, Relation, Remappings, Structure
 from n2n_cli.growth.trace.record import Op
 
@@ -58,3 +59,7 @@ class WeightNorms(Relation):
                 )
                 found[norm.gain] = torch.full((rows,), copies**-0.5, dtype=torch.float64)
         return found
+
+    def shared_equally(self) -> dict[Group, Reason]:
+        why = Reason("other", "a norm over the weights of its readers")
+        return {group: why for norm in self.found for axis in norm.read for group, _ in resolve(axis)}

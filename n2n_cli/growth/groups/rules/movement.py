@@ -107,13 +107,17 @@ def slice_(ctx: Context, op: Op) -> None:
         origins = _origins_after_cut(ctx, x, dim)
         if step == 1:
             axes[dim] = cut(axes[dim], start, end)
-        elif size % step == 0 and start < step and end > size - step + start:
+        elif size % step == 0 and start < step and end > size - step + start and not _any_fixed(axes[dim]):
             unify(axes[dim], [(Group(size // step), step)])  # ``step`` neighbours are copied as a whole
             axes[dim] = [(group, k // step) for group, k in resolve(axes[dim])]
         else:
             fix(axes[dim], ctx.reason(op, "taken in steps"))
             axes[dim] = constant(op.outputs[0].shape[dim], ctx.reason(op, "taken in steps"))
     ctx.put(op, axes, origins)
+
+
+def _any_fixed(axis: Axis) -> bool:
+    return any(group.fixed for group, _ in resolve(axis))
 
 
 def pad(ctx: Context, op: Op) -> None:
