@@ -161,6 +161,9 @@ def _check_teacher(cfg: schema.Student) -> None:
 def _check_op(op: schema.Op | None, where: str, cfg: schema.RunConfig | schema.Inspect) -> None:
     if isinstance(op, schema.ToWider) and op.factor is not None and op.layers:
         raise N2NError(f"{where}.factor and {where}.layers: give one of them")
+    if isinstance(op, schema.Wider) and op.new != "copy" and (op.noise or op.split != "equal"):
+        key = f"noise={op.noise:g}" if op.noise else f"split={op.split}"
+        raise N2NError(f"{where}.{key}: is for copies, and {where}.new={op.new} makes none")
     if isinstance(cfg, schema.Inspect):
         return
     to_constructor = isinstance(op, schema.ToWider) and op.factor is None and not op.layers
@@ -170,6 +173,11 @@ def _check_op(op: schema.Op | None, where: str, cfg: schema.RunConfig | schema.I
             f"(model.teacher_width={cfg.model.teacher_width:g})"
         )
     equivariant = isinstance(op, schema.Wider | schema.Deeper) and op.optimizer == "equivariant"
+    if equivariant and isinstance(op, schema.Wider) and op.new != "copy":
+        raise N2NError(
+            f"{where}.optimizer=equivariant: not with {where}.new={op.new}, whose units have no teacher; take "
+            f"{where}.optimizer=carry"
+        )
     if equivariant and cfg.training.clip_grad_norm is not None:
         raise N2NError(
             f"{where}.optimizer=equivariant: not with training.clip_grad_norm, as the norm of a student's gradients "

@@ -130,6 +130,9 @@ class Op:
         return OPS[name]
 
 
+NOISE = 0.3  # on copies, chosen in experiments/operators/
+
+
 @dataclass
 class ToWider(Op):
     factor: Annotated[float, Rule("a number, 1 or more", lambda v: v >= 1)] | None
@@ -138,8 +141,18 @@ class ToWider(Op):
 
 @dataclass
 class Wider(ToWider):
-    noise: NotNegative
+    new: Literal["copy", "fresh", "paired", "gradmax"]
+    split: Literal["equal", "unequal"]
+    noise: NotNegative | None
+    calibration_batches: Count
     optimizer: OptimizerState
+
+    @property
+    def noise_on_copies(self) -> float:
+        """``noise``, or what parts the copies where nothing else does."""
+        if self.noise is not None:
+            return self.noise
+        return NOISE if self.new == "copy" and self.split == "equal" else 0.0
 
 
 @dataclass

@@ -34,9 +34,14 @@ def example(images: data.Dataset, count: int = PROOF_IMAGES) -> Tensor:
 
 
 def calibration(images: data.Dataset, batch_size: int, seed: int, count: int) -> list[Tensor]:
-    """The first ``count`` training batches of epoch 0, each as `example` and of at most 64 images."""
+    """The images of `labelled`."""
+    return [batch for batch, _ in labelled(images, batch_size, seed, count)]
+
+
+def labelled(images: data.Dataset, batch_size: int, seed: int, count: int) -> list[tuple[Tensor, Tensor]]:
+    """The first ``count`` training batches of epoch 0 (images as `example`, labels ``[N]``), of at most 64 images."""
     batches = data.TrainLoader(images.train, batch_size=min(64, batch_size), seed=seed).batches(0)
-    return [_normalize(images)(batch) for _, (batch, _) in zip(range(count), batches, strict=False)]
+    return [(_normalize(images)(batch), labels) for _, (batch, labels) in zip(range(count), batches, strict=False)]
 
 
 def _normalize(images: data.Dataset) -> Normalize:

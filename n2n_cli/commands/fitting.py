@@ -55,4 +55,7 @@ def fit_run(planned: PlannedRun, cfg: RunConfig, write: Callable[[], None]) -> d
 def _result(done: dict[str, Any]) -> str:
     top1 = {word: done.get(word, {}).get("val/top1") for word in ("start", "final", "best")}
     shown = [f"{word} {100 * value:.2f} %" for word, value in top1.items() if value]
-    return f"top-1 {', '.join(shown)}" if shown else "finished"
+    said = f"top-1 {', '.join(shown)}" if shown else "finished"
+    if "units" in done:
+        said += f", {done['units/copies']} of {done['units']} units are copies of others"
+    return said

@@ -95,8 +95,8 @@ def plan_grown(cfg: Student, op: Op, seed: int, lr_scale: float | None, teacher:
     for key, value in dataclasses.asdict(op).items():
         if key not in ("name", "lr_scale") and value != default.get(key, value):
             simple = isinstance(value, int | float)
-            if key == "optimizer":
-                variants.append(str(value))
+            if isinstance(value, str):
+                variants.append(value if key == "optimizer" else f"{key}-{value}")
                 continue
             variants.append(f"{key}{value:g}" if simple else f"{key}-{_hash(value)}" if value else f"{key}-none")
     scale = op.lr_scale if lr_scale is None else lr_scale

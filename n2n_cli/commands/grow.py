@@ -85,7 +85,12 @@ def grow(
     if isinstance(op, ToWider):
         to = None if op.factor is not None or op.layers else standard(steps, cfg.model, images)
         plan = construct(to, seed, functions(cfg)) if to else op.factor if op.factor is not None else dict(op.layers)
-        options = {"noise": op.noise} if isinstance(op, Wider) else {}
+        options: dict[str, Any] = {}
+        if isinstance(op, Wider):
+            options = {"new": op.new, "split": op.split, "noise": op.noise_on_copies}
+            if op.new == "gradmax":
+                size, count = cfg.training.batch_size, op.calibration_batches
+                options["calibration"] = dataset.labelled(images, size, cfg.seed, count)
         return TO_WIDER[op.name](teacher, batch, plan, seed=seed, **options), to
     assert isinstance(op, ToDeeper)
     to = deeper_constructor(steps, op.pairs, cfg.model, images) if op.sites is None and op.activation else None

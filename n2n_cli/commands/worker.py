@@ -7,17 +7,20 @@ typed, and ``prepare_only=true`` prints it in the line to type.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import sys
 from collections.abc import Collection
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
+from torch import nn
 
-from n2n_cli import data, lineage
+from n2n_cli import data, growth, lineage
 from n2n_cli.commands import dataset, machine
 from n2n_cli.config import read_run
 from n2n_cli.errors import N2NError
@@ -71,7 +74,16 @@ def fit_folder(folder: Path, typed: Collection[str] = ()) -> dict[str, Any]:
             mean=images.mean,
             std=images.std,
             progress=cfg.progress,
+            at_end=partial(_copies_left, images) if len(info["lineage"]["steps"]) > 1 else None,
         )
+
+
+def _copies_left(images: data.Dataset, model: nn.Module) -> dict[str, Any]:
+    """How many units of a grown network are still copies of each other."""
+    with contextlib.suppress(growth.GrowthError):
+        found = growth.duplicates(model, dataset.example(images))
+        return {"units": found.units, "units/copies": found.equal, "units/near_copies": found.near}
+    return {}
 
 
 def _options(cfg: RunConfig, lr: float, stop_after: int | None) -> FitOptions:

@@ -7,6 +7,7 @@
 
 from n2n_cli.growth.baselines import random_init, random_pad
 from n2n_cli.growth.deeper import deepen
+from n2n_cli.growth.duplicates import Duplicates, duplicates
 from n2n_cli.growth.errors import GrowthError
 from n2n_cli.growth.groups.operations import register
 from n2n_cli.growth.groups.reasons import Reason
@@ -17,6 +18,7 @@ from n2n_cli.growth.report import GroupInfo, Growth
 from n2n_cli.growth.wider import widen
 
 __all__ = [
+    "Duplicates",
     "Gap",
     "GroupInfo",
     "Growth",
@@ -25,6 +27,7 @@ __all__ = [
     "Reason",
     "carry",
     "deepen",
+    "duplicates",
     "equivariant",
     "function_gap",
     "random_init",

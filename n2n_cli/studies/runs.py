@@ -12,8 +12,10 @@ from typing import Any
 from n2n_cli.arms import ARMS
 from n2n_cli.errors import N2NError
 
-# The variants in a run folder's name: noise0.2, lr1e-05, epochs12, layers-3fa90c (a hash), sites-none
-_VARIANT = re.compile(r"-([a-z_]+?)(-[0-9a-f]{6}|-none|[\d.]+(?:e[+-]?\d+)?)(?=-|$)")
+# The variants in a run folder's name: noise0.2, lr1e-05, epochs12, new-fresh, layers-3fa90c (a hash), sites-none
+_VARIANT = re.compile(
+    r"-([a-z_]+?)(-(?:copy|fresh|paired|gradmax|equal|unequal|stack)|-[0-9a-f]{6}|-none|[\d.]+(?:e[+-]?\d+)?)(?=-|$)"
+)
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ class Run:
 def _words(name: str, value: str) -> str:
     value = value.removeprefix("-")
     special = {"lr": f"lr ×{value}", "epochs": _epochs(value), "teacher": f"teacher of {_epochs(value)}"}
+    special |= {"new": f"{value} units", "split": f"{value} shares"}
     return special.get(name) or f"{'teacher' if name == 'from' else name} {value}"
 
 

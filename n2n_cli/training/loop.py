@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ def fit(
     mean: Sequence[float],
     std: Sequence[float],
     progress: bool | None = None,
+    at_end: Callable[[nn.Module], dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Train ``model`` in the run folder ``folder`` from its newest checkpoint to the end.
 
@@ -56,6 +57,7 @@ def fit(
         lineage, config: plain data and YAML text, written into every checkpoint.
         mean, std: of images in [0, 1], by channel.
         progress: True a bar, False nothing, None a bar on a terminal and plain lines elsewhere.
+        at_end: what to measure on the trained network, for done.json and metrics.jsonl.
 
     Returns:
         What done.json says: ``step``, ``images``, ``epochs``, ``time_s`` and the ``start``, ``best`` and
@@ -98,7 +100,13 @@ def fit(
         )
         stack.callback(log.close)
         signals = stack.enter_context(_signals())
-        return _train(run, train, val, log, signals)
+        summary = _train(run, train, val, log, signals)
+        if "stopped" in summary:
+            return summary
+        more = at_end(run.model) if at_end and ranks.main else {}
+        if more:
+            log.row(run.step, epoch=run.epoch, images=run.images, time_s=run.time_s, **more)
+        return run.finish(more)
 
 
 def _train(run: Run, train: Loader, val: Loader, log: RunLog, signals: list[int]) -> dict[str, Any]:
@@ -148,7 +156,7 @@ def _train(run: Run, train: Loader, val: Loader, log: RunLog, signals: list[int]
             raise N2NError(f"the training data ended at step {run.step}, short of {run.steps_per_epoch} steps an epoch")
     if run.step < total:
         return run.summary() | {"stopped": True}
-    return run.finish()
+    return run.summary()
 
 
 def _done(folder: Path, total_steps: int) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import random
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -216,9 +216,9 @@ class Run:
             "final": self.last,
         }
 
-    def finish(self) -> dict[str, Any]:
-        """Write done.json: the run is complete."""
-        summary = self.summary()
+    def finish(self, more: Mapping[str, Any]) -> dict[str, Any]:
+        """Write done.json, with what else was measured: the run is complete."""
+        summary = {**self.summary(), **more}
         if self.ranks.main:
             path = self.folder / "done.json"
             try:
