@@ -23,7 +23,7 @@ ARMS = {
         "Net2WiderNet: the teacher's units replicated, the weights that read them divided by the copies",
         ("#0072B2", "#56A8E0"),
         "o",
-        ("random_init", "random_pad"),
+        ("random_init", "random_pad", "continue"),
     ),
     "random_pad": Arm(
         "random pad",
@@ -38,10 +38,13 @@ ARMS = {
         "Net2DeeperNet: identity layers inserted, their batch norm set to undo itself",
         ("#009E73", "#30C090"),
         "D",
-        ("deep_random_init",),
+        ("deep_random_init", "continue"),
     ),
     "deep_random_init": Arm(
         "deep random init", "the deeper student's shapes, all weights random", ("#CC79A7", "#E09CC4"), "v"
+    ),
+    "continue": Arm(
+        "teacher, trained on", "the teacher itself, at the student's rate and budget", ("#333333", "#E8E8E0"), "*"
     ),
     "student": Arm("student from random init", "the standard network, all weights random", ("#7A6A00", "#D8CC60"), "P"),
 }

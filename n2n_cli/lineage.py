@@ -24,6 +24,7 @@ REBUILD = {
     "random_init": wider.rebuild,
     "deeper": deeper.rebuild,
     "deep_random_init": deeper.rebuild,
+    "continue": wider.rebuild,
 }
 
 
@@ -107,6 +108,8 @@ def _sentence(step: Mapping[str, Any]) -> str:
     if step["op"] == "build":
         file = f", weights of {step['weights']['file']}" if "weights" in step else ""
         return f"built {_network(step['name'], step['num_classes'], step['kwargs'])}{file}"
+    if step["op"] == "continue":
+        return "trained on"
     if "to" in step:
         rest = {k: v for k, v in step["to"].items() if k not in ("name", "num_classes")}
         how = f"to {_network(step['to']['name'], step['to']['num_classes'], rest)}"

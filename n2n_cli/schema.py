@@ -174,6 +174,7 @@ OPS: dict[str, type[Op]] = {
     "random_pad": ToWider,
     "random_init": ToWider,
     "deep_random_init": ToDeeper,
+    "continue": Op,
 }
 
 

@@ -92,7 +92,8 @@ def grow(
                 size, count = cfg.training.batch_size, op.calibration_batches
                 options["calibration"] = dataset.labelled(images, size, cfg.seed, count)
         return TO_WIDER[op.name](teacher, batch, plan, seed=seed, **options), to
-    assert isinstance(op, ToDeeper)
+    if not isinstance(op, ToDeeper):  # the control that grows nothing
+        return growth.unchanged(teacher, seed=seed), None
     to = deeper_constructor(steps, op.pairs, cfg.model, images) if op.sites is None and op.activation else None
     sites = construct(to, seed, functions(cfg)) if to else op.sites
     places: dict[str, Any] = {"pairs": op.pairs, "activation": op.activation}

@@ -144,6 +144,8 @@ def _build(arguments: dict[str, Any]) -> nn.Module:
 
 def _plan(op: schema.Op | None, steps: dict[str, Any]) -> Plan | None:
     """What `survey` takes: the op's factor or layers, else our families' standard network. Raises N2NError."""
+    if op is not None and not isinstance(op, schema.ToWider | schema.ToDeeper):
+        raise N2NError(f"op: {op.name} grows nothing; choose from wider, deeper or a baseline of theirs")
     if not isinstance(op, schema.ToWider):
         return None
     if op.factor is not None or op.layers:

@@ -5,7 +5,7 @@
 ``carry`` and ``equivariant`` take an optimizer's state along. ``register`` tells growth of an operation of your own.
 """
 
-from n2n_cli.growth.baselines import random_init, random_pad
+from n2n_cli.growth.baselines import random_init, random_pad, unchanged
 from n2n_cli.growth.deeper import deepen
 from n2n_cli.growth.duplicates import Duplicates, duplicates
 from n2n_cli.growth.errors import GrowthError
@@ -33,5 +33,6 @@ __all__ = [
     "random_init",
     "random_pad",
     "register",
+    "unchanged",
     "widen",
 ]

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from n2n_cli.growth.build.initialize import initialize
-from n2n_cli.growth.proof.gap import measured_gap
+from n2n_cli.growth.proof.gap import Gap, measured_gap
 from n2n_cli.growth.report import GroupInfo, Growth, group_infos, held_units, recipe_of, warnings_of
 from n2n_cli.growth.sizes.solve import Plan
 from n2n_cli.growth.trace.copies import deep_copy, named_tensors
@@ -101,3 +101,15 @@ def random_init(model: nn.Module, example_input: Any, plan: Plan, *, seed: int =
         initialize(student, seed)
     gap = measured_gap(model, student, [first_samples(one) for one in examples_of(model, example_input)])
     return Growth(student, gap, recipe, [], infos)
+
+
+def unchanged(model: nn.Module, *, seed: int = 0) -> Growth:
+    """The teacher itself, to be trained on: what a student's budget is worth without growth.
+
+    >>> net = nn.Linear(3, 4)
+    >>> bool((unchanged(net).student.weight == net.weight).all())
+    True
+    """
+    check_model(model, seed)
+    student = deep_copy(model)
+    return Growth(student, Gap(0.0, 0.0, kind="the same network"), recipe_of("continue", model, student, 1.0, seed, {}))
