@@ -48,7 +48,8 @@ def run(cfg: schema.Inspect) -> None:
     image = torch.zeros(1, 3, size, size)
     found: Survey | None = None
     try:
-        found = survey(model, image, _plan(cfg.op, steps))
+        start = {"new": cfg.op.new, "split": cfg.op.split} if isinstance(cfg.op, schema.Wider) else {}
+        found = survey(model, image, _plan(cfg.op, steps), **start)
     except GrowthError as error:
         if cfg.op is not None or cfg.picture is not None:
             raise

@@ -43,14 +43,19 @@ def groups(found: Survey, rows: int | None) -> list[str]:
             _units(group, found.student is not None),
             _names(group.produced_by),
             _names(group.read_by) or "-",
-            group.growing + letters.get(group.number, "") + _with(group),
+            group.growing + letters.get(group.number, "") + _with(group) + (f", {group.start}" if group.start else ""),
         )
         for group in found.groups
     ]
     head = ("group", "units", "made by", "read by", "grows by")
     lines = [f"{len(found.groups)} groups of units that grow together: {', '.join(kinds)}"]
     lines += _table(head, cells, ">><<<", rows)
-    return lines + [f"  ({_letter(at)}) {reason}" for at, (reason, _) in enumerate(found_reasons)]
+    lines += [f"  ({_letter(at)}) {reason}" for at, (reason, _) in enumerate(found_reasons)]
+    copied: dict[str, list[int]] = {}
+    for group in found.groups:
+        if group.copied is not None:
+            copied.setdefault(group.copied.text, []).append(group.number)
+    return lines + [f"  copies: groups {', '.join(map(str, n))}: {why}" for why, n in copied.items()]
 
 
 def reasons(groups: Sequence[GroupRow]) -> list[tuple[str, list[GroupRow]]]:

@@ -106,6 +106,16 @@ def random_init(model: nn.Module, example_input: Any, plan: Plan, *, seed: int =
 def unchanged(model: nn.Module, *, seed: int = 0) -> Growth:
     """The teacher itself, to be trained on: what a student's budget is worth without growth.
 
+    Args:
+        model: the teacher; it is not modified.
+        seed: for the lineage alone.
+
+    Returns:
+        Growth: ``.student`` is a copy.
+
+    Raises:
+        GrowthError: the model is no network that could be copied.
+
     >>> net = nn.Linear(3, 4)
     >>> bool((unchanged(net).student.weight == net.weight).all())
     True

@@ -38,6 +38,9 @@ def duplicates(model: nn.Module, example_input: Any) -> Duplicates:
         model: any network; it is not modified.
         example_input: images ``[N, C, H, W]`` (or a tuple or dict of arguments), of which only the shapes matter.
 
+    Returns:
+        Duplicates: how many units could differ, and how many are copies.
+
     Raises:
         GrowthError: the model cannot be recorded.
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from n2n_cli.growth.build.starts import Start, start_of, started
 from n2n_cli.growth.build.students import Candidate, shapes_alone
 from n2n_cli.growth.depth.insert import insert, insertions
 from n2n_cli.growth.depth.sites import Site, find_sites
@@ -41,7 +42,9 @@ class GroupRow:
     ``axes`` every (parameter or buffer, dimension) that follows; one unit covers ``positions`` consecutive channels
     (a head covers its head size). ``grown``: the units after the plan. ``tied``: the operation that wants every unit
     copied equally often, so whole numbers only; ``moved``: one that any factor passes by special means (a channel
-    shuffle, a norm); ``together``: the numbers of the groups that these make grow by the same factor.
+    shuffle, a norm); ``together``: the numbers of the groups that these make grow by the same factor. ``start``: how
+    the new units of a plan start, where that is not as equal copies; ``copied``: why they are copies, where another way
+    was asked for.
     """
 
     number: int
@@ -55,6 +58,8 @@ class GroupRow:
     moved: Reason | None = None
     fixed: Reason | None = None
     together: list[int] = field(default_factory=list)
+    start: str | None = None
+    copied: Reason | None = None
 
     @property
     def growing(self) -> Growing:
@@ -89,13 +94,16 @@ class Survey:
     student: nn.Module | None = field(default=None, repr=False)
 
 
-def survey(model: nn.Module, example_input: Any, plan: Plan | None = None) -> Survey:
+def survey(
+    model: nn.Module, example_input: Any, plan: Plan | None = None, *, new: str = "copy", split: str = "equal"
+) -> Survey:
     """The groups of ``model``, its sites for identity layers, and the dry run of a plan to widen it.
 
     Args:
         model: any module; its tensors may lie on the meta device. It is not modified.
         example_input: images ``[N, C, H, W]`` (or a tuple or dict of arguments), of which only the shapes matter.
         plan: as for `widen`: a factor, ``{layer pattern: factor or width}``, or a wider student.
+        new, split: how new units are to start, as for `widen`; groups that the proof alone would refuse are not known.
 
     Raises:
         GrowthError: the model cannot be recorded, or the plan cannot be met.
@@ -124,6 +132,9 @@ def survey(model: nn.Module, example_input: Any, plan: Plan | None = None) -> Su
     parameters = {name: tensor.shape for name, tensor in model.named_parameters()}
     order = _in_order(structure, parameters)
     numbers, rows = _groups(structure, order, sizes, links)
+    start = start_of(new, split, 0.0, 0)
+    if plan is not None and not start.plain:
+        rows = _with_starts(structure, sizes, numbers, rows, start)
     return Survey(
         groups=rows,
         layers=_layers(structure, order, numbers, sizes, links),
@@ -181,6 +192,23 @@ def _dry_run(model: nn.Module, structure: Structure, solution: Solution, plan: P
     with suppress(GrowthError):  # whether it can be grown is for growing to say
         build_until_proved(model, structure, solution, plan, build, check_shapes)
     return made[-1][0].student, made[-1][1]
+
+
+def _with_starts(
+    structure: Structure, sizes: Sizes, numbers: dict[Group, int], rows: list[GroupRow], start: Start
+) -> list[GroupRow]:
+    """The rows with how the new units of each group start."""
+    drawn = draw(structure, sizes, 0)
+    remappings, copied = started(structure, drawn, start, {})
+    way = start.new if start.new != "copy" else "unequal copies"
+    told: dict[int, dict[str, Any]] = {}
+    for group, number in numbers.items():
+        if group in copied:
+            unequal = remappings[group].share is not None and drawn[group].share is None
+            told[number] = {"start": "unequal copies" if unequal else "copies", "copied": copied[group]}
+        elif group in remappings:
+            told[number] = {"start": way}
+    return [replace(row, **told.get(row.number, {})) for row in rows]
 
 
 def _is_weight(name: str) -> bool:

@@ -139,13 +139,12 @@ def started(
         refused: further groups that cannot take it, and why.
     """
     generator = torch.Generator().manual_seed(start.seed + 0x57A27)
-    equal: dict[Group, Reason] = {}
+    equal = {group: SPECIAL for group, remapping in remappings.items() if not remapping.plain}
     copied: dict[Group, Reason] = {}
     for relation in structure.relations:
         equal |= relation.shared_equally()
         copied |= relation.copied()
-    equal |= {group: SPECIAL for group, remapping in remappings.items() if not remapping.plain}
-    no = {**equal, **refused} if start.new == "copy" else {**copied, **equal, **refused}
+    no = {**equal, **refused} if start.new == "copy" else {**equal, **copied, **refused}
     way = SPLITS[start.split] if start.new == "copy" else WAYS[start.new]
     out = dict(remappings)
     for group in structure.groups():
