@@ -100,7 +100,7 @@ def _plain_group(group: GroupRow) -> dict[str, Any]:
             return None
         return {"operation": reason.operation, "module": reason.path, "kind": reason.kind, "text": reason.text}
 
-    reasons = {"tied": plain(group.tied), "moved": plain(group.moved), "fixed": plain(group.fixed)}
+    reasons = {name: plain(getattr(group, name)) for name in ("tied", "moved", "fixed", "copied")}
     return {**asdict(group), **reasons, "growing": group.growing}
 
 

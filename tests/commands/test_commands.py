@@ -15,7 +15,7 @@ import torch
 import yaml
 
 import n2n_cli
-from n2n_cli import cli
+from n2n_cli import cli, lineage
 from n2n_cli.commands import machine
 from n2n_cli.errors import N2NError
 from n2n_cli.training import checkpoint
@@ -67,7 +67,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 def test_compare_reuses_teacher_and_student(place: Path) -> None:
     study = setting(place)
-    arms = ["teacher", "wider", "random_pad", "random_init", "deeper", "deep_random_init"]
+    arms = ["teacher", "wider", "random_pad", "random_init", "deeper", "deep_random_init", "continue"]
     for arm in arms:
         assert read(study / f"{arm}-seed0" / "done.json")["step"] == 6
         assert read(study / f"{arm}-seed0" / "run.json")["arm"] == arm
@@ -107,6 +107,41 @@ def test_a_grown_student_starts_at_its_teachers_accuracy(place: Path) -> None:
         assert read(setting(place) / f"{arm}-seed0" / "run.json")["function_gap"]["eval"] > 1e-2
 
 
+def test_a_finished_run_tells_how_many_units_are_copies(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The shipped default leaves none, equal copies without noise leave all."""
+    default = read(setting(place) / "wider-seed0" / "done.json")
+    assert default["units"] > 50 and default["units/copies"] == 0
+    assert read(setting(place) / "continue-seed0" / "done.json")["units/copies"] == 0
+    assert "units" not in read(setting(place) / "teacher-seed0" / "done.json")
+    n2n("grow", "--op", "wider", "--teacher", str(setting(place) / "teacher-seed0"), "op.noise=0", "out=equal")
+    (run,) = place.glob("equal/*/wider-noise0-*")
+    done = read(run / "done.json")
+    teacher, student = (read(path / "run.json") for path in (setting(place) / "teacher-seed0", run))
+    assert student["parameters"] > teacher["parameters"] and done["units"] == default["units"]
+    own = read(setting(place) / "continue-seed0" / "done.json")["units"]
+    assert done["units/copies"] == done["units/near_copies"] == done["units"] - own
+    assert f"{done['units/copies']} of {done['units']} units are copies of others" in capfd.readouterr().out
+    assert rows(run)[-1]["units/copies"] == done["units/copies"]
+
+
+@pytest.mark.parametrize("words", ["op.new=fresh", "op.new=paired", "op.new=gradmax", "op.split=unequal"])
+def test_other_ways_to_start_are_exact_and_named(place: Path, words: str) -> None:
+    only_grow(place, "out=ways", words)
+    key, _, way = words.removeprefix("op.").partition("=")
+    (run,) = place.glob(f"ways/*/wider-{key}-{way}-*")
+    assert rows(run)[0]["val/top1"] == rows(setting(place) / "teacher-seed0")[-1]["val/top1"]
+    step = read(run / "run.json")["lineage"]["steps"][-1]
+    assert step[key] == way and max(step["function_gap"].values()) < 1e-10
+    assert way in lineage.describe({"steps": [step]})[0]
+
+
+def test_the_teacher_trained_on_starts_as_the_teacher(place: Path) -> None:
+    run = setting(place) / "continue-seed0"
+    assert rows(run)[0]["val/top1"] == rows(setting(place) / "teacher-seed0")[-1]["val/top1"]
+    assert read(run / "run.json")["function_gap"]["eval"] == 0 and read(run / "done.json")["step"] == 6
+    assert lineage.describe(read(run / "run.json")["lineage"])[-1] == "trained on"
+
+
 @pytest.mark.parametrize(("words", "warns"), [("op.noise=0", True), ("", False)])
 def test_copies_that_never_part_are_a_warning(
     place: Path, words: str, warns: bool, capfd: pytest.CaptureFixture[str]
@@ -131,7 +166,7 @@ def test_again_says_that_it_is_done(place: Path, capfd: pytest.CaptureFixture[st
     study = setting(place).relative_to(place)
     assert f"{study}/teacher-seed0 is done" in out and f"{study}/wider-seed0 is done" in out
     assert out.endswith(
-        f"all 6 runs were done already\nreport: {study}/report.html\ncurves: {study}/curves.png\n"
+        f"all 7 runs were done already\nreport: {study}/report.html\ncurves: {study}/curves.png\n"
         f"tensorboard --logdir {study}\n"
     )
 

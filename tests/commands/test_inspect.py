@@ -64,7 +64,7 @@ def test_json(capfd: pytest.CaptureFixture[str]) -> None:
     group = found["groups"][2]
     assert group.keys() == {
         *("number", "units", "grown", "positions", "produced_by", "read_by", "axes", "tied", "moved", "fixed"),
-        *("together", "growing"),
+        *("together", "growing", "start", "copied"),
     }
     assert (group["number"], group["units"], group["grown"], group["positions"]) == (3, 16, 16, 1)
     assert group["produced_by"] == ["stem.conv3.conv"] and group["growing"] == "any factor"
@@ -103,6 +103,16 @@ def test_dry_runs_in_words(capfd: pytest.CaptureFixture[str]) -> None:
     assert re.search(r"parameters +11,689,512 -> +25,901,896  \(2\.22 times\)", out)
     out = told(capfd, "resnet18", "--op", "deeper", "--sites", "layer1.*")
     assert "dry run of deeper behind layer1.*" in out and "new layers behind 2: layer1.0.bn1, layer1.1.bn1" in out
+
+
+def test_dry_runs_show_which_groups_take_which_way(capfd: pytest.CaptureFixture[str]) -> None:
+    out = told(capfd, "resnet18", "--op", "wider", "--factor", "1.5", "op.new=fresh")
+    assert len(re.findall(r"any factor, fresh$", out, re.M)) == 12 and "copies" not in out
+    words = ("vit_b_32", "--op", "wider", "--factor", "2", "op.new=paired")
+    rows = plain(capfd, *words)["groups"]
+    assert {row["start"] for row in rows} == {"paired", "unequal copies", None}
+    assert all((row["copied"] is None) == (row["start"] != "unequal copies") for row in rows)
+    assert "copies: groups 1: a mean over its units" in told(capfd, *words)
 
 
 def test_deeper_of_our_families_is_their_constructors(capfd: pytest.CaptureFixture[str]) -> None:
