@@ -81,7 +81,7 @@ def _check(old: Optimizer, new: Optimizer, growth: Growth) -> None:
     if not isinstance(growth, Growth):
         raise GrowthError(f"growth is of type {type(growth).__name__}: expected what `widen` or `deepen` returned")
     op = growth.recipe.get("op")
-    if op not in ("wider", "deeper"):
+    if op not in ("wider", "deeper", "continue"):
         raise GrowthError(f"{op}: weights that are random have no teacher's optimizer state")
     if type(old) is not type(new):
         raise GrowthError(f"the teacher's optimizer is {type(old).__name__}, the student's {type(new).__name__}")

@@ -22,7 +22,7 @@ from typing import Any
 
 from torch import nn
 
-from n2n_cli.growth.build.gradmax import loss_of, turn_to_large_gradients
+from n2n_cli.growth.build.gradmax import Loss, loss_of, turn_to_large_gradients
 from n2n_cli.growth.build.starts import COPIES, Start, start_of
 from n2n_cli.growth.build.students import Candidate, build, reshape
 from n2n_cli.growth.errors import GrowthError
@@ -99,9 +99,7 @@ def widen(
         raise GrowthError(f"noise is {noise!r}: expected a finite number of at least 0")
     start = start_of(new, split, noise, seed)
     loss = loss_of(calibration) if new == "gradmax" else None
-    grown, proof = proved_student(model, example_input, plan, seed=seed, noise=noise, start=start)
-    if loss is not None:
-        turn_to_large_gradients(grown, loss)
+    grown, proof = proved_student(model, example_input, plan, seed=seed, noise=noise, start=start, loss=loss)
     structure, remappings, student = grown.structure, grown.remappings, grown.student
     gap, notes = proof, [*proved_in(proof), *held_units(structure), *copied_units(grown, start), *undescribed(grown)]
     if noise:
@@ -132,7 +130,14 @@ def widen(
 
 
 def proved_student(
-    model: nn.Module, example_input: Any, plan: Plan, *, seed: int, noise: float = 0.0, start: Start = COPIES
+    model: nn.Module,
+    example_input: Any,
+    plan: Plan,
+    *,
+    seed: int,
+    noise: float = 0.0,
+    start: Start = COPIES,
+    loss: Loss | None = None,
 ) -> tuple[Candidate, Gap]:
     """The wider student of a plan, and the proof of what it is without noise.
 
@@ -146,7 +151,7 @@ def proved_student(
     recordings = trace(model, example_input)
     while True:
         try:
-            return _proved_on(model, recordings, plan, seed, noise, start)
+            return _proved_on(model, recordings, plan, seed, noise, start, loss)
         except Counterexample as wrong:  # what the network does there must be known as well
             if len(recordings) > MOST_RECORDINGS:
                 raise
@@ -154,7 +159,7 @@ def proved_student(
 
 
 def _proved_on(
-    model: nn.Module, recordings: list[Recording], plan: Plan, seed: int, noise: float, start: Start
+    model: nn.Module, recordings: list[Recording], plan: Plan, seed: int, noise: float, start: Start, loss: Loss | None
 ) -> tuple[Candidate, Gap]:
     given = plan if isinstance(plan, nn.Module) else None
     gaps: list[Gap] = []
@@ -173,7 +178,10 @@ def _proved_on(
     if not start.plain:
 
         def with_remappings(remappings: Remappings) -> Candidate:
-            return build(model, structure, remappings, grown.attributes, given=given, noise=noise, seed=seed)
+            made = build(model, structure, remappings, grown.attributes, given=given, noise=noise, seed=seed)
+            if loss is not None:
+                turn_to_large_gradients(made, loss)
+            return made
 
         grown = start_until_proved(model, grown, start, with_remappings, prove)
     return with_settings(model, grown, prove), gaps[-1]

@@ -43,7 +43,7 @@ def loss_of(calibration: Any) -> Loss:
         total = torch.zeros(())
         for inputs, labels in pairs:
             logits = next(t for t in tree_leaves(call(model, inputs)) if isinstance(t, Tensor))
-            total = total + nn.functional.cross_entropy(logits, labels.to(logits.device))
+            total = total + nn.functional.cross_entropy(logits, torch.as_tensor(labels, device=logits.device))
         return total / len(pairs)
 
     return loss
@@ -80,7 +80,7 @@ def turn_to_large_gradients(candidate: Candidate, loss: Loss) -> None:
     torch.set_num_threads(1)  # the order of sums, and so the student, is the same on every machine
     best, best_state = -1.0, {}
     try:
-        with same_chance(0):
+        with same_chance(0), torch.enable_grad():
             for step in range(STEPS + 1):
                 with torch.random.fork_rng(devices=[]):
                     value = gradients_of_readers(student, candidate, loss, graph=True)
@@ -92,7 +92,7 @@ def turn_to_large_gradients(candidate: Candidate, loss: Loss) -> None:
                 for (name, parameter), direction in zip(turned.items(), ascent, strict=True):
                     if direction is not None:
                         _turn(parameter, direction, random.made[name].to(parameter.device), LENGTH * (1 - step / STEPS))
-    except (RuntimeError, TypeError, ValueError, LookupError, StopIteration) as error:
+    except Exception as error:  # whatever a user's loss raises
         raise GrowthError(
             f"new=gradmax: the loss cannot be computed and differentiated twice: {first_line(error)}"
         ) from error

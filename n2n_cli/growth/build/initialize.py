@@ -5,19 +5,25 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from n2n_cli.growth.trace.calls import same_chance
+
 
 def initialize(student: nn.Module, seed: int) -> None:
     """PyTorch's default initialization of every layer, drawn from ``seed``."""
-    devices = {p.device for p in student.parameters() if p.device.type == "cuda"}
-    with torch.random.fork_rng(devices=list(devices)):
-        torch.manual_seed(seed)
+    with same_chance(seed):
         for module in student.modules():
             reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
-            own = list(module.parameters(recurse=False))
-            before = [parameter.detach().clone() for parameter in own]
+            own = dict(module.named_parameters(recurse=False))
+            before = {name: parameter.detach().clone() for name, parameter in own.items()}
             if callable(reset):
-                reset()
-            _reset_bare([p for p, was in zip(own, before, strict=True) if torch.equal(p, was)])
+                try:
+                    reset()
+                except Exception:  # a user's own: it wants arguments, or counts on other shapes
+                    module._parameters.update(own)
+            for name, parameter in own.items():
+                if module._parameters.get(name) is not parameter:  # made anew, of the shapes that it knows
+                    module._parameters[name] = parameter
+            _reset_bare([p for name, p in own.items() if torch.equal(p, before[name])])
 
 
 @torch.no_grad()

@@ -68,7 +68,7 @@ def start_of(new: str, split: str, noise: float, seed: int) -> Start:
     Start(new='fresh', split='equal', seed=0)
     """
     for key, value, known in (("new", new, WAYS), ("split", split, SPLITS)):
-        if value not in known:
+        if not isinstance(value, str) or value not in known:
             near = difflib.get_close_matches(str(value), known, 1, 0.5)
             said = f"; did you mean '{near[0]}'?" if near else ""
             raise GrowthError(f"{key} is {value!r}: expected one of {', '.join(known)}{said}")

@@ -160,6 +160,8 @@ def reshape(model: nn.Module, shapes: Mapping[str, list[int]], attributes: Attri
     aliases, plain = first_names(model), dict(plain_tensors(model))
     state = {
         name: tensor.detach().new_zeros(shapes.get(name, tensor.shape))
+        if name in shapes or isinstance(tensor, nn.Parameter)
+        else tensor.detach().clone()  # a buffer that no state_dict may hold
         for name, tensor in named_tensors(model, every_name=True)
         if aliases[name] == name and (name not in plain or name in shapes)
     }

@@ -15,6 +15,7 @@ from n2n_cli.growth.build.attributes import set_attributes
 from n2n_cli.growth.build.students import Candidate
 from n2n_cli.growth.errors import GrowthError
 from n2n_cli.growth.proof.gap import function_gap
+from n2n_cli.growth.trace.calls import same_chance
 from n2n_cli.growth.trace.copies import named_tensors
 
 NEAR = 1e-4  # relative gap in fp32 between a network and itself, built anew
@@ -33,9 +34,13 @@ def settings_of(teacher: nn.Module, candidate: Candidate) -> Settings | None:
     value became. Those are kept with which more axes have the student's sizes; then those that no shape shows, such as
     a number of heads, with which what is built computes what the student does.
     """
-    config, student = getattr(teacher, "config", None), candidate.student
+    config, student = vars(teacher).get("config"), candidate.student
     wanted = _shapes(student)
-    if not hasattr(config, "__dict__") or _built(teacher, config, {}) != _shapes(teacher):
+    if (
+        not hasattr(config, "__dict__")
+        or _with(config, {}) is config
+        or _built(teacher, config, {}) != _shapes(teacher)
+    ):
         return {}
     candidates = list(_candidates(config, _became(teacher, candidate)))
     settings: Settings = {}
@@ -57,7 +62,7 @@ def settings_of(teacher: nn.Module, candidate: Candidate) -> Settings | None:
 
 def _computes(teacher: nn.Module, config: Any, settings: Settings, student: nn.Module, example: Any) -> bool:
     """Whether what the settings build computes what the student does, with its weights."""
-    with suppress(Exception), torch.random.fork_rng(devices=[]):
+    with suppress(Exception), same_chance():
         built = type(teacher)(_with(config, settings)).to(next(student.parameters()))
         built.load_state_dict(student.state_dict())
         return function_gap(student, built, example, training=False) <= NEAR
@@ -68,7 +73,7 @@ def with_settings(teacher: nn.Module, candidate: Candidate, prove: Callable[[Can
     """A proved candidate whose config says its sizes, proved again; as it is, and not ``described``, where none can."""
     settings = settings_of(teacher, candidate)
     candidate.described = settings is not None
-    own = getattr(candidate.student, "config", None)
+    own = vars(candidate.student).get("config")
     changed = {f"config.{name}": value for name, value in (settings or {}).items() if getattr(own, name) != value}
     if changed and candidate.given is None:
         before = {name: getattr(own, name.partition(".")[2]) for name in changed}
@@ -96,7 +101,7 @@ def _with(config: Any, settings: Mapping[str, Any]) -> Any:
 def _built(model: nn.Module, config: Any, settings: Mapping[str, Any]) -> Shapes:
     """The shapes of what the network's class builds with these settings; empty where it refuses them."""
     try:
-        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        with torch.device("meta"), same_chance():
             return _shapes(type(model)(_with(config, settings)))
     except Exception:  # whatever a constructor raises about settings that exclude each other
         return {}

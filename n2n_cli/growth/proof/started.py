@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from dataclasses import replace
 
+import torch
 from torch import nn
 
 from n2n_cli.growth.build.starts import Start, started
@@ -12,9 +15,13 @@ from n2n_cli.growth.errors import GrowthError
 from n2n_cli.growth.groups.axes import Group
 from n2n_cli.growth.groups.reasons import Reason
 from n2n_cli.growth.groups.structure import Remappings
+from n2n_cli.growth.proof.gap import function_gap
 from n2n_cli.growth.proof.locate import find
 from n2n_cli.growth.proof.mend import in_double_if_it_runs
 from n2n_cli.growth.proof.prove import Counterexample, Unprovable
+
+LARGE = (30.0, -30.0)  # times what random initialization gives
+SEEN = 1e-3  # a relative gap, in the network's own precision, that rounding of large units does not explain
 
 
 def start_until_proved(
@@ -34,7 +41,8 @@ def start_until_proved(
         prove: raises GrowthError if the function changed.
 
     Where the function changes (a maximum over units would read a fresh one), the groups that meet at the first wrong
-    operation get copies, and the proof is repeated.
+    operation get copies, and the proof is repeated. Training makes fresh units larger, so that they are also tried
+    large, with either sign: a maximum might not have noticed small ones.
 
     Raises:
         Unprovable, Counterexample: as ``prove`` raised them.
@@ -45,15 +53,42 @@ def start_until_proved(
         remappings, why = started(copied.structure, copied.remappings, start, refused)
         candidate = build(remappings)
         candidate.copied = why
+        probe = candidate
         try:
             prove(candidate)
+            for size in LARGE:
+                probe = _with_large_units(model, candidate, size)
+                _same_function(model, probe)
             return candidate
         except (Unprovable, Counterexample):
             raise
         except GrowthError as error:
             teacher = in_double_if_it_runs(model, copied.structure)
-            fault = find(copied.structure, remappings, student_of(teacher, candidate), teacher)
+            fault = find(copied.structure, remappings, student_of(teacher, probe), teacher)
             blamed = [group for group in fault.groups if group not in why] if fault else []
             if fault is None or not blamed:
                 raise GrowthError(f"{start}: {error}") from error
             refused |= {group: Reason("failed", fault.text, fault.op.name, fault.op.path) for group in blamed}
+
+
+def _with_large_units(model: nn.Module, candidate: Candidate, size: float) -> Candidate:
+    """The candidate with the weights that make its fresh units multiplied."""
+    probe = replace(candidate, random=copy.copy(candidate.random))
+    parameters = {name for name, _ in model.named_parameters()}
+    probe.random.values = {
+        name: torch.where(probe.random.made[name].to(value.device), value * size, value)
+        if name in parameters & probe.random.made.keys()
+        else value
+        for name, value in candidate.random.values.items()
+    }
+    probe.student = student_of(model, probe)
+    return probe
+
+
+def _same_function(model: nn.Module, probe: Candidate) -> None:
+    for example in probe.structure.examples() if probe.random.values else ():
+        gap = function_gap(model, probe.student, example)
+        if not gap <= SEEN:
+            raise GrowthError(
+                f"the student's function differs from the teacher's, if its new units are large: {gap:.1e}"
+            )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -18,12 +19,22 @@ def named_buffers(model: nn.Module) -> list[tuple[str, Tensor]]:
 
 def plain_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
     """Numbers that modules keep as ordinary attributes (``self.positions = torch.randn(9, 8)``), neither parameter nor
-    buffer; remembered activations left out."""
+    buffer; remembered activations left out, and what stands in several places."""
+    held = Counter(
+        id(value)
+        for module in model.modules()
+        for value in (*vars(module).values(), *module._parameters.values(), *module._buffers.values())
+        if isinstance(value, Tensor)
+    )
     return [
         (f"{path}.{name}" if path else name, value)
         for path, module in model.named_modules()
         for name, value in vars(module).items()
-        if isinstance(value, Tensor) and value.is_floating_point() and value.ndim and value.grad_fn is None
+        if isinstance(value, Tensor)
+        and value.is_floating_point()
+        and value.ndim
+        and value.grad_fn is None
+        and held[id(value)] == 1
     ]
 
 
