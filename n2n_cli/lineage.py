@@ -117,8 +117,9 @@ def _sentence(step: Mapping[str, Any]) -> str:
         how = f"identity layers behind {len(step['insert'])} layers"
     else:
         how = f"by {step['plan']}"
-    new = f", {step['new']} units" if step.get("new", "copy") != "copy" else ""
-    split = f", {step['split']} shares" if step.get("split", "equal") != "equal" else ""
+    ways = step if step["op"] == "wider" else {}
+    new = f", {step['new']} units" if ways.get("new", "copy") != "copy" else ""
+    split = f", {step['split']} shares" if ways.get("split", "equal") != "equal" else ""
     noise = f", noise {step['noise']:g}" if step.get("noise") else ""
     seed = f", seed {step['seed']}" if "seed" in step else ""
     return f"{step['op']} {how}{new}{split}{noise}{seed}"
