@@ -195,6 +195,59 @@ def test_a_group_whose_units_meet_is_copied_and_named(way):
     assert second.copied is None
 
 
+class LargestOf(nn.Module):
+    """Small fresh units do not exceed the maximum on a few inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return self.c(self.b(x) * x.amax(-1, keepdim=True))
+
+
+@pytest.mark.parametrize("way", ["fresh", "paired", "gradmax"])
+def test_fresh_units_are_tried_large(way):
+    for key in range(4):
+        torch.manual_seed(key)
+        net, x, others = LargestOf(), torch.randn(5, 6), torch.randn(256, 6)
+        grown = growth.widen(net, x, 1.5, new=way, calibration=lambda model, x=x: model(x).square().mean())
+        assert growth.function_gap(net, grown.student, others) < 1e-5
+        assert any("amax" in note for note in grown.notes)
+
+
+class Resets(nn.Module):
+    """``how``: what its own reset does that no wider layer survives."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.weight = how, nn.Parameter(torch.randn(8, 6))
+
+    def reset_parameters(self, *std: float) -> None:
+        random.random(), torch.rand(1)
+        if self.how == "wants an argument":
+            self.weight.data.normal_(0, *(std or [None]))
+        if self.how == "counts on its shape":
+            self.weight.data.copy_(torch.randn(8, 6))
+        if self.how == "makes another":
+            self.weight = nn.Parameter(torch.randn(8, 6))
+        if self.how == "fails":
+            raise OSError
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight.t()
+
+
+@pytest.mark.parametrize("how", ["wants an argument", "counts on its shape", "makes another", "fails"])
+def test_a_users_reset_may_do_what_it_likes(how):
+    torch.manual_seed(0)
+    net, x, state = nn.Sequential(Resets(how), nn.ReLU(), nn.Linear(8, 3)), torch.randn(5, 6), random.getstate()
+    student = growth.widen(net, x, 1.5, new="fresh").student
+    assert student[0].weight.shape == (12, 6) and growth.function_gap(net, student, x) < 1e-5
+    assert student[0].weight[8:].std() > 0.3 and random.getstate() == state
+
+
 def test_ties_are_copied_with_unequal_shares():
     build, size = FAMILIES["convnext"]
     teacher, x = zoo.teacher_of(build(), size)
@@ -314,6 +367,10 @@ def test_a_loss_that_cannot_be_differentiated_twice_is_one_line():
         growth.widen(convnet(), IMAGES, 2.0, new="gradmax", calibration=[(IMAGES, torch.arange(8))])
     assert "\n" not in str(caught.value)
     assert gradmax.loss_of(len) is len
+    with pytest.raises(GrowthError, match="the loss cannot be computed and differentiated twice: division by zero"):
+        growth.widen(convnet(), IMAGES, 2.0, new="gradmax", calibration=lambda model: 1 / 0)
+    with torch.no_grad():
+        growth.widen(convnet(), IMAGES, 2.0, new="gradmax", calibration=[(IMAGES, [0, 1, 2, 0, 1, 2, 0, 1])])
 
 
 # --- composition and mistakes -----------------------------------------------------------------------------
@@ -343,6 +400,7 @@ def test_one_seed_makes_one_student():
 
 
 MISTAKES = {
+    "new is \\['copy'\\]: expected one of copy": {"new": ["copy"]},
     "new is 'frsh': expected one of copy, fresh, paired, gradmax; did you mean 'fresh'": {"new": "frsh"},
     "split is 'odd': expected one of equal, unequal": {"split": "odd"},
     "split=unequal is for copies, and new=fresh makes none": {"new": "fresh", "split": "unequal"},

@@ -563,3 +563,33 @@ def test_an_operation_without_an_fp64_kernel_is_proved_and_located_in_fp32(facto
     assert grown.student.up.shape == (2, 32, 64) and grown.student.down.shape == (2, 64, 32)
     assert grown.student.mid.out_features == (16 if factor else 8)
     assert growth.function_gap(net, grown.student, normal(6, 4)) < 1e-4
+
+
+class Twice(nn.Module):
+    """A plain tensor in two places, and one that is a buffer as well: they stay together, as they are."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.register_buffer("table", torch.randn(8))
+        self.same, self.first = self.table, torch.randn(8)
+        self.second = self.first
+
+    def forward(self, x):
+        return self.c(self.b(((self.a(x) * self.same + self.table) * self.first + self.second).relu()).relu())
+
+
+def test_plain_tensors_in_several_places_stay():
+    torch.manual_seed(0)
+    net, x = Twice(), normal(4, 6)
+    student = growth.widen(net, x, 1.5).student
+    assert student.b.out_features == 12 and student.same is student.table and student.first is student.second
+    assert growth.function_gap(net, growth.widen(student, x, 2.0).student, x) < 1e-5
+    assert growth.duplicates(student, x).equal == 4
+
+
+def test_a_rebuilt_network_keeps_buffers_that_no_state_dict_holds():
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    net[0].register_buffer("frequencies", torch.randn(6), persistent=False)
+    again = growth.wider.rebuild(net, growth.widen(net, normal(4, 6), 1.5).recipe)
+    assert torch.equal(again[0].frequencies, net[0].frequencies)

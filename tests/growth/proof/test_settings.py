@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from types import SimpleNamespace
 
 import pytest
@@ -75,3 +76,36 @@ def test_a_class_that_takes_no_config_is_left_alone() -> None:
     teacher.config = {"width": 4}
     grown = growth.widen(teacher, torch.randn(2, 3), 2)
     assert grown.student.config == {"width": 4} and not grown.notes
+
+
+class Shared:
+    """A config that is a class, which every network of it shares."""
+
+    hidden = 8
+
+
+class Built(nn.Module):
+    def __init__(self, config: type[Shared]) -> None:
+        super().__init__()
+        random.random()
+        self.config, self.a, self.c = config, nn.Linear(6, config.hidden), nn.Linear(config.hidden, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.a(x).relu())
+
+
+def test_a_config_that_others_share_is_not_written() -> None:
+    net, state = Built(Shared), random.getstate()
+    assert growth.widen(net, torch.randn(2, 6), 1.5).student.a.out_features == 12
+    assert Shared.hidden == 8 and random.getstate() == state
+
+
+def test_generators_stay_though_the_network_is_built_again() -> None:
+    class Own(Attention):
+        def __init__(self, config: SimpleNamespace) -> None:
+            random.random()
+            super().__init__(config)
+
+    net, state = Own(config()), random.getstate()
+    assert growth.widen(net, torch.randn(3, 5, 6), 2).student.config.hidden_size == 16
+    assert random.getstate() == state
