@@ -130,7 +130,7 @@ class Op:
         return OPS[name]
 
 
-NOISE = 0.3  # on copies, chosen in experiments/operators/
+NOISE = 0.3  # on copies: the paper (section 2.3) asks for noise and names no size
 
 
 @dataclass
