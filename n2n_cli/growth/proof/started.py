@@ -21,7 +21,7 @@ from n2n_cli.growth.proof.mend import in_double_if_it_runs
 from n2n_cli.growth.proof.prove import Counterexample, Unprovable
 
 LARGE = (30.0, -30.0)  # times what random initialization gives
-SEEN = 1e-3  # a relative gap, in the network's own precision, that rounding of large units does not explain
+SEEN = 1e-3  # a relative gap that rounding of large units does not explain, even where fp64 does not run
 
 
 def start_until_proved(
@@ -49,6 +49,7 @@ def start_until_proved(
         GrowthError: the student is not exact, and no group could be blamed.
     """
     refused: dict[Group, Reason] = {}
+    teacher = in_double_if_it_runs(model, copied.structure)
     while True:
         remappings, why = started(copied.structure, copied.remappings, start, refused)
         candidate = build(remappings)
@@ -56,14 +57,13 @@ def start_until_proved(
         probe = candidate
         try:
             prove(candidate)
-            for size in LARGE:
-                probe = _with_large_units(model, candidate, size)
-                _same_function(model, probe)
+            for size in LARGE if candidate.random.values else ():
+                probe = _with_large_units(teacher, candidate, size)
+                _same_function(teacher, probe)
             return candidate
         except (Unprovable, Counterexample):
             raise
         except GrowthError as error:
-            teacher = in_double_if_it_runs(model, copied.structure)
             fault = find(copied.structure, remappings, student_of(teacher, probe), teacher)
             blamed = [group for group in fault.groups if group not in why] if fault else []
             if fault is None or not blamed:
@@ -71,23 +71,23 @@ def start_until_proved(
             refused |= {group: Reason("failed", fault.text, fault.op.name, fault.op.path) for group in blamed}
 
 
-def _with_large_units(model: nn.Module, candidate: Candidate, size: float) -> Candidate:
+def _with_large_units(teacher: nn.Module, candidate: Candidate, size: float) -> Candidate:
     """The candidate with the weights that make its fresh units multiplied."""
     probe = replace(candidate, random=copy.copy(candidate.random))
-    parameters = {name for name, _ in model.named_parameters()}
+    parameters = {name for name, _ in teacher.named_parameters()}
     probe.random.values = {
         name: torch.where(probe.random.made[name].to(value.device), value * size, value)
         if name in parameters & probe.random.made.keys()
         else value
         for name, value in candidate.random.values.items()
     }
-    probe.student = student_of(model, probe)
+    probe.student = student_of(teacher, probe)
     return probe
 
 
-def _same_function(model: nn.Module, probe: Candidate) -> None:
-    for example in probe.structure.examples() if probe.random.values else ():
-        gap = function_gap(model, probe.student, example)
+def _same_function(teacher: nn.Module, probe: Candidate) -> None:
+    for example in probe.structure.examples():
+        gap = function_gap(teacher, probe.student, example)
         if not gap <= SEEN:
             raise GrowthError(
                 f"the student's function differs from the teacher's, if its new units are large: {gap:.1e}"
