@@ -13,9 +13,7 @@ from n2n_cli.arms import ARMS
 from n2n_cli.errors import N2NError
 
 # The variants in a run folder's name: noise0.2, lr1e-05, epochs12, new-fresh, layers-3fa90c (a hash), sites-none
-_VARIANT = re.compile(
-    r"-([a-z_]+?)(-(?:copy|fresh|paired|gradmax|equal|unequal|stack)|-[0-9a-f]{6}|-none|[\d.]+(?:e[+-]?\d+)?)(?=-|$)"
-)
+_VARIANT = re.compile(r"-([a-z_]+?)((?:(?<=-new)|(?<=-split))-[a-z]+|-[0-9a-f]{6}|-none|[\d.]+(?:e[+-]?\d+)?)(?=-|$)")
 
 
 @dataclass(frozen=True)

@@ -49,11 +49,11 @@ def loss_of(calibration: Any) -> Loss:
     return loss
 
 
-def gradients_of_readers(student: nn.Module, candidate: Candidate, loss: Loss, *, graph: bool = False) -> Tensor:
+def gradients_of_readers(student: nn.Module, candidate: Candidate, loss: Loss) -> Tensor:
     """The sum of squares of the loss's gradients by the weights with which the teacher's own units read fresh ones."""
     parameters = {name: p for name, p in student.named_parameters() if name in candidate.random.unread}
     with sdpa_kernel(SDPBackend.MATH):  # the others cannot be differentiated twice
-        gradients = torch.autograd.grad(loss(student), list(parameters.values()), create_graph=graph, allow_unused=True)
+        gradients = torch.autograd.grad(loss(student), list(parameters.values()), create_graph=True, allow_unused=True)
     total = torch.zeros(())
     for name, gradient in zip(parameters, gradients, strict=True):
         if gradient is not None:
@@ -65,7 +65,7 @@ def gradients_of_readers(student: nn.Module, candidate: Candidate, loss: Loss, *
 def turn_to_large_gradients(candidate: Candidate, loss: Loss) -> None:
     """Turn the incoming weights of the candidate's fresh units, at their norm, to larger `gradients_of_readers`.
 
-    On one thread, in train mode without randomness; the networks keep their statistics.
+    On one thread, in train mode with the same random numbers at every step; the networks keep their statistics.
 
     Raises:
         GrowthError: the loss cannot be computed or differentiated twice.
@@ -80,10 +80,10 @@ def turn_to_large_gradients(candidate: Candidate, loss: Loss) -> None:
     torch.set_num_threads(1)  # the order of sums, and so the student, is the same on every machine
     best, best_state = -1.0, {}
     try:
-        with same_chance(0), torch.enable_grad():
+        with torch.enable_grad():
             for step in range(STEPS + 1):
-                with torch.random.fork_rng(devices=[]):
-                    value = gradients_of_readers(student, candidate, loss, graph=True)
+                with same_chance():
+                    value = gradients_of_readers(student, candidate, loss)
                 if value.item() > best:
                     best, best_state = value.item(), {n: p.detach().clone() for n, p in turned.items()}
                 if step == STEPS or not value.requires_grad:
@@ -101,7 +101,8 @@ def turn_to_large_gradients(candidate: Candidate, loss: Loss) -> None:
     with torch.no_grad():
         for name, parameter in candidate.student.named_parameters():
             if name in best_state:
-                parameter.copy_(random.replace(name, best_state[name]))
+                random.values[name] = best_state[name]
+                parameter.copy_(best_state[name])
 
 
 @torch.no_grad()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import torch
 from torch import nn
 
@@ -16,13 +18,9 @@ def initialize(student: nn.Module, seed: int) -> None:
             own = dict(module.named_parameters(recurse=False))
             before = {name: parameter.detach().clone() for name, parameter in own.items()}
             if callable(reset):
-                try:
+                with suppress(Exception):  # a user's own: it wants arguments, or counts on other shapes
                     reset()
-                except Exception:  # a user's own: it wants arguments, or counts on other shapes
-                    module._parameters.update(own)
-            for name, parameter in own.items():
-                if module._parameters.get(name) is not parameter:  # made anew, of the shapes that it knows
-                    module._parameters[name] = parameter
+            module._parameters.update(own)  # some make parameters anew, of the shapes that they know
             _reset_bare([p for name, p in own.items() if torch.equal(p, before[name])])
 
 

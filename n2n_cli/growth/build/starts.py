@@ -199,11 +199,6 @@ class RandomEntries:
         made = self.made.get(name, torch.zeros(()).bool()).to(tensor.device)
         self.values[name] = torch.where(made, rows, columns)
 
-    def replace(self, name: str, tensor: Tensor) -> Tensor:
-        """Take other values, as they are; they are returned."""
-        self.values[name] = tensor
-        return tensor
-
     def write(self, name: str, tensor: Tensor) -> Tensor:
         """The tensor with these entries in their places."""
         if name not in self.values:
