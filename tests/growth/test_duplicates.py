@@ -41,6 +41,8 @@ def test_copies_are_counted_to_the_bit_and_nearly():
         student[4].weight[7] *= 1.5  # a scale of a norm makes a unit as well
     assert growth.duplicates(student, IMAGES) == Duplicates(20, 7, 8)
     assert growth.duplicates(convnet(), IMAGES) == Duplicates(10, 0, 0)
+    unequal = growth.widen(convnet(), IMAGES, 2.0, split="unequal").student  # how units are read makes no difference
+    assert growth.duplicates(unequal, IMAGES) == Duplicates(20, 10, 10)
 
 
 @pytest.mark.parametrize("steps", [10, 100])
