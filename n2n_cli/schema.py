@@ -54,6 +54,8 @@ class SomeData:
     num_classes: Count | None
     augment: Literal["auto", "none", "crop", "imagenet"] | None
     difficulty: Difficulty | None
+    holdout: Whole | None
+    cache: Literal["auto", "memory", "none"] | None
 
 
 @dataclass
@@ -61,6 +63,8 @@ class Data(SomeData):
     name: Literal["shapes", "imagefolder", "cifar10", "fake"]
     seed: Seed
     augment: Literal["auto", "none", "crop", "imagenet"]
+    holdout: Whole
+    cache: Literal["auto", "memory", "none"]
 
 
 @dataclass

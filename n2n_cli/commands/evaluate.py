@@ -31,7 +31,7 @@ def run(cfg: schema.Evaluate) -> None:
     loader = data.EvalLoader(
         images.val,
         batch_size=cfg.batch_size or stored.training.eval_batch_size,
-        workers=machine.workers(cfg.workers, 1, images.name != "imagefolder"),
+        workers=machine.workers(cfg.workers, 1, not images.val.decodes),
     )
     result: dict[str, Any] = evaluate(model.to(device), loader, device=device, mean=images.mean, std=images.std)
     if cfg.json:
@@ -60,7 +60,7 @@ def data_config(stored: schema.Data, wanted: schema.SomeData, own_size: bool) ->
     given = {key: value for key, value in asdict(wanted).items() if value is not None}
     base = asdict(stored)
     if given.get("name", stored.name) != stored.name:
-        base = dict.fromkeys(base) | {"augment": "auto", "seed": 0}
+        base = dict.fromkeys(base) | {"augment": "auto", "seed": 0, "holdout": 0, "cache": "auto"}
         if own_size:
             given["image_size"] = stored.image_size
     merged = schema.Data(**(base | given))

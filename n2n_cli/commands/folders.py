@@ -65,6 +65,9 @@ def setting(cfg: RunConfig) -> Path:
         groups["data"]["root"] = os.path.abspath(str(cfg.data.root))
     else:
         del groups["data"]["root"]
+    del groups["data"]["cache"]  # changes no image
+    if not cfg.data.holdout:  # so that runs from before there was one are found
+        del groups["data"]["holdout"]
     text = json.dumps(groups, sort_keys=True)
     name = cfg.model.name.replace(":", ".")  # a colon in a path reads as a host or as a list of paths
     return Path(cfg.out) / f"{name}-{cfg.data.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
@@ -142,7 +145,11 @@ def check_same(planned: PlannedRun) -> None:
         raise N2NError(f"cannot read {path}: {' '.join(str(error).split())}") from error
     old, new = _flat(there), _flat(planned.config)
     for key in sorted(old.keys() & new.keys()):
-        if key.split(".")[0] not in (*MACHINE, "teacher", "weights") and key != "data.root" and old[key] != new[key]:
+        if (
+            key.split(".")[0] not in (*MACHINE, "teacher", "weights")
+            and key not in ("data.root", "data.cache")
+            and old[key] != new[key]
+        ):
             raise N2NError(
                 f"{planned.folder} holds a run with {key}={old[key]}, not {new[key]}: remove it, or change out="
             )

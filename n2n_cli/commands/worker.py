@@ -50,7 +50,7 @@ def fit_folder(folder: Path, typed: Collection[str] = ()) -> dict[str, Any]:
         model = lineage.build(info["lineage"], typed)
         machine.limit_threads(model, mine.world_size)
         images = dataset.load(cfg.data)
-        workers = machine.workers(cfg.workers, mine.world_size, cfg.data.name != "imagefolder")
+        workers = machine.workers(cfg.workers, mine.world_size, not images.train.decodes)
         place = {"rank": mine.rank, "world_size": mine.world_size, "workers": workers}
         stop_after = None
         if cfg.max_steps is not None:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from n2n_cli.data import shapes
 from n2n_cli.data.counter import generator
-from n2n_cli.data.sources import ArraySource, FolderSource, Source, scan
+from n2n_cli.data.sources import ArraySource, CachedSource, FolderSource, Source, scan
 from n2n_cli.data.transforms import Augment
 from n2n_cli.errors import N2NError, suggest
 
 NAMES = ("shapes", "imagefolder", "cifar10", "fake")
 AUGMENTS = ("auto", "none", "crop", "imagenet")
+CACHES = ("auto", "memory", "none")
+CACHE_SHARE = 1 / 16
+"""Of this machine's memory, that `cache=auto` takes in each process: there may be as many as devices or jobs."""
 CIFAR_LIKE_PX = 64
 """Up to this size in pixels images are treated as CIFAR's: no margin for a centre crop; pad, crop, flip in training."""
 
@@ -50,6 +55,8 @@ def load(
     num_classes: int | None = None,
     augment: str = "auto",
     difficulty: float = 1.0,
+    holdout: int = 0,
+    cache: str = "auto",
 ) -> Dataset:
     """The data set ``name``. An argument that is None is the data set's own default.
 
@@ -64,6 +71,10 @@ def load(
         augment: of training images: "crop" (pad 4, crop, flip), "imagenet" (random resized crop, flip), "none", or
             "auto": by image size.
         difficulty: of `shapes`, 0 (clean) to 4.
+        holdout: validate on this many training images, drawn by ``seed`` and kept out of training, instead of on the
+            validation images: for choices that those must not see.
+        cache: of `imagefolder`. "memory": images are decoded once and kept; "none": every time; "auto": kept where
+            they are small, `CACHE_SHARE` of the memory at most.
 
     Raises:
         N2NError: a wrong name or value, a wrong folder, or a failed download.
@@ -73,7 +84,16 @@ def load(
     if augment not in AUGMENTS:
         near = suggest(augment, AUGMENTS)
         raise N2NError(f"data.augment must be one of {', '.join(AUGMENTS)}, not '{augment}'{near}")
-    counts = {"train_images": train_images, "val_images": val_images, "num_classes": num_classes}
+    if cache not in CACHES:
+        raise N2NError(f"data.cache must be one of {', '.join(CACHES)}, not '{cache}'{suggest(cache, CACHES)}")
+    if holdout and val_images is not None:
+        raise N2NError("data.val_images: data.holdout says how many validation images there are")
+    counts = {
+        "train_images": train_images,
+        "val_images": val_images,
+        "num_classes": num_classes,
+        "holdout": holdout or None,
+    }
     for field, value in {**counts, "image_size": image_size, "resize_size": resize_size}.items():
         least = 8 if field.endswith("size") else 1
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
@@ -88,7 +108,34 @@ def load(
         data = _imagefolder(root, image_size or 224, resize_size, augment, (train_images, val_images), seed)
     if num_classes is not None and num_classes != data.num_classes:
         raise N2NError(f"data {name} has {data.num_classes} classes, not num_classes={num_classes}")
-    return data
+    return _cached(_held_out(data, holdout, seed), cache)
+
+
+def _held_out(data: Dataset, count: int, seed: int) -> Dataset:
+    """``count`` of the training images become the validation images."""
+    if not count:
+        return data
+    if count >= len(data.train):
+        raise N2NError(f"data.holdout={count}, but there are only {len(data.train)} training images")
+    order = torch.randperm(len(data.train), generator=generator(seed, 2))
+    held, rest = order[:count].sort().values, order[count:].sort().values
+    return replace(data, train=data.train.subset(rest, data.train.augment), val=data.train.subset(held, "none"))
+
+
+def _cached(data: Dataset, cache: str) -> Dataset:
+    """With the files of ``data`` kept in memory, where ``cache`` and their size say so."""
+    files = [source for source in (data.train, data.val) if isinstance(source, FolderSource)]
+    if not files or cache == "none":
+        return data
+    varies = any(source.augment == "imagenet" for source in files)
+    need, have = sum(map(CachedSource.nbytes, files)), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if cache == "memory" and varies:
+        raise N2NError("data.cache=memory: data.augment=imagenet cuts every image anew from its file; take cache=none")
+    if cache == "memory" and need > have:
+        raise N2NError(f"data.cache=memory: the images take {need / 1e9:,.1f} GB, this machine has {have / 1e9:,.1f}")
+    if varies or (cache == "auto" and need > CACHE_SHARE * have):
+        return data
+    return replace(data, train=CachedSource(data.train), val=CachedSource(data.val))  # type: ignore[arg-type]
 
 
 def _augment(augment: str, image_size: int) -> Augment:
@@ -146,9 +193,9 @@ def _cifar10(
             images = torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous()
             labels = torch.tensor(part.targets)
             keep = _subset(len(labels), counts[not train], train, seed)
-            if keep is not None:
-                images, labels = images[keep], labels[keep]
-            sources.append(ArraySource(images, labels, _augment(augment, size) if train else "none"))
+            kind = _augment(augment, size) if train else "none"
+            source = ArraySource(images, labels, kind)
+            sources.append(source if keep is None else source.subset(keep, kind))
     except (OSError, RuntimeError) as error:  # no network, no space, a damaged archive
         reason = " ".join(str(error).split())
         raise N2NError(f"cifar10: cannot be downloaded to data.root={folder}: {reason}") from error
@@ -187,8 +234,8 @@ def _imagefolder(
     keep = [_subset(len(source), counts[i], i == 0, seed) for i, source in enumerate((train, val))]
     return Dataset(
         name="imagefolder",
-        train=train if keep[0] is None else train.subset(keep[0]),
-        val=val if keep[1] is None else val.subset(keep[1]),
+        train=train if keep[0] is None else train.subset(keep[0], train.augment),
+        val=val if keep[1] is None else val.subset(keep[1], "none"),
         num_classes=len(names),
         class_names=names,
         mean=IMAGENET_MEAN,
@@ -217,11 +264,11 @@ def _layout(root: str | Path | None) -> Path:
     return folder
 
 
-def _subset(images: int, count: int | None, train: bool, seed: int) -> list[int] | None:
+def _subset(images: int, count: int | None, train: bool, seed: int) -> Tensor | None:
     """``count`` indices drawn without replacement, sorted; None for all."""
     if count is None or count == images:
         return None
     if count > images:
         field = "train_images" if train else "val_images"
         raise N2NError(f"data.{field}={count}, but there are only {images}")
-    return torch.randperm(images, generator=generator(seed, int(train)))[:count].sort().values.tolist()
+    return torch.randperm(images, generator=generator(seed, int(train)))[:count].sort().values

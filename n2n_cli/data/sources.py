@@ -26,6 +26,7 @@ from n2n_cli.errors import N2NError
 class Source(Protocol):
     labels: Tensor
     """int64 ``[len(source)]``."""
+    augment: Augment
     decodes: bool
     """Whether a batch costs enough (files, decoding) to be worth worker processes."""
 
@@ -33,6 +34,9 @@ class Source(Protocol):
 
     def batch(self, indices: Tensor, draws: Tensor | None) -> Tensor:
         """uint8 ``[len(indices), 3, image_size, image_size]``."""
+
+    def subset(self, indices: Tensor, augment: Augment) -> Source:
+        """The images with these indices, as a source of its own."""
 
 
 @dataclass
@@ -55,6 +59,10 @@ class ArraySource:
             return crop_flip(images, draws)
         size = images.shape[-1]
         return torch.stack([random_resized_crop_flip(i, d, size) for i, d in zip(images, draws, strict=True)])
+
+    def subset(self, indices: Tensor, augment: Augment) -> ArraySource:
+        """The images with these indices, as a source of its own."""
+        return ArraySource(self.images[indices % len(self.images)], self.labels[indices], augment)
 
 
 class FolderSource:
@@ -79,10 +87,47 @@ class FolderSource:
         batch = torch.stack([resize_center_crop(image, self.resize, self.size) for image in images])
         return crop_flip(batch, draws) if draws is not None and self.augment == "crop" else batch
 
-    def subset(self, indices: list[int]) -> FolderSource:
+    def subset(self, indices: Tensor, augment: Augment) -> FolderSource:
         """The images with these indices, as a source of its own."""
-        paths = [os.fsdecode(self.paths[index]) for index in indices]
-        return FolderSource(paths, self.labels[indices].tolist(), self.size, self.resize, self.augment)
+        paths = [os.fsdecode(self.paths[index]) for index in indices.tolist()]
+        return FolderSource(paths, self.labels[indices].tolist(), self.size, self.resize, augment)
+
+
+class CachedSource:
+    """The images of a folder, decoded when first asked for and kept: uint8, as evaluation sees them.
+
+    For augmentations that start from those (none, crop); the images are the same to the bit as without it.
+    """
+
+    decodes = False
+
+    def __init__(self, source: FolderSource):
+        self._source = source
+        self.labels, self.augment = source.labels, source.augment
+        self._images = torch.empty(self.nbytes(source), dtype=torch.uint8).view(
+            len(source), 3, source.size, source.size
+        )
+        self._decoded = torch.zeros(len(source), dtype=torch.bool)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @staticmethod
+    def nbytes(source: FolderSource) -> int:
+        """Memory that all images of ``source`` take, in bytes."""
+        return len(source) * 3 * source.size**2
+
+    def batch(self, indices: Tensor, draws: Tensor | None) -> Tensor:
+        new = indices[~self._decoded[indices]]
+        if len(new):
+            self._images[new] = self._source.batch(new, None)
+            self._decoded[new] = True
+        images = self._images[indices]
+        return crop_flip(images, draws) if draws is not None and self.augment == "crop" else images
+
+    def subset(self, indices: Tensor, augment: Augment) -> CachedSource:
+        """The images with these indices, as a source of its own."""
+        return CachedSource(self._source.subset(indices, augment))
 
 
 def read_image(path: str) -> Tensor:
