@@ -166,6 +166,12 @@ def _check_op(op: schema.Op | None, where: str, cfg: schema.RunConfig | schema.I
     if isinstance(op, schema.Wider) and op.new != "copy" and (op.noise or op.split != "equal"):
         key = f"noise={op.noise:g}" if op.noise else f"split={op.split}"
         raise N2NError(f"{where}.{key}: is for copies, and {where}.new={op.new} makes none")
+    if isinstance(op, schema.Deeper):
+        if op.width is not None and op.width < 1:
+            raise N2NError(f"{where}.width: {op.width:g} is below 1: a new layer is at least as wide as the one below")
+        for key, given in (("width", op.width is not None), ("activation=false", not op.activation)):
+            if given and op.new != "identity":
+                raise N2NError(f"{where}.{key}: is for identity layers, and {where}.new={op.new} makes none")
     if isinstance(cfg, schema.Inspect):
         return
     to_constructor = isinstance(op, schema.ToWider) and op.factor is None and not op.layers
@@ -175,6 +181,8 @@ def _check_op(op: schema.Op | None, where: str, cfg: schema.RunConfig | schema.I
             f"(model.teacher_width={cfg.model.teacher_width:g})"
         )
     equivariant = isinstance(op, schema.Wider | schema.Deeper) and op.optimizer == "equivariant"
+    if equivariant and isinstance(op, schema.Deeper) and op.new == "stack":
+        raise N2NError(f"{where}.optimizer=equivariant: not with {where}.new=stack, which is not exact; take carry")
     if equivariant and isinstance(op, schema.Wider) and op.new != "copy":
         raise N2NError(
             f"{where}.optimizer=equivariant: not with {where}.new={op.new}, whose units have no teacher; take "

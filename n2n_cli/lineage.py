@@ -114,13 +114,15 @@ def _sentence(step: Mapping[str, Any]) -> str:
         rest = {k: v for k, v in step["to"].items() if k not in ("name", "num_classes")}
         how = f"to {_network(step['to']['name'], step['to']['num_classes'], rest)}"
     elif "insert" in step:
-        how = f"identity layers behind {len(step['insert'])} layers"
+        how = f"new layers behind {len(step['insert'])} layers"
     else:
         how = f"by {step['plan']}"
     ways = step if step["op"] == "wider" else {}
     new = f", {step['new']} units" if ways.get("new", "copy") != "copy" else ""
     split = f", {step['split']} shares" if ways.get("split", "equal") != "equal" else ""
     noise = f", noise {step['noise']:g}" if step.get("noise") else ""
+    if "wider" in step:
+        new = f", of width {next(iter(step['wider']['plan'].values())):g}"
     seed = f", seed {step['seed']}" if "seed" in step else ""
     return f"{step['op']} {how}{new}{split}{noise}{seed}"
 

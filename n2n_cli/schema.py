@@ -33,7 +33,7 @@ class Model:
     name: str
     width: Positive
     teacher_width: Positive
-    extra_pairs: Literal[0, 2, 4]
+    extra_pairs: Annotated[int, Rule("a whole number from 0 to 64", lambda v: 0 <= v <= 64)]
     pairs_at: Literal["branch", "concat"]
     stem: Literal["auto", "imagenet", "small"]
     dropout: Share
@@ -168,6 +168,8 @@ class ToDeeper(Op):
 
 @dataclass
 class Deeper(ToDeeper):
+    new: Literal["identity", "zero", "stack"]
+    width: Count | Positive | None
     calibration_batches: Count
     optimizer: OptimizerState
 

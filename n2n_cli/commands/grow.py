@@ -94,11 +94,12 @@ def grow(
         return TO_WIDER[op.name](teacher, batch, plan, seed=seed, **options), to
     if not isinstance(op, ToDeeper):  # the control that grows nothing
         return growth.unchanged(teacher, seed=seed), None
-    to = deeper_constructor(steps, op.pairs, cfg.model, images) if op.sites is None and op.activation else None
+    to = deeper_constructor(steps, op, cfg.model, images)
     sites = construct(to, seed, functions(cfg)) if to else op.sites
     places: dict[str, Any] = {"pairs": op.pairs, "activation": op.activation}
     if isinstance(op, Deeper):
         calibration = dataset.calibration(images, cfg.training.batch_size, cfg.seed, op.calibration_batches)
+        places |= {"new": op.new, "width": op.width, "seed": seed}
         return growth.deepen(teacher, batch, sites, calibration=calibration, **places), to
     if isinstance(sites, nn.Module):
         return growth.random_init(teacher, batch, sites, seed=seed), to
@@ -134,22 +135,25 @@ def standard(steps: dict[str, Any], cfg: Model, images: data.Dataset) -> dict[st
 
 
 def deeper_constructor(
-    steps: dict[str, Any], pairs: int, cfg: Model | None = None, images: data.Dataset | None = None
+    steps: dict[str, Any], op: ToDeeper, cfg: Model | None = None, images: data.Dataset | None = None
 ) -> dict[str, Any] | None:
-    """The constructor's arguments of a deeper student; None where identity layers go into the teacher instead.
+    """The constructor's arguments of a deeper student; None where new layers go into the teacher instead.
 
     The student is the config's network if that is neither ours nor the teacher's own. Else a teacher of our families
-    becomes the same network with ``pairs`` more pairs.
+    becomes the same network with ``op.pairs`` more pairs, unless these are to be residual branches, or wider.
     """
+    if op.sites is not None or not op.activation or (isinstance(op, Deeper) and op.width is not None):
+        return None
     theirs = lineage.constructor(steps)
     if cfg is not None and images is not None and cfg.name not in models.OURS:
         every = (lineage.constructor({"steps": steps["steps"][:n]}) for n in range(len(steps["steps"]), 0, -1))
         last: dict[str, Any] = next((found for found in every if found is not None), {})
         if any(last.get(key) != value for key, value in {**cfg.kwargs, "name": cfg.name}.items()):
             return networks.arguments(cfg, last.get("width", 1.0), images)
-    if theirs is None or theirs["name"] not in models.OURS:
+    branches = isinstance(op, Deeper) and op.new == "zero"
+    if theirs is None or theirs["name"] not in models.OURS or branches:
         return None
-    return {**theirs, "extra_pairs": theirs.get("extra_pairs", 0) + pairs}
+    return {**theirs, "extra_pairs": theirs.get("extra_pairs", 0) + op.pairs}
 
 
 def table(teacher: nn.Module, student: nn.Module) -> list[str]:

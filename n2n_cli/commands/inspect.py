@@ -180,9 +180,10 @@ def _dry_run(
 
 def _deeper(model: nn.Module, image: Tensor, op: schema.ToDeeper, steps: dict[str, Any]) -> tuple[nn.Module, list[str]]:
     """The deeper network that ``n2n grow`` would make, and what its new layers stand behind."""
-    to = deeper_constructor(steps, op.pairs) if op.sites is None and op.activation else None
+    to = deeper_constructor(steps, op)
     if to is None:
-        return deepened(model, image, op.sites, pairs=op.pairs, activation=op.activation)
+        ways: dict[str, Any] = {"new": op.new, "width": op.width} if isinstance(op, schema.Deeper) else {}
+        return deepened(model, image, op.sites, pairs=op.pairs, activation=op.activation, **ways)
     student = _build(to)
     old = {name.rpartition(".")[0] for name, _ in model.named_parameters()}
     behind, last = [], ""

@@ -12,7 +12,19 @@ and ``weight = sqrt(var + eps)``, ``bias = mean`` undo it. Mean and variance are
 calibration batches in train mode. They become its running statistics as well: eval mode is exact on any batch, train
 mode on a batch that has these statistics.
 
-A residual block ``v + B(v)`` that a deeper constructor adds starts as nothing instead: ``B``'s last factor is zero.
+Two other published ways to start new layers (`WAYS`) share sites, lineage and comparison with it:
+
+========  ==================================================  =====  ==================================
+way       a new layer or block                                exact  source
+========  ==================================================  =====  ==================================
+identity  copies what enters it; a constructor's residual     yes    Net2Net
+          block is closed, as under zero
+zero      is a residual branch ``v + B(v)`` whose last        yes    R2R's R2DeeperR
+          factor is zero
+stack     is a copy of the like one beside it                 no     progressive stacking (2019)
+========  ==================================================  =====  ==================================
+
+A new layer may be wider than the one below it: it is an identity first, and its units are then copied (section 2.4).
 """
 
 from __future__ import annotations
@@ -23,17 +35,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from n2n_cli.growth.depth.constructors import Change, explained, same_survival_rates, to_student
+from n2n_cli.errors import suggest
+from n2n_cli.growth.depth.branch import close
+from n2n_cli.growth.depth.constructors import Change, explained, same_survival_rates, to_stacked, to_student
 from n2n_cli.growth.depth.identity import BatchNorm, identify
 from n2n_cli.growth.depth.insert import Insertion, insert, insertions, moved, sources
+from n2n_cli.growth.depth.stack import stack_insertions
+from n2n_cli.growth.depth.width import free_layers
 from n2n_cli.growth.errors import GrowthError
 from n2n_cli.growth.groups.operations import OPERATIONS
-from n2n_cli.growth.proof.gap import Gap, function_gap, runs, runs_as_it_is, worst
+from n2n_cli.growth.proof.gap import Gap, function_gap, measured_gap, runs, runs_as_it_is, worst
 from n2n_cli.growth.proof.prove import Unprovable, prove
 from n2n_cli.growth.report import GroupInfo, Growth, proved_in
 from n2n_cli.growth.trace.copies import in_double
 from n2n_cli.growth.trace.examples import check_model, examples_of
 from n2n_cli.growth.trace.record import record_all
+from n2n_cli.growth.wider import rebuild as wider_rebuild
+from n2n_cli.growth.wider import widen
+
+WAYS = ("identity", "zero", "stack")
 
 
 def deepen(
@@ -44,8 +64,11 @@ def deepen(
     pairs: int = 1,
     calibration: Iterable[Any] | None = None,
     activation: bool = True,
+    new: str = "identity",
+    width: float | None = None,
+    seed: int = 0,
 ) -> Growth:
-    """Net2DeeperNet: a deeper student that computes the teacher's function.
+    """Net2DeeperNet: a deeper student that computes the teacher's function (``new="stack"``: one that does not).
 
     Args:
         model: the teacher; it is not modified and shares no storage with the student.
@@ -60,9 +83,12 @@ def deepen(
         calibration: batches of training data for the statistics that batch norm undoes; None: the example alone.
             Exact on any batch in eval mode; in train mode exact on a single calibration batch, and as close as batch
             statistics are to the mean over several.
-
         activation: False: new layers are linear, without the activation that is repeated else. These are exact behind
             any layer (before SiLU or GELU, at the end of a residual branch), and can be multiplied into it again.
+        new: how new layers start, one of `WAYS`.
+        width: of new identity layers: a factor (``1.5``) or a number of units (``96``) of at least those below them.
+            Copies get unequal shares, so that they part.
+        seed: of the copies that ``width`` asks for.
 
     Returns:
         Growth: ``.gap`` is the proof in fp64, in both modes, with statistics of the proof's own batch; ``.renamed``
@@ -77,6 +103,7 @@ def deepen(
     ['1.2.weight', '1.3.weight', '1.3.bias']
     """
     check_model(model)
+    check_way(new, width, activation)
     if isinstance(pairs, bool) or not isinstance(pairs, int) or pairs < 1:
         raise GrowthError(f"pairs is {pairs!r}: expected a whole number of at least 1")
     _check_sites(sites)
@@ -85,13 +112,19 @@ def deepen(
     recordings = [record_all(model, example, OPERATIONS, samples=8)[0] for example in examples]
     proof = [recording.example for recording in recordings]
 
+    if new == "stack":
+        return _stacked(model, sites, examples, proof, pairs)
     if isinstance(sites, nn.Module):
         check_model(sites)
+        if width is not None:
+            raise GrowthError("width: the given student says how wide its new layers are")
         student, change = to_student(model, sites, examples[0])
+        if new == "zero" and change.layers:
+            raise GrowthError(f"new=zero: the new layer '{change.layers[0]}' stands in no residual branch")
         recipe: dict[str, Any] = {"op": "deeper", "new": [*change.layers, *change.zeros]}
     else:
-        places = insertions(model, examples[0], sites, pairs, linear=not activation)
-        student, change = _with_identities(model, places)
+        places = insertions(model, examples[0], sites, pairs, linear=not activation, branches=new == "zero")
+        student, change = _with_new_layers(model, places)
         recipe = {"op": "deeper", "insert": places}
 
     gap = _proved(model, student, change, proof)
@@ -102,14 +135,76 @@ def deepen(
     linear = [] if activation else ["the new layers are linear: no activation stands between them and the old ones"]
     notes = [*proved_in(gap), *linear, *_notes(model, student, change, batches, never_vary)]
     groups = [GroupInfo([name], 0, 1, None, None) for name in [*change.layers, *change.blocks]]
-    return Growth(student, gap, recipe, notes, groups, renamed=change.renamed)
+    grown = Growth(student, gap, recipe, notes, groups, renamed=change.renamed)
+    return grown if width is None else _widened(grown, example_input, change.layers, width, seed)
 
 
-def _with_identities(model: nn.Module, places: Sequence[Insertion]) -> tuple[nn.Module, Change]:
-    """The teacher with new layers in between, whose weights are still random, and their names."""
+def check_way(new: Any, width: Any = None, activation: bool = True) -> None:
+    """Raises GrowthError for a way to start that is unknown (the nearest is named), or that takes no such option."""
+    if not isinstance(new, str) or new not in WAYS:
+        raise GrowthError(f"new is {new!r}: expected one of {', '.join(WAYS)}{suggest(str(new), WAYS)}")
+    if width is not None and (isinstance(width, bool) or not isinstance(width, int | float) or not 1 <= width < 1e6):
+        raise GrowthError(f"width is {width!r}: expected a factor or a number of units, 1 or more")
+    for key, given in (("width", width is not None), ("activation=false", not activation)):
+        if given and new != "identity":
+            raise GrowthError(f"{key} is for identity layers, and new={new} makes none")
+
+
+def _with_new_layers(model: nn.Module, places: Sequence[Insertion]) -> tuple[nn.Module, Change]:
+    """The teacher with new layers in between, whose weights are still random, and their names; branches are closed."""
     with torch.random.fork_rng(devices=[]):  # these first weights are nobody's: the user's random state stays
         student, new = insert(model, places)
-    return student, Change(new, sources(student, places), renamed=moved(model, places))
+    renamed = moved(model, places)
+    if not any(place.get("branch") for place in places):
+        return student, Change(new, sources(student, places), renamed=renamed)
+    branches = dict.fromkeys(layer.rpartition(".")[0] for layer in new)
+    zeros = [zero for name in branches for zero in close(student, name)]
+    return student, Change([], zeros=zeros, blocks=list(branches), renamed=renamed)
+
+
+def _stacked(model: nn.Module, sites: Any, examples: list[Any], proof: list[Any], pairs: int) -> Growth:
+    """The deeper student whose new layers and blocks are copies; there is nothing to prove."""
+    if isinstance(sites, nn.Module):
+        check_model(sites)
+        student, change, copied = to_stacked(model, sites)
+        recipe: dict[str, Any] = {"op": "deeper", "new": change.blocks}
+    else:
+        places = insertions(model, examples[0], sites, pairs)
+        student, change = _with_new_layers(model, places)
+        copied = stack_insertions(model, student, places)
+        recipe = {"op": "deeper", "insert": places}
+    runs_as_it_is(student, proof[0])
+    gap = measured_gap(model, student, proof, "stacked, not exact")
+    first, source = next(iter(copied.items()))
+    more = f" and {len(copied) - 1} more" if len(copied) > 1 else ""
+    notes = [f"stacked: the student is another function than its teacher; '{first}' is a copy of '{source}'{more}"]
+    groups = [GroupInfo([name], 0, 1, None, None) for name in copied]
+    return Growth(student, gap, recipe, notes, groups, renamed=change.renamed, exact_optimizer=False)
+
+
+def _widened(deeper: Growth, example: Any, layers: Sequence[str], width: float, seed: int) -> Growth:
+    """The deeper student with its new layers wider; both steps as one.
+
+    Raises:
+        GrowthError: ``width`` is fewer units than a layer has, or no new layer can be wider by itself.
+    """
+    plan, held = free_layers(deeper.student, example, layers, width)
+    if not plan:
+        raise GrowthError(f"width: no new layer can be wider by itself: {held}")
+    wider = widen(deeper.student, example, plan, seed=seed, split="unequal")
+    back = {new: old for old, new in deeper.renamed.items()}
+    return Growth(
+        wider.student,
+        worst([deeper.gap, wider.gap]),
+        {**deeper.recipe, "wider": wider.recipe, "seed": seed},
+        [*deeper.notes, *([f"width: {held}"] if held else []), *wider.notes],
+        [*deeper.groups, *(group for group in wider.groups if group.grown > group.units)],
+        {back.get(name, name): maps for name, maps in wider.maps.items()},
+        {(back.get(name, name), dim) for name, dim in wider.consumed},
+        renamed=deeper.renamed,
+        exact_optimizer=wider.exact_optimizer,
+        warnings=wider.warnings,
+    )
 
 
 def _check_sites(sites: Any) -> None:
@@ -211,4 +306,5 @@ def rebuild(model: nn.Module, recipe: Mapping[str, Any]) -> nn.Module:
         raise GrowthError(
             "this step went to a network from another constructor, which its recipe does not hold: build that one"
         )
-    return insert(model, recipe["insert"])[0]
+    student = insert(model, recipe["insert"])[0]
+    return wider_rebuild(student, recipe["wider"]) if "wider" in recipe else student

@@ -19,6 +19,7 @@ from n2n_cli.growth.build.starts import Start, start_of, started
 from n2n_cli.growth.build.students import Candidate, shapes_alone
 from n2n_cli.growth.depth.insert import insert, insertions
 from n2n_cli.growth.depth.sites import Site, find_sites
+from n2n_cli.growth.depth.width import free_layers
 from n2n_cli.growth.errors import GrowthError
 from n2n_cli.growth.groups.axes import Group, is_open, resolve
 from n2n_cli.growth.groups.infer import infer, trace
@@ -152,8 +153,12 @@ def deepened(
     *,
     pairs: int = 1,
     activation: bool = True,
+    new: str = "identity",
+    width: float | None = None,
 ) -> tuple[nn.Module, list[str]]:
     """The dry run of `deepen`: the deeper network on the meta device, and the modules that new layers stand behind.
+
+    Arguments as for `deepen`.
 
     Raises:
         GrowthError: no layer matches, or none allows an identity layer behind it.
@@ -164,13 +169,16 @@ def deepened(
     (['0'], [(4, 3), (4,), (4, 4), (4,), (2, 4), (2,)])
     """
     check_model(model, meta=True)
-    found = insertions(model, examples_of(model, example_input)[0], sites, pairs, linear=not activation)
+    example = examples_of(model, example_input)[0]
+    found = insertions(model, example, sites, pairs, linear=not activation, branches=new == "zero")
     memo: dict[int, Any] = {}
     for tensor in chain(model.parameters(), model.buffers()):
         meta = torch.empty_like(tensor, device="meta")
         memo[id(tensor)] = nn.Parameter(meta, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else meta
     with torch.device("meta"):
-        student, _ = insert(deep_copy(model, memo), found)
+        student, layers = insert(deep_copy(model, memo), found)
+    if width is not None:
+        student = survey(student, example, free_layers(student, example, layers, width)[0]).student or student
     return student, [site["after"] for site in found]
 
 

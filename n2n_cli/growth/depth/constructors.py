@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from n2n_cli.growth.depth.blocks import Blocks, align, new_blocks, under
 from n2n_cli.growth.depth.identity import columns, module_of
 from n2n_cli.growth.depth.sites import find_sites
+from n2n_cli.growth.depth.stack import stack_blocks
 from n2n_cli.growth.errors import GrowthError
 from n2n_cli.growth.groups.infer import recorded
 from n2n_cli.growth.proof.gap import outputs, relative
@@ -36,6 +37,20 @@ class Change:
     zeros: list[str] = field(default_factory=list)
     blocks: list[str] = field(default_factory=list)
     renamed: dict[str, str] = field(default_factory=dict)
+
+
+def to_stacked(model: nn.Module, student: nn.Module) -> tuple[nn.Module, Change, dict[str, str]]:
+    """A constructor's deeper student with the teacher's weights, its new blocks copies of those beside them.
+
+    Arguments and result as those of `to_student`, and of which module each new block is a copy.
+    """
+    student = deep_copy(student)
+    names = _take_over(model, student)
+    taken = set(names.values())
+    blocks = new_blocks(student, _new(student, taken), taken)
+    copied = stack_blocks(student, blocks)
+    renamed = {name: to for name, to in names.items() if name != to}
+    return student.train(model.training), Change([], blocks=blocks, renamed=renamed), copied
 
 
 def to_student(model: nn.Module, student: nn.Module, example: Any) -> tuple[nn.Module, Change]:
@@ -77,11 +92,16 @@ def _take_over(model: nn.Module, student: nn.Module) -> dict[str, str]:
     return names
 
 
-def _what_is_new(student: nn.Module, example: Any, taken: set[str]) -> Change:
-    """The new layers and blocks of a student, whose tensors ``taken`` are the teacher's."""
+def _new(student: nn.Module, taken: set[str]) -> list[str]:
     new = [name for name in student.state_dict() if name not in taken]
     if not new:
         raise GrowthError("the student has no layer that the teacher lacks")
+    return new
+
+
+def _what_is_new(student: nn.Module, example: Any, taken: set[str]) -> Change:
+    """The new layers and blocks of a student, whose tensors ``taken`` are the teacher's."""
+    new = _new(student, taken)
     change = Change([])
     found = new_blocks(student, new, taken)
     seen, closed = Blocks(recorded(student, example), found, new), set[str]()

@@ -1,21 +1,24 @@
-"""Identity layers put behind the layers of a network: where, as plain data, and the network with them.
+"""New layers put behind the layers of a network: where, as plain data, and the network with them.
 
 An insertion says what stands behind one module, in words and numbers that a recipe can hold:
 ``{"after": "layer1.0.bn1", "kernels": [[3, 3]], "channels": 64, "groups": 1, "activation": "relu", "norm":
-"BatchNorm2d"}``; ``norm`` is None where no batch norm follows the identity.
+"BatchNorm2d"}``; ``norm`` is None where no batch norm follows the new layer. ``"branch": True``: the new layers are
+residual branches. ``"behind"``: the layers, each with its norm, that stand before the new ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor, nn
 
 from n2n_cli.errors import suggest
+from n2n_cli.growth.depth.branch import Branch
 from n2n_cli.growth.depth.identity import BatchNorm, activation_of, columns, make_identity, plain
-from n2n_cli.growth.depth.sites import Site, choose, find_sites
+from n2n_cli.growth.depth.sites import IS_OUTPUT, Site, choose, find_sites
 from n2n_cli.growth.errors import GrowthError
 from n2n_cli.growth.trace.copies import deep_copy
 
@@ -23,9 +26,15 @@ Insertion = Mapping[str, Any]
 
 
 def insertions(
-    model: nn.Module, example: Any, patterns: Sequence[str] | None, pairs: int, *, linear: bool = False
+    model: nn.Module,
+    example: Any,
+    patterns: Sequence[str] | None,
+    pairs: int,
+    *,
+    linear: bool = False,
+    branches: bool = False,
 ) -> list[dict[str, Any]]:
-    """Which identity layers are put where.
+    """Which new layers are put where.
 
     Args:
         model: the teacher; it is not modified.
@@ -33,6 +42,7 @@ def insertions(
         patterns: of the names of layers or norms; None: the default sites (see `sites.choose`).
         pairs: how many vertical-horizontal pairs (n x 1, 1 x n), or single layers, at each site.
         linear: without activations between them.
+        branches: as residual branches, which fit behind any layer; by default where identities fit, if any does.
 
     Returns:
         list[dict[str, Any]]: one insertion per site, in the order of the patterns and of the forward pass.
@@ -45,9 +55,19 @@ def insertions(
     [('0', 'relu')]
     """
     found = find_sites(model, example, linear=linear)
+    if branches and (patterns is not None or all(site.refusal for site in found)):
+        keep = [not site.refusal or (patterns is None and site.refusal == IS_OUTPUT) for site in found]
+        freed = _anywhere(model, example)
+        found = [site if kept else other for site, other, kept in zip(found, freed, keep, strict=True)]
     by_layer = {site.layer: site for site in found}
     chosen = _default(model, found) if patterns is None else _matching(found, patterns)
-    return [_insertion(model, site, by_layer.get(site.follows or ""), pairs) for site in chosen]
+    made = [_insertion(model, site, by_layer.get(site.follows or ""), pairs) for site in chosen]
+    return [{**place, "branch": True} for place in made] if branches else made
+
+
+def _anywhere(model: nn.Module, example: Any) -> list[Site]:
+    """The sites of branches where no identity layer fits: their own activation is ReLU."""
+    return [replace(site, activation=("relu",)) for site in find_sites(model, example, linear=True)]
 
 
 def _default(model: nn.Module, found: Sequence[Site]) -> list[Site]:
@@ -76,8 +96,10 @@ def _insertion(model: nn.Module, site: Site, before: Site | None, pairs: int) ->
     """``before``: the site whose activation feeds this one. An even kernel has no centre: 3 stands for it."""
     n = max(site.kernel, default=0)
     kernels = [[n, 1], [1, n]] if site.vertical_horizontal(before) else [[k if k % 2 else 3 for k in site.kernel]]
+    sites = [before, site] if len(kernels) == 2 and before is not None else [site]
     return {
         "after": site.module,
+        "behind": [[one.layer, one.module] for one in sites],
         "kernels": [list(kernel) for _ in range(pairs) for kernel in kernels],
         "channels": site.channels,
         "groups": site.groups,
@@ -87,7 +109,8 @@ def _insertion(model: nn.Module, site: Site, before: Site | None, pairs: int) ->
 
 
 def insert(model: nn.Module, places: Sequence[Insertion]) -> tuple[nn.Module, list[str]]:
-    """A copy of ``model`` in which each named module M became (M, f, layer, norm, f, layer, norm ...).
+    """A copy of ``model`` in which each named module M became (M, f, layer, norm, f, layer, norm ...), or the same with
+    a `Branch` around what a site repeats.
 
     The model's own activation follows the last, so shared and functional ones serve too.
 
@@ -113,11 +136,19 @@ def insert(model: nn.Module, places: Sequence[Insertion]) -> tuple[nn.Module, li
         body: list[nn.Module] = [before]
         for kernel in place["kernels"]:
             norm = _norm_like(before) if place["norm"] else None
-            for module in make_identity(place["channels"], kernel, groups, activation_of(place["activation"]), norm):
-                body.append(module.to(reference.device, reference.dtype))
-                if any(True for _ in module.parameters()):
-                    new.append(f"{path}.{len(body) - 1}")
-        _replace(student, before, nn.Sequential(*body))
+            layers = make_identity(place["channels"], kernel, groups, activation_of(place["activation"]), norm)
+            body += [module.to(reference.device, reference.dtype) for module in layers]
+        if place.get("branch"):
+            each = (len(body) - 1) * len(place["behind"]) // len(place["kernels"])  # modules of a layer or of a pair
+            body = [before, *(Branch(*body[i : i + each]) for i in range(1, len(body), each))]
+        sequence = nn.Sequential(*body)
+        _replace(student, before, sequence)
+        own = {id(module) for module in before.modules()}
+        new += [
+            f"{path}.{name}"
+            for name, module in sequence.named_modules()
+            if module._parameters and id(module) not in own
+        ]
     return student.train(model.training), new
 
 

@@ -21,6 +21,7 @@ from n2n_cli.growth.groups.table import row_name
 from n2n_cli.growth.trace.record import Op, Recording
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+IS_OUTPUT = "its output is an output of the network"
 NORM_MODULES = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
@@ -172,7 +173,7 @@ class _Finder:
         readers = self._readers(at, tensor)
         overwritten = bool(readers) and self.ops[readers[-1]].outputs[:1] and self.ops[readers[-1]].outputs[0] is tensor
         if not overwritten and any(t is tensor for t in self.recording.outputs):
-            return None, "its output is an output of the network"
+            return None, IS_OUTPUT
         if len(readers) == 1:
             return readers[0], None
         names = list(dict.fromkeys(_base(self.ops[i]) for i in readers))
