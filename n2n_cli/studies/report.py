@@ -6,10 +6,10 @@ import base64
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
@@ -134,8 +134,16 @@ def _seed_row(arm: ArmStatistics, one: RunStatistics) -> list[object]:
         table.percent(one.final) if one.run.finished else step,
         table.percent(one.teacher),
         table.gap(one.gap),
+        _copies(one.run.done or {}),
         None if one.time_s is None else f"{one.time_s:,.0f}",
     ]
+
+
+def _copies(done: Mapping[str, Any]) -> str | None:
+    if not done.get("units"):
+        return None
+    equal, near = done["units/copies"], done["units/near_copies"]
+    return f"{equal}{f' ({near})' if near != equal else ''} of {done['units']}"
 
 
 def _listed(words: Iterable[str], between: str = ", ") -> str:

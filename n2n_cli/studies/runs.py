@@ -89,7 +89,8 @@ class Run:
 def _words(name: str, value: str) -> str:
     value = value.removeprefix("-")
     special = {"lr": f"lr ×{value}", "epochs": _epochs(value), "teacher": f"teacher of {_epochs(value)}"}
-    special |= {"new": f"{value} units", "split": f"{value} shares"}
+    layers = {"zero": "zero branches", "stack": "stacked"}
+    special |= {"new": layers.get(value) or f"{value} units", "split": f"{value} shares"}
     return special.get(name) or f"{'teacher' if name == 'from' else name} {value}"
 
 

@@ -23,7 +23,8 @@ class Summary:
 class RunStatistics:
     """One run in numbers. Accuracies are top-1 fractions; what is not known is None.
 
-    ``reached`` is the first evaluation at or above the teacher's final accuracy, step 0 included.
+    ``reached`` is the first evaluation at or above the teacher's final accuracy, step 0 included. ``copies``: the share
+    of a finished network's units that are within 1 % of another one.
     """
 
     run: Run
@@ -35,6 +36,7 @@ class RunStatistics:
     gap: float | None
     parameters: int | None
     time_s: float | None
+    copies: float | None
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,10 @@ class ArmStatistics:
     def gap(self) -> float | None:
         """The largest function gap over the seeds, in eval and in train mode."""
         return max((run.gap for run in self.runs if run.gap is not None), default=None)
+
+    @property
+    def copies(self) -> Summary | None:
+        return summarize(run.copies for run in self.runs)
 
     @property
     def time_s(self) -> Summary | None:
@@ -191,6 +197,7 @@ def run_statistics(run: Run) -> RunStatistics:
         gap=max((float(gap) for gap in gaps if gap is not None), default=None),
         parameters=run.info.get("parameters"),
         time_s=None if time_s is None else float(time_s),
+        copies=run.done["units/near_copies"] / run.done["units"] if run.done and run.done.get("units") else None,
     )
 
 

@@ -17,6 +17,7 @@ HEAD = (
     "Best, %",
     "Final, %",
     "Gap",
+    "Copies, %",
     "Parameters",
 )
 
@@ -67,6 +68,7 @@ def cells(arm: ArmStatistics) -> list[str]:
         spread(arm.best),
         spread(arm.final),
         gap(arm.gap),
+        spread(arm.copies, 0),
         "-" if arm.parameters is None else f"{arm.parameters:,}",
     ]
 
@@ -85,7 +87,7 @@ def table_text(arms: Sequence[ArmStatistics]) -> str:
 
 def table_csv(arms: Sequence[ArmStatistics]) -> str:
     """The table as CSV, accuracies as fractions; what is not known (an sd of one seed) is an empty cell."""
-    quantities = ("start", "steps_to_teacher", "images_to_teacher", "best", "final", "time_s")
+    quantities = ("start", "steps_to_teacher", "images_to_teacher", "best", "final", "copies", "time_s")
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     measured = [f"{name}_{part}" for name in quantities for part in ("mean", "sd")]

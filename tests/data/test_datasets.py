@@ -11,7 +11,7 @@ from torchvision.datasets import CIFAR10, ImageFolder
 from torchvision.transforms import v2
 
 from n2n_cli.data import EvalLoader, TrainLoader, load
-from n2n_cli.data.sources import read_image
+from n2n_cli.data.sources import Source, read_image
 from n2n_cli.errors import N2NError
 
 
@@ -30,7 +30,7 @@ def test_imagefolder_is_torchvisions(folder: Path) -> None:
 def test_resize_size_follows_the_image_size(folder: Path) -> None:
     sizes = [(32, 32, "crop"), (64, 64, "crop"), (224, 256, "imagenet"), (128, 146, "imagenet")]
     for size, resize, augment in sizes:
-        source = load("imagefolder", root=str(folder), image_size=size).train
+        source = load("imagefolder", root=str(folder), image_size=size, cache="none").train
         assert (source.size, source.resize, source.augment) == (size, resize, augment)
         assert source.batch(torch.tensor([0, 5]), None).shape == (2, 3, size, size)
     assert load("imagefolder", root=folder, image_size=32, augment="imagenet").train.augment == "imagenet"
@@ -38,10 +38,10 @@ def test_resize_size_follows_the_image_size(folder: Path) -> None:
 
 
 def test_subsets_are_drawn_once_for_a_seed(folder: Path) -> None:
-    whole = load("imagefolder", root=folder, image_size=24)
-    data = load("imagefolder", root=folder, image_size=24, train_images=5, val_images=4)
+    whole = load("imagefolder", root=folder, image_size=24, cache="none")
+    data = load("imagefolder", root=folder, image_size=24, train_images=5, val_images=4, cache="none")
     assert len(data.train) == 5 and len(data.val) == 4
-    again = load("imagefolder", root=folder, image_size=24, train_images=5, val_images=4)
+    again = load("imagefolder", root=folder, image_size=24, train_images=5, val_images=4, cache="none")
     assert (data.train.paths == again.train.paths).all()
     assert set(data.train.paths) < set(whole.train.paths)
     for path, label in zip(data.train.paths, data.train.labels.tolist(), strict=True):
@@ -197,3 +197,57 @@ def test_cifar10_without_a_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     with pytest.raises(N2NError, match=rf"cifar10: cannot be downloaded to data.root={tmp_path}") as error:
         load("cifar10", root=tmp_path)
     assert "\n" not in str(error.value)
+
+
+def epoch(source: Source, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    loader = TrainLoader(source, batch_size=4, seed=5)
+    images, labels = zip(*loader.batches(epoch), strict=True)
+    return torch.cat(images), torch.cat(labels)
+
+
+@pytest.mark.parametrize("augment", ["crop", "none"])
+def test_images_in_memory_are_those_of_the_files(folder: Path, augment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, read = (load("imagefolder", root=folder, image_size=24, augment=augment, cache=c) for c in ("auto", "none"))
+    assert not kept.train.decodes and read.train.decodes
+    for number in (0, 1):
+        for ours, theirs in zip(epoch(kept.train, number), epoch(read.train, number), strict=True):
+            assert torch.equal(ours, theirs)
+    assert torch.equal(kept.val.batch(torch.arange(3), None), read.val.batch(torch.arange(3), None))
+    monkeypatch.setattr("n2n_cli.data.sources.read_image", lambda path: pytest.fail("read again"))
+    epoch(kept.train, 2)  # each file was opened once
+
+
+def test_what_is_kept_in_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load("imagefolder", root=folder, image_size=24, augment="imagenet").train.decodes
+    with pytest.raises(N2NError, match=r"data.cache=memory: data.augment=imagenet cuts every image anew"):
+        load("imagefolder", root=folder, image_size=24, augment="imagenet", cache="memory")
+    monkeypatch.setattr("n2n_cli.data.datasets.CACHE_SHARE", 1e-12)
+    assert load("imagefolder", root=folder, image_size=24).train.decodes
+    assert not load("imagefolder", root=folder, image_size=24, cache="memory").train.decodes
+    monkeypatch.setattr("os.sysconf", lambda name: 100)
+    with pytest.raises(N2NError, match=r"data.cache=memory: the images take 0.0 GB, this machine has 0.0"):
+        load("imagefolder", root=folder, image_size=24, cache="memory")
+
+
+@pytest.mark.parametrize("cache", ["auto", "none"])
+def test_a_holdout_is_of_the_training_images_and_not_trained_on(folder: Path, cache: str) -> None:
+    whole = load("imagefolder", root=folder, image_size=24, cache=cache)
+    data = load("imagefolder", root=folder, image_size=24, holdout=5, cache=cache)
+    assert (len(data.train), len(data.val)) == (7, 5) and data.val.augment == "none"
+    parts = [whole.train, data.train, data.val]
+    everything, rest, held = ([i.flatten().tolist() for i in s.batch(torch.arange(len(s)), None)] for s in parts)
+    assert all(image in everything for image in [*rest, *held])
+    assert len({tuple(image) for image in [*rest, *held]}) == len({tuple(image) for image in everything})
+    again = load("imagefolder", root=folder, image_size=24, holdout=5, cache=cache)
+    assert again.val.labels.tolist() == data.val.labels.tolist()
+
+
+def test_a_holdout_of_the_embedded_images() -> None:
+    data = load("shapes", train_images=100, val_images=None, holdout=20)
+    assert (len(data.train), len(data.val)) == (80, 20)
+    whole = load("shapes", train_images=100)
+    assert sorted([*data.train.labels.tolist(), *data.val.labels.tolist()]) == sorted(whole.train.labels.tolist())
+    with pytest.raises(N2NError, match=r"data.holdout=100, but there are only 100 training images"):
+        load("shapes", train_images=100, holdout=100)
+    with pytest.raises(N2NError, match=r"data.val_images: data.holdout says how many"):
+        load("shapes", val_images=10, holdout=10)

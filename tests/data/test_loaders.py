@@ -90,7 +90,7 @@ def test_augmentation_differs_between_epochs_and_images(source: ArraySource) -> 
 
 @pytest.mark.parametrize("augment", ["crop", "imagenet"])
 def test_workers_change_nothing(folder: Path, augment: str) -> None:
-    data = load("imagefolder", root=folder, image_size=24, augment=augment)
+    data = load("imagefolder", root=folder, image_size=24, augment=augment, cache="none")
     reference = [collect(data.train, epoch=epoch, batch_size=4) for epoch in range(3)]
     assert not same(reference[0], reference[1])
     for workers in (1, 2):
@@ -111,7 +111,7 @@ def test_workers_change_nothing(folder: Path, augment: str) -> None:
 def test_unreadable_image_is_named_without_a_traceback(folder: Path, workers: int) -> None:
     bad = folder / "train" / "bee" / "1.jpg"
     bad.write_bytes(bad.read_bytes()[:200])
-    data = load("imagefolder", root=folder, image_size=24)
+    data = load("imagefolder", root=folder, image_size=24, cache="none")
     loader = TrainLoader(data.train, batch_size=4, seed=0, workers=workers)
     for _ in range(2):  # the loader lives on
         with pytest.raises(N2NError, match=rf"unreadable image {bad}: ") as error:
@@ -121,7 +121,7 @@ def test_unreadable_image_is_named_without_a_traceback(folder: Path, workers: in
 
 
 def test_killed_worker_is_one_line(folder: Path) -> None:
-    data = load("imagefolder", root=folder, image_size=24)
+    data = load("imagefolder", root=folder, image_size=24, cache="none")
     loader = TrainLoader(data.train, batch_size=2, seed=0, workers=1)
     batches = loader.batches(0)
     next(batches)

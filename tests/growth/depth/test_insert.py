@@ -70,11 +70,19 @@ def small():
 
 def test_insertions_are_plain_data():
     net, x = small(), images(8)
-    pair = {"after": "4", "kernels": [[3, 1], [1, 3]] * 2, "channels": 4, "groups": 1, "activation": "relu"}
+    pair = {
+        "after": "4",
+        "behind": [["0", "1"], ["3", "4"]],
+        "kernels": [[3, 1], [1, 3]] * 2,
+        "channels": 4,
+        "groups": 1,
+        "activation": "relu",
+    }
     assert insertions(net, x, None, 2) == [pair | {"norm": "BatchNorm2d"}]
     (last,) = insertions(net, x, ["6"], 1)
     numbers = last.pop("activation")
-    assert last == {"after": "6", "kernels": [[3, 3]], "channels": 6, "groups": 1, "norm": None}, "3 for an even kernel"
+    behind = {"after": "6", "behind": [["6", "6"]]}
+    assert last == behind | {"kernels": [[3, 3]], "channels": 6, "groups": 1, "norm": None}, "3 for an even kernel"
     assert numbers == "relu6" or numbers[0] == "hardtanh"
 
 
