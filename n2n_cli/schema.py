@@ -120,10 +120,12 @@ class Training:
 
 @dataclass
 class Op:
-    """How a student comes from its teacher; ``lr_scale`` is its rate over the teacher's."""
+    """How a student comes from its teacher; ``lr_scale`` is its rate over the teacher's, which it rises to over
+    ``warmup_epochs`` (null: those of the schedule)."""
 
     name: str
     lr_scale: Positive
+    warmup_epochs: NotNegative | None
 
     @staticmethod
     def choose(tree: Mapping[str, Any], where: str) -> type[Op]:

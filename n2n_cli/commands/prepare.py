@@ -87,6 +87,7 @@ def write_run(
         "macs": describe.macs(model, images.image_size),
         "lr": cfg.optim.lr * planned.lr_scale,
         "lr_scale": planned.lr_scale,
+        "warmup_epochs": planned.op.warmup_epochs if planned.op else None,
         "epochs": planned.epochs,
         "lineage": lineage,
         "function_gap": gap,

@@ -58,7 +58,7 @@ def fit_folder(folder: Path, typed: Collection[str] = ()) -> dict[str, Any]:
             done = re.match(r"step_(\d+)", newest.name) if newest else None
             stop_after = (int(done[1]) if done else 0) + cfg.max_steps
         options, given_up = settled(
-            model, _options(cfg, info["lr"], stop_after), image_size=images.image_size, device=mine.device
+            model, _options(cfg, info, stop_after), image_size=images.image_size, device=mine.device
         )
         for line in given_up if mine.main else []:
             print(f"{folder}: {line}", flush=True)
@@ -86,13 +86,21 @@ def _copies_left(images: data.Dataset, model: nn.Module) -> dict[str, Any]:
     return {}
 
 
-def _options(cfg: RunConfig, lr: float, stop_after: int | None) -> FitOptions:
-    """``lr``: the run's own highest rate, which ``optim.lr`` is only for a teacher."""
+def _options(cfg: RunConfig, info: dict[str, Any], stop_after: int | None) -> FitOptions:
+    """``info``: run.json, with the run's own highest rate and warm-up; those of the config are a teacher's."""
     training, optim = asdict(cfg.training), asdict(cfg.optim)
     del training["default_epochs"], optim["lr"]
     schedule = optim.pop("schedule")
+    if info.get("warmup_epochs") is not None:
+        schedule["warmup_epochs"] = info["warmup_epochs"]
     return FitOptions(
-        epochs=cfg.epochs, lr=lr, optimizer=optim, schedule=schedule, seed=cfg.seed, stop_after=stop_after, **training
+        epochs=cfg.epochs,
+        lr=info["lr"],
+        optimizer=optim,
+        schedule=schedule,
+        seed=cfg.seed,
+        stop_after=stop_after,
+        **training,
     )
 
 

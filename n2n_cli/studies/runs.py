@@ -88,7 +88,12 @@ class Run:
 
 def _words(name: str, value: str) -> str:
     value = value.removeprefix("-")
-    special = {"lr": f"lr ×{value}", "epochs": _epochs(value), "teacher": f"teacher of {_epochs(value)}"}
+    special = {
+        "lr": f"lr ×{value}",
+        "warmup_epochs": f"warm-up {_epochs(value)}",
+        "epochs": _epochs(value),
+        "teacher": f"teacher of {_epochs(value)}",
+    }
     layers = {"zero": "zero branches", "stack": "stacked"}
     special |= {"new": layers.get(value) or f"{value} units", "split": f"{value} shares"}
     return special.get(name) or f"{'teacher' if name == 'from' else name} {value}"

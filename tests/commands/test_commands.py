@@ -192,6 +192,14 @@ def test_a_sweep_puts_every_job_in_its_own_named_folder(place: Path) -> None:
     assert names == {f"{op}{lr}-epochs0-seed0" for op in ("wider", "random_pad") for lr in ("", "-lr0.3")}
 
 
+def test_a_student_rises_to_its_rate(place: Path) -> None:
+    n2n("grow", "op.new=fresh", "lr_scale=1", "op.warmup_epochs=0.67", "optim.schedule.name=constant",
+        f"teacher={setting(place) / 'teacher-seed0'}")  # fmt: skip
+    (there,) = place.glob("runs/*/wider-warmup_epochs0.67-new-fresh-lr1-*")
+    assert [row["lr"] for row in rows(there) if "lr" in row] == [0.05, 0.1, 0.1]  # after 2, 4 and 6 steps, 4 to rise
+    assert read(there / "run.json")["warmup_epochs"] == 0.67
+
+
 def test_a_grown_student_grows_again(place: Path) -> None:
     for op in ("deeper", "wider"):
         more = ["--factor", "1.5", "op.noise=0"] if op == "wider" else []
