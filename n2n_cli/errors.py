@@ -13,6 +13,10 @@ class N2NError(Exception):
     """
 
 
+class Diverged(N2NError):
+    """A loss, a gradient or an output that is not finite: what the run holds from here on is worth nothing."""
+
+
 def suggest(word: str, choices: Iterable[str]) -> str:
     """`` (did you mean 'x'?)`` for the choice nearest to ``word``, or an empty string."""
     near = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.55)

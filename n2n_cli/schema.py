@@ -113,6 +113,7 @@ class Training:
     evals_first_epoch: Annotated[int, Rule("a whole number from 0 to 10000", lambda v: 0 <= v <= 10_000)]
     eval_every_epochs: Positive
     checkpoint_every_epochs: NotNegative
+    checkpoint_every_minutes: NotNegative
     log_every: Count
     aux_weight: NotNegative
     deterministic: bool

@@ -22,6 +22,9 @@ from n2n_cli.config import conf_dir
 from n2n_cli.errors import N2NError
 from n2n_cli.schema import MACHINE, Compare, Grow, Op, RunConfig, Student
 
+NO_MATTER = ("data.cache", "training.checkpoint_every_minutes")
+"""Keys of a setting that change no weight of its runs."""
+
 
 @dataclass(frozen=True)
 class PlannedRun:
@@ -65,7 +68,9 @@ def setting(cfg: RunConfig) -> Path:
         groups["data"]["root"] = os.path.abspath(str(cfg.data.root))
     else:
         del groups["data"]["root"]
-    del groups["data"]["cache"]  # changes no image
+    for key in NO_MATTER:
+        group, name = key.split(".")
+        del groups[group][name]
     if not cfg.data.holdout:  # so that runs from before there was one are found
         del groups["data"]["holdout"]
     text = json.dumps(groups, sort_keys=True)
@@ -147,7 +152,7 @@ def check_same(planned: PlannedRun) -> None:
     for key in sorted(old.keys() & new.keys()):
         if (
             key.split(".")[0] not in (*MACHINE, "teacher", "weights")
-            and key not in ("data.root", "data.cache")
+            and key not in ("data.root", *NO_MATTER)
             and old[key] != new[key]
         ):
             raise N2NError(

@@ -56,7 +56,10 @@ def of_operator(run: Run) -> dict[str, Any]:
 
 
 def _told_elsewhere(key: str) -> bool:
-    return key == "data.cache" or key.split(".")[0] in (*_OF_A_RUN, *_OF_A_MACHINE)
+    return key in ("data.cache", "training.checkpoint_every_minutes") or key.split(".")[0] in (
+        *_OF_A_RUN,
+        *_OF_A_MACHINE,
+    )
 
 
 def _flat(tree: Mapping[str, Any], where: str = "") -> dict[str, Any]:

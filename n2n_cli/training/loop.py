@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from n2n_cli.errors import N2NError
+from n2n_cli.errors import Diverged, N2NError
 from n2n_cli.training import checkpoint
 from n2n_cli.training.evaluate import Loader
 from n2n_cli.training.options import FitOptions
@@ -26,6 +26,10 @@ from n2n_cli.training.state import Run
 from n2n_cli.training.sync_bn import synchronised
 
 __all__ = ["FitOptions", "fit"]
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+"""Ctrl-C, the end of a job, of a terminal, and SLURM's warning of the end: the run saves and stops."""
+Batch = tuple[Tensor, Tensor]
 
 
 def fit(
@@ -64,8 +68,11 @@ def fit(
         ``final`` evaluations; with ``"stopped": True`` when ``options.stop_after`` ended it early.
 
     Raises:
-        N2NError: no good checkpoint, one of another network, a full disk, a loss that is not finite.
-        KeyboardInterrupt: SIGINT or SIGTERM, once all ranks are at the same step and it is saved.
+        N2NError: no good checkpoint, one of another network, a full disk, an image that cannot be read (then the steps
+            before it are saved).
+        Diverged: a loss, gradient or output that is not finite, before the update of that step; the last checkpoint
+            stays.
+        KeyboardInterrupt: a signal of `SIGNALS`, once all ranks are at the same step and it is saved.
     """
     folder, steps_per_epoch = Path(folder), train.steps_per_epoch
     done = ranks.broadcast(_done(folder, round(options.epochs * steps_per_epoch)))
@@ -100,7 +107,8 @@ def fit(
         )
         stack.callback(log.close)
         signals = stack.enter_context(_signals())
-        summary = _train(run, train, val, log, signals)
+        with _saving(run, log):
+            summary = _train(run, train, val, log, signals)
         if "stopped" in summary:
             return summary
         more = at_end(run.model) if at_end and ranks.main else {}
@@ -128,8 +136,15 @@ def _train(run: Run, train: Loader, val: Loader, log: RunLog, signals: list[int]
     while run.step < total and run.step != options.stop_after:
         epoch, within = divmod(run.step, run.steps_per_epoch)
         epoch_end = min(total, (epoch + 1) * run.steps_per_epoch)
-        for images, labels in train.batches(epoch, start_step=within):
-            run.optimizer_step(images, labels)
+        for batch in _with_errors(train.batches(epoch, start_step=within)):
+            failed, interrupted, due = ranks.any(isinstance(batch, Exception), bool(signals), run.due)
+            if failed:
+                raise batch if ranks.world_size == 1 else N2NError(ranks.first(_line(batch)))  # type: ignore[misc]
+            if interrupted or due:
+                _save(run, log)
+            if interrupted:
+                raise KeyboardInterrupt(f"stopped after step {run.step} and saved; the same command goes on from there")
+            run.optimizer_step(*batch)  # type: ignore[misc]
             step = run.step
             log.advance(step)
             evaluating, row = step in evaluations, {}
@@ -141,15 +156,11 @@ def _train(run: Run, train: Loader, val: Loader, log: RunLog, signals: list[int]
             run.time_s = time.perf_counter() - clock
             if row:
                 log.row(step, epoch=run.epoch, images=run.images, time_s=run.time_s, **row)
-            interrupted = ranks.any(bool(signals))
-            stopping = interrupted or step == options.stop_after
+            stopping = step == options.stop_after
             if step in saves or stopping:
-                log.sync()  # rows up to here are on disk before the checkpoint that counts on them
-                run.save()
+                _save(run, log)
             if row or step in saves:
                 since, since_step = time.perf_counter(), step
-            if interrupted and step < total:
-                raise KeyboardInterrupt(f"stopped after step {step} and saved; the same command goes on from there")
             if stopping or step == epoch_end:
                 break
         else:
@@ -157,6 +168,43 @@ def _train(run: Run, train: Loader, val: Loader, log: RunLog, signals: list[int]
     if run.step < total:
         return run.summary() | {"stopped": True}
     return run.summary()
+
+
+def _save(run: Run, log: RunLog) -> None:
+    """The checkpoint of this step, once the rows that it counts on are on disk."""
+    log.sync()
+    run.save()
+
+
+@contextlib.contextmanager
+def _saving(run: Run, log: RunLog) -> Iterator[None]:
+    """Where an error comes between two steps, the steps done are saved before it goes on its way."""
+    try:
+        yield
+    except Diverged:
+        raise
+    except Exception as error:
+        if not run.whole or run.saved == run.step:
+            raise
+        try:
+            _save(run, log)
+        except Exception:  # the error that counts is the first
+            raise error from None
+        if not isinstance(error, N2NError):
+            raise
+        raise N2NError(f"{error}; saved after step {run.step}, the same command goes on from there") from error
+
+
+def _with_errors(batches: Iterator[Batch]) -> Iterator[Batch | Exception]:
+    """The batches, and in the place of one that cannot be had its error: all ranks must hear of it."""
+    try:
+        yield from batches
+    except Exception as error:
+        yield error
+
+
+def _line(error: Batch | Exception) -> str:
+    return " ".join(str(error).split()) if isinstance(error, Exception) else ""
 
 
 def _done(folder: Path, total_steps: int) -> dict[str, Any] | None:
@@ -201,7 +249,7 @@ def _backends(deterministic: bool, device: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-    """SIGINT and SIGTERM received so far: the loop stops after its step; a second one interrupts at once."""
+    """`SIGNALS` received so far: the loop stops after its step; a second one interrupts at once."""
     received: list[int] = []
     owner = os.getpid()
 
@@ -217,7 +265,8 @@ def _signals() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield received  # only the main thread may set handlers
         return
-    before = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
+    heard = [s for s in SIGNALS if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]  # not under nohup
+    before = {s: signal.signal(s, handler) for s in heard}
     try:
         yield received
     finally:

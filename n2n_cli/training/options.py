@@ -48,6 +48,7 @@ class FitOptions:
     evals_first_epoch: int = 4  # evaluations within the first epoch, evenly spaced
     eval_every_epochs: float = 1.0
     checkpoint_every_epochs: float = 1.0  # 0: when stopped and at the end only
+    checkpoint_every_minutes: float = 15.0  # of wall time, beside those; 0: none
     log_every: int = 50  # steps
     seed: int = 0
     aux_weight: float = 0.3  # of each auxiliary loss (GoogLeNet, Inception v3)

@@ -41,13 +41,21 @@ class Ranks:
         dist.all_gather(parts, tensor.contiguous())
         return torch.stack(parts).sum(0)
 
-    def any(self, flag: bool) -> bool:
-        """Whether ``flag`` is set on any rank. Travels by gloo, so that no rank waits for its GPU."""
+    def any(self, *flags: bool) -> list[bool]:
+        """For each flag, whether it is set on any rank. Travels by gloo, so that no rank waits for its GPU."""
         if self.world_size == 1:
-            return flag
-        value = torch.tensor([int(flag)])
-        dist.all_reduce(value, op=dist.ReduceOp.MAX)
-        return bool(value.item())
+            return list(flags)
+        values = torch.tensor([int(flag) for flag in flags])
+        dist.all_reduce(values, op=dist.ReduceOp.MAX)
+        return [bool(value) for value in values.tolist()]
+
+    def first(self, message: str) -> str:
+        """The first message that is not empty, by rank."""
+        if self.world_size == 1:
+            return message
+        messages: list[Any] = [None] * self.world_size
+        dist.all_gather_object(messages, message)
+        return next((said for said in messages if said), "")
 
     def broadcast(self, value: Any) -> Any:
         """Rank 0's ``value`` (plain data) on every rank."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import random
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from n2n_cli.errors import N2NError
+from n2n_cli.errors import Diverged, N2NError
 from n2n_cli.growth.optimizer import Equivariant, Rates
 from n2n_cli.training import checkpoint
 from n2n_cli.training.ema import EMA
@@ -74,6 +76,9 @@ class Run:
         self.best: dict[str, float] = {}
         self.last: dict[str, float] = {}
         # Loss and hits of every step since the last row: on the device, then, summed over ranks, on the CPU.
+        self.whole = True  # whether no step is half done
+        self.saved = 0  # the step of the newest checkpoint
+        self._clock = time.monotonic()
         self._pending: list[tuple[Tensor, Tensor]] = []
         self._steps = torch.zeros(0, 2, dtype=torch.float64)
         self._load()
@@ -90,9 +95,11 @@ class Run:
     def optimizer_step(self, images: Tensor, labels: Tensor) -> None:
         """One update from this rank's part of the global batch: uint8 ``[b, 3, H, W]`` and int64 labels ``[b]``.
 
-        The loss and the number of correct predictions stay on the device until `flush`, so that no step waits for it.
+        Raises:
+            Diverged: the loss or the gradient of any rank is not finite; nothing is updated.
         """
         options, device = self.options, self.ranks.device
+        self.whole = False
         seed = step_seed(options.seed, self.step, self.ranks.rank)
         torch.manual_seed(seed)
         random.seed(seed)
@@ -121,7 +128,11 @@ class Run:
             hits += (logits.detach().argmax(1) == y).sum()
         if options.clip_grad_norm:
             self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), options.clip_grad_norm, foreach=True)
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+        self._check_finite(total, norm)
+        if options.clip_grad_norm:
+            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), options.clip_grad_norm, norm, foreach=True)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -129,28 +140,31 @@ class Run:
         if self.ema is not None:
             self.ema.update(self.step)
         self._pending.append((total, hits))
+        self.whole = True
+
+    def _check_finite(self, loss: Tensor, norm: Tensor) -> None:
+        """Raises Diverged where any rank's loss or the gradient is not finite.
+
+        The gradient of a loss that is not finite is not either, and all ranks have the same one: no need to ask them.
+        Only in fp16 it may overflow for another reason, and the scaler leaves such a step out.
+        """
+        fp16 = self.autocast_dtype == torch.float16
+        if (self.ranks.any(not loss.isfinite())[0]) if fp16 else not norm.isfinite():
+            what = "gradient" if loss.isfinite() else "training loss"
+            value = loss.item() if what == "training loss" else norm.item()
+            raise Diverged(
+                f"{self.folder}: the {what} of step {self.step + 1} is {value} (lr {self.lr:.4g}); try a smaller "
+                "optim.lr, warm-up or training.clip_grad_norm"
+            )
 
     def flush(self) -> None:
-        """Bring the losses of the steps since the last call to the CPU, summed over ranks.
-
-        Raises:
-            N2NError: a loss is not finite; the line names the first such step and its rate.
-        """
+        """Bring the losses of the steps since the last call to the CPU, summed over ranks."""
         if not self._pending:
             return
         losses = torch.stack([loss.double() for loss, _ in self._pending]) / self.ranks.world_size
         hits = torch.stack([hit for _, hit in self._pending]).double()
         values = self.ranks.sum(torch.stack([losses, hits], 1)).cpu()
-        first = self.step - len(self._pending)
         self._pending = []
-        bad = (~values[:, 0].isfinite()).nonzero()
-        if len(bad):
-            step = first + int(bad[0])
-            rate = lr_at(step, base_lr=self.options.lr, total_steps=self.total_steps, **self.schedule)
-            raise N2NError(
-                f"{self.folder}: the training loss of step {step + 1} is {values[bad[0], 0].item()} "
-                f"(lr {rate:.4g}); try a smaller optim.lr, warm-up or training.clip_grad_norm"
-            )
         self._steps = torch.cat([self._steps, values])
 
     def training_means(self) -> dict[str, float]:
@@ -166,7 +180,11 @@ class Run:
         }
 
     def evaluate(self, val: Loader) -> dict[str, float]:
-        """Evaluate (the average, when there is one), and keep the checkpoint if it is the best so far."""
+        """Evaluate (the average, when there is one), and keep the checkpoint if it is the best so far.
+
+        Raises:
+            Diverged: an output is not finite: such a network is never the best.
+        """
         self.flush()
         network = self.ema.module if self.ema is not None else self.model
         self.ranks.broadcast_buffers(network)
@@ -179,6 +197,11 @@ class Run:
             ranks=self.ranks,
             channels_last=self.channels_last,
         )
+        if not math.isfinite(measured["val/loss"]):
+            raise Diverged(
+                f"{self.folder}: the validation loss of step {self.step} is {measured['val/loss']} (lr {self.lr:.4g}); "
+                "the last checkpoint stays"
+            )
         self.last = {"step": self.step, **measured}
         self.start = self.start or self.last
         if not self.best or measured["val/top1"] > self.best["val/top1"]:
@@ -203,6 +226,13 @@ class Run:
                 "time_s": self.time_s,
             }
             checkpoint.save(self.checkpoints, state, step=self.step)
+        self.saved, self._clock = self.step, time.monotonic()
+
+    @property
+    def due(self) -> bool:
+        """Whether it is ``checkpoint_every_minutes`` since the last checkpoint, by the clock of rank 0."""
+        minutes = self.options.checkpoint_every_minutes
+        return bool(minutes) and self.ranks.main and time.monotonic() - self._clock > 60 * minutes
 
     def summary(self) -> dict[str, Any]:
         """The content of done.json."""
@@ -263,7 +293,7 @@ class Run:
             Equivariant(self.optimizer, self.model.named_parameters(), self.rates)
         if state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
-        self.step = int(state["step"])
+        self.step = self.saved = int(state["step"])
         if self.step > self.total_steps:
             raise checkpoint.CheckpointError(
                 f"{path} is at step {self.step}, beyond the {self.total_steps} steps of this run"

@@ -10,9 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import training_worker as worker
 
 from n2n_cli.errors import N2NError
+from n2n_cli.training import checkpoint
 from n2n_cli.training.launch import RankFailure, launch, run_rank
 from n2n_cli.training.ranks import Ranks, pick_device, ranks
 
@@ -98,10 +100,31 @@ def test_run_rank_without_an_agent(capsys: pytest.CaptureFixture[str], monkeypat
     assert "ZeroDivisionError" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_image_that_one_rank_cannot_read(tmp_path: Path, rank: int) -> None:
+    folder, whole = worker.start(tmp_path / "run"), worker.start(tmp_path / "whole")
+    bad = dict(action="bad_image_during_run", rank=rank, step=7, folder=str(folder))
+    with pytest.raises(N2NError, match=r"^unreadable image cat.jpg: truncated; saved after step 7, the same command"):
+        launch("training_worker", jobs(dict(folder=str(whole)), bad), 2)
+    assert checkpoint.load(checkpoint.resolve(folder))["step"] == 7
+    launch("training_worker", jobs(dict(folder=str(folder))), 2)
+    a, b = (checkpoint.load(checkpoint.resolve(f))["model"] for f in (whole, folder))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_is_not_finite_on_one_rank_stops_all_before_the_update(tmp_path: Path, rank: int) -> None:
+    folder = worker.start(tmp_path / "run")
+    with pytest.raises(N2NError, match=r"the (training loss|gradient) of step 7 is nan"):
+        launch("training_worker", jobs(dict(action="nan_during_run", rank=rank, step=6, folder=str(folder))), 2)
+    state = checkpoint.load(checkpoint.resolve(folder))
+    assert state["step"] == 6 and all(t.isfinite().all() for t in state["model"].values() if t.is_floating_point())
+
+
 def test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with ranks("cpu") as mine:
-        assert mine == Ranks() and mine.main and mine.any(True) and not mine.any(False)
+        assert mine == Ranks() and mine.main and mine.any(True, False) == [True, False]
 
 
 def test_devices_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,9 +17,10 @@ import torch
 import torch.nn.functional as F
 import training_worker as worker
 
-from n2n_cli.errors import N2NError
+from n2n_cli.errors import Diverged, N2NError
 from n2n_cli.training import checkpoint
 from n2n_cli.training.evaluate import Normalize
+from n2n_cli.training.loop import SIGNALS
 from n2n_cli.training.optim import lr_at
 from n2n_cli.training.ranks import Ranks
 from n2n_cli.training.runlog import read_rows
@@ -194,7 +197,8 @@ def test_a_loader_that_ends_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         worker.run(worker.start(tmp_path / "run"))
 
 
-def test_ctrl_c_saves_the_step_and_resumes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"])
+def test_a_signal_saves_the_step_and_the_run_resumes(tmp_path: Path, name: str) -> None:
     whole, folder = worker.start(tmp_path / "whole"), worker.start(tmp_path / "run")
     worker.run(whole, epochs=3.0)
     original = worker.MemoryLoader.batches
@@ -202,19 +206,124 @@ def test_ctrl_c_saves_the_step_and_resumes(tmp_path: Path) -> None:
     def interrupting(self: worker.MemoryLoader, epoch: int, start_step: int = 0) -> object:
         for i, batch in enumerate(original(self, epoch, start_step)):
             if self.train and epoch == 1 and i == 1:
-                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), getattr(signal, name))
             yield batch
 
-    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    handlers = [signal.getsignal(number) for number in SIGNALS]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(worker.MemoryLoader, "batches", interrupting)
-        with pytest.raises(KeyboardInterrupt, match="stopped after step 7 and saved"):
+        with pytest.raises(KeyboardInterrupt, match="stopped after step 6 and saved"):
             worker.run(folder, epochs=3.0)
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
-    assert checkpoint.load(checkpoint.resolve(folder))["step"] == 7
+    assert [signal.getsignal(number) for number in SIGNALS] == handlers
+    assert checkpoint.load(checkpoint.resolve(folder))["step"] == 6
     worker.run(folder, epochs=3.0)
     a, b = (checkpoint.load(checkpoint.resolve(f))["model"] for f in (whole, folder))
     assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_under_nohup_a_hangup_is_not_heard(tmp_path: Path) -> None:
+    folder = worker.start(tmp_path / "run")
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    original = worker.MemoryLoader.batches
+
+    def hanging_up(self: worker.MemoryLoader, epoch: int, start_step: int = 0) -> object:
+        os.kill(os.getpid(), signal.SIGHUP)
+        yield from original(self, epoch, start_step)
+
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(worker.MemoryLoader, "batches", hanging_up)
+            assert worker.run(folder)["step"] == 10
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def failing(step: int, error: Exception) -> Callable[..., object]:
+    original = worker.MemoryLoader.batches
+
+    def batches(self: worker.MemoryLoader, epoch: int, start_step: int = 0) -> object:
+        for i, batch in enumerate(original(self, epoch, start_step), start_step):
+            if self.train and epoch * self.steps_per_epoch + i == step:
+                raise error
+            yield batch
+
+    return batches
+
+
+@pytest.mark.parametrize("error", [N2NError("unreadable image cat.jpg: truncated"), OSError(5, "Input/output error")])
+def test_the_steps_before_an_error_are_kept(tmp_path: Path, error: Exception) -> None:
+    whole, folder = worker.start(tmp_path / "whole"), worker.start(tmp_path / "run")
+    worker.run(whole)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker.MemoryLoader, "batches", failing(8, error))
+        with pytest.raises(type(error)) as caught:
+            worker.run(folder, checkpoint_every_epochs=0)
+    if isinstance(error, N2NError):
+        assert str(caught.value) == f"{error}; saved after step 8, the same command goes on from there"
+    assert checkpoint.load(checkpoint.resolve(folder))["step"] == 8
+    worker.run(folder)
+    a, b = (checkpoint.load(checkpoint.resolve(f))["model"] for f in (whole, folder))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_an_error_within_a_step_saves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = worker.start(tmp_path / "run")
+    calls: list[int] = []
+
+    def backward(*args: object, **kwargs: object) -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        original(*args, **kwargs)
+
+    original = torch.Tensor.backward
+    monkeypatch.setattr(torch.Tensor, "backward", backward)
+    with pytest.raises(torch.OutOfMemoryError):
+        worker.run(folder, checkpoint_every_epochs=0)
+    assert checkpoint.load(checkpoint.resolve(folder))["step"] == 0
+
+
+def test_checkpoints_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[int] = []
+    original = checkpoint.save
+    monkeypatch.setattr(checkpoint, "save", lambda *a, step, **k: (saved.append(step), original(*a, step=step, **k))[1])
+    for minutes, steps in ((0, [10]), (60, [10]), (1e-9, [*range(11)])):
+        saved.clear()
+        folder = worker.start(tmp_path / str(minutes))
+        saved.clear()
+        worker.run(folder, checkpoint_every_epochs=0, checkpoint_every_minutes=minutes)
+        assert saved == steps
+
+
+def test_what_is_not_finite_is_never_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = worker.start(tmp_path / "run")
+    original = worker.Tiny.forward
+
+    def forward(self: worker.Tiny, x: torch.Tensor) -> object:
+        out = original(self, x)
+        late = (folder / "metrics.jsonl").read_text().count("val/top1") > 2
+        return out if self.training or not late else out * math.nan  # class 0 would be right for many images
+
+    monkeypatch.setattr(worker.Tiny, "forward", forward)
+    with pytest.raises(Diverged, match=r"the validation loss of step 10 is nan \(lr .*\); the last checkpoint stays"):
+        worker.run(folder)
+    best = next((folder / "checkpoints").glob("best-*.pt"))
+    assert checkpoint.load(best)["step"] < 10 and not (folder / "done.json").exists()
+
+
+def test_nothing_is_updated_by_a_gradient_that_is_not_finite(tmp_path: Path) -> None:
+    folder = worker.start(tmp_path / "run")
+    run = Run(folder, worker.Tiny(), worker.options(), ranks=Ranks(), steps_per_epoch=5, lineage=worker.LINEAGE,
+              config="", mean=worker.MEAN, std=worker.STD)  # fmt: skip
+    images, labels = next(worker.MemoryLoader(train=True).batches(0))
+    run.optimizer_step(images, labels)
+    before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
+    hook = run.model.classifier.weight.register_hook(lambda gradient: gradient * math.inf)  # type: ignore[union-attr]
+    with pytest.raises(Diverged, match=r"the gradient of step 2 is (nan|inf) \(lr "):
+        run.optimizer_step(images, labels)
+    hook.remove()
+    assert all(torch.equal(before[name], p) for name, p in run.model.named_parameters())
+    assert run.step == 1 and not run.whole
 
 
 SIGTERM = """

@@ -104,6 +104,10 @@ def test_stopped_after_every_step(tmp_path: Path) -> None:
     assert_same_run(whole, folder)
 
 
+class Killed(BaseException):
+    """Nothing is saved on its account, as on SIGKILL's."""
+
+
 def test_killed_behind_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGKILL between checkpoints: rows and a best file of the lost steps lie there, and come again."""
     whole, folder = worker.start(tmp_path / "whole"), worker.start(tmp_path / "killed")
@@ -115,11 +119,11 @@ def test_killed_behind_its_checkpoint(tmp_path: Path, monkeypatch: pytest.Monkey
         for i, batch in enumerate(original(self, epoch, start_step)):
             if self.train and epoch == 1 and i == 2 and not stop["after"]:
                 stop["after"] = 1
-                raise MemoryError
+                raise Killed
             yield batch
 
     monkeypatch.setattr(worker.MemoryLoader, "batches", dying)
-    with pytest.raises(MemoryError):
+    with pytest.raises(Killed):
         worker.run(folder, checkpoint_every_epochs=0.8)
     with open(folder / "metrics.jsonl", "a") as file:
         file.write('{"step": 9, "epo')  # the row it was writing

@@ -116,6 +116,30 @@ def run(
     )
 
 
+def failing(step: int) -> Any:
+    """`MemoryLoader.batches` that cannot read the images of one optimizer step."""
+    original = MemoryLoader.batches
+
+    def batches(self: MemoryLoader, epoch: int, start_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        for i, batch in enumerate(original(self, epoch, start_step), start_step):
+            if self.train and epoch * self.steps_per_epoch + i == step:
+                raise N2NError("unreadable image cat.jpg: truncated")
+            yield batch
+
+    return batches
+
+
+def spoiled(step: int) -> Any:
+    """`Tiny.forward` that gives NaN in one optimizer step."""
+    original, calls = Tiny.forward, iter(range(1_000_000))
+
+    def forward(self: Tiny, x: Tensor) -> Any:
+        out = original(self, x)
+        return out * float("nan") if self.training and next(calls) == step else out
+
+    return forward
+
+
 def when_training(folder: str, number: signal.Signals) -> None:
     """Send ourselves a signal once some rows are written."""
     metrics = Path(folder) / "metrics.jsonl"
@@ -143,6 +167,14 @@ def main() -> None:
                 if mine.rank == rank and attempt == "0":
                     threading.Thread(target=when_training, args=(folder, signal.SIGKILL)).start()
                 run(folder, mine, **job)
+            elif action == "bad_image_during_run":
+                if mine.rank == job["rank"]:
+                    MemoryLoader.batches = failing(job["step"])  # type: ignore[method-assign]
+                run(job["folder"], mine, checkpoint_every_epochs=0)
+            elif action == "nan_during_run":
+                if mine.rank == job["rank"]:
+                    Tiny.forward = spoiled(job["step"])  # type: ignore[method-assign]
+                run(job["folder"], mine, checkpoint_every_epochs=0.2)
             elif action == "sigterm_during_run":
                 if mine.rank == job.pop("rank"):
                     threading.Thread(target=when_training, args=(job["folder"], signal.SIGTERM)).start()
