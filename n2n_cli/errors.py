@@ -13,7 +13,11 @@ class N2NError(Exception):
     """
 
 
-class Diverged(N2NError):
+class RunError(N2NError):
+    """This run cannot be made as it is asked for; others of its study can."""
+
+
+class Diverged(RunError):
     """A loss, a gradient or an output that is not finite: what the run holds from here on is worth nothing."""
 
 

@@ -239,6 +239,7 @@ class Compare(Student):
     study: Study
     seeds: Count
     jobs: Literal["auto"] | Count
+    retry: bool
 
 
 @dataclass
@@ -287,5 +288,5 @@ SCHEMAS: dict[str, type[Any]] = {
     "evaluate": Evaluate,
     "inspect": Inspect,
 }
-MACHINE = ("out", "devices", "device", "workers", "progress", "max_steps", "prepare_only", "jobs")
+MACHINE = ("out", "devices", "device", "workers", "progress", "max_steps", "prepare_only", "jobs", "retry")
 """Keys that say where and how a run is made. They may differ between runs that are the same."""

@@ -6,10 +6,10 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from n2n_cli.commands import folders, parallel
 from n2n_cli.commands.folders import PlannedRun
+from n2n_cli.errors import N2NError, RunError
 from n2n_cli.schema import Compare
 
 REPORT_EVERY_S = 30.0
@@ -41,6 +41,13 @@ def run(cfg: Compare) -> None:
         print("not all runs are finished; the same command goes on from there", flush=True)
         return
     _show(cfg, study, progress.fresh, total)
+    if progress.failed:
+        name = progress.failed[0].folder.name
+        more = f" and {len(progress.failed) - 1} more" if progress.failed[1:] else ""
+        raise N2NError(
+            f"{len(progress.failed)} of {total} runs failed: {name}{more} (the report says why); "
+            "retry=true tries them again"
+        )
 
 
 def _arms(cfg: Compare, seed: int, teacher: Path) -> list[PlannedRun]:
@@ -49,18 +56,23 @@ def _arms(cfg: Compare, seed: int, teacher: Path) -> list[PlannedRun]:
 
 
 class _Progress:
-    """How far the study is: ``number`` runs done, ``fresh`` of them now, ``stopped`` if one ended early."""
+    """How far the study is: ``number`` runs done or given up, ``fresh`` of them now, ``failed`` those given up,
+    ``stopped`` if one ended early."""
 
     def __init__(self, cfg: Compare, study: Path, total: int) -> None:
         self.cfg, self.study, self.total = cfg, study, total
         self.number = self.fresh = 0
         self.stopped = False
+        self.failed: list[PlannedRun] = []
         self.written = time.monotonic()
 
     def open(self, runs: list[PlannedRun]) -> list[PlannedRun]:
         """Those of the runs, or of the arms of their finished teachers, that are still to be trained."""
         left: list[PlannedRun] = []
         for planned in runs:
+            if not planned.done and planned.failed is not None and not self.cfg.retry:
+                self._give_up(planned)
+                continue
             if not planned.done:
                 left.append(planned)
                 continue
@@ -70,16 +82,27 @@ class _Progress:
                 left += self.open(_arms(self.cfg, planned.seed, planned.folder))
         return left
 
+    def _give_up(self, planned: PlannedRun) -> None:
+        """Counts a run that cannot be made, and the students of a teacher that cannot."""
+        self.failed.append(planned)
+        self.number += 1 if planned.teacher is not None else 1 + len(_arms(self.cfg, planned.seed, planned.folder))
+
     def announce(self, planned: PlannedRun) -> None:
         print(f"[{self.number + 1}/{self.total}] {planned.label}, seed {planned.seed}: {planned.folder}", flush=True)
 
-    def finished(self, planned: PlannedRun, done: dict[str, Any] | None, said: str) -> list[PlannedRun]:
+    def finished(self, planned: PlannedRun, done: parallel.Result, said: str) -> list[PlannedRun]:
         """Takes in a result, tells it, keeps the report fresh; returns the runs that it makes possible."""
         if said:
             self.announce(planned)
             print(said, end="", flush=True)
         if done is None:
             self.stopped = True
+            return []
+        if isinstance(done, RunError):
+            folders.fail(planned, done)
+            print(f"n2n: warning: {planned.folder.name} failed: {planned.failed}", file=sys.stderr, flush=True)
+            self._give_up(planned)
+            self.fresh += 1
             return []
         self.number += 1
         self.fresh += 1
@@ -93,10 +116,13 @@ def _show(cfg: Compare, study: Path, fresh: int, total: int) -> None:
     from n2n_cli import studies
 
     report, curves = study / "report.html", study / "curves.png"
-    newest = max(done.stat().st_mtime for done in study.glob("*/done.json"))
+    newest = max(told.stat().st_mtime for name in ("done.json", folders.FAILED) for told in study.glob(f"*/{name}"))
     if not (report.exists() and curves.exists() and report.stat().st_mtime >= newest):
         _write(cfg, study)
-    print(studies.table_text(studies.statistics(studies.collect(study))))
+    arms = studies.statistics(studies.collect(study))
+    print(studies.table_text(arms))
+    for line in studies.failures(arms):
+        print(line)
     if not fresh:
         print(f"all {total} runs were done already")
     print(f"report: {report}")

@@ -25,6 +25,7 @@ def fit_run(planned: PlannedRun, cfg: RunConfig, write: Callable[[], None]) -> d
     folders.check_same(planned)
     networks.check_same_weights(planned, cfg)
     folder = planned.folder
+    (folder / folders.FAILED).unlink(missing_ok=True)
     if done := planned.done:
         print(f"{folder} is done: {_result(done)}", flush=True)
         return done

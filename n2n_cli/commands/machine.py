@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from n2n_cli.errors import N2NError
+from n2n_cli.errors import RunError
 from n2n_cli.models import describe
 from n2n_cli.schema import RunConfig
 
@@ -21,13 +21,13 @@ runs_at_once = 1  # processes like this one that share the cores (`parallel` set
 
 @contextlib.contextmanager
 def enough_memory() -> Iterator[None]:
-    """Raises N2NError where PyTorch cannot get the memory it asks for; its other errors pass."""
+    """Raises RunError where PyTorch cannot get the memory it asks for; its other errors pass."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
             raise
-        raise N2NError(
+        raise RunError(
             "not enough memory; try a smaller network, a smaller training.batch_size, or training.accumulate=2"
         ) from error
 

@@ -19,10 +19,12 @@ import torch
 
 from n2n_cli.commands import grow, machine, train
 from n2n_cli.commands.folders import PlannedRun
-from n2n_cli.errors import N2NError
+from n2n_cli.errors import N2NError, RunError
 from n2n_cli.schema import Compare
 
-Finished = Callable[[PlannedRun, dict[str, Any] | None, str], Sequence[PlannedRun]]
+Result = dict[str, Any] | RunError | None
+"""What done.json says; why the run cannot be made; None if it stopped early."""
+Finished = Callable[[PlannedRun, Result, str], Sequence[PlannedRun]]
 STOPPED = "every run is stopped; the same command goes on from there"
 
 
@@ -30,7 +32,7 @@ def run_all(runs: Sequence[PlannedRun], cfg: Compare, jobs: int, finished: Finis
     """Trains ``runs`` in ``jobs`` processes; ``finished`` gets every result and returns the runs it makes possible.
 
     Raises:
-        N2NError: of the first run that fails; the others save and stop.
+        N2NError: of the first run that fails for a reason that may be another run's too; the others save and stop.
         KeyboardInterrupt: Ctrl-C or SIGTERM; every run has saved and stopped.
     """
     todo, running = list(runs), dict[Connection, PlannedRun]()
@@ -65,9 +67,13 @@ def jobs_at_once(cfg: Compare, runs: int) -> int:
     return max(1, min(runs, 8, len(os.sched_getaffinity(0)) // cfg.devices))
 
 
-def run_one(planned: PlannedRun, cfg: Compare) -> dict[str, Any] | None:
-    """One run of a study in this process; None if it stopped early."""
-    return (train.from_scratch if planned.teacher is None else grow.from_teacher)(planned, cfg)
+def run_one(planned: PlannedRun, cfg: Compare) -> Result:
+    """One run of a study in this process."""
+    try:
+        with machine.enough_memory():
+            return (train.from_scratch if planned.teacher is None else grow.from_teacher)(planned, cfg)
+    except RunError as error:
+        return RunError(str(error))
 
 
 @contextlib.contextmanager
@@ -139,11 +145,11 @@ def _serve(pipe: Connection, slot: int, jobs: int, devices: int) -> None:
             return
 
 
-def _told(planned: PlannedRun, cfg: Compare) -> tuple[dict[str, Any] | None, str] | BaseException:
+def _told(planned: PlannedRun, cfg: Compare) -> tuple[Result, str] | BaseException:
     """The result of one run and what it said, or why there is none."""
     said = io.StringIO()
     try:
-        with contextlib.redirect_stdout(said), machine.enough_memory():
+        with contextlib.redirect_stdout(said):
             return run_one(planned, cfg), said.getvalue()
     except N2NError as error:
         return N2NError(str(error))

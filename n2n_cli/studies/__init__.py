@@ -7,6 +7,6 @@ A study is a folder with one run folder an arm and seed. Everything here is read
 from n2n_cli.studies.report import Paths, write
 from n2n_cli.studies.runs import Run, collect
 from n2n_cli.studies.statistics import ArmStatistics, RunStatistics, statistics
-from n2n_cli.studies.table import table_text
+from n2n_cli.studies.table import failures, table_text
 
-__all__ = ["ArmStatistics", "Paths", "Run", "RunStatistics", "collect", "statistics", "table_text", "write"]
+__all__ = ["ArmStatistics", "Paths", "Run", "RunStatistics", "collect", "failures", "statistics", "table_text", "write"]

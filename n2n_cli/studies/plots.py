@@ -177,7 +177,7 @@ def _draw(arm: ArmStatistics, look: tuple[str, str, Any], panels: tuple[Axes, Ax
             axes.plot(*read(one.run), color=colour, linewidth=0.7, alpha=0.7, linestyle=dashes)
         marks: dict[str, Any] = {} if axes is panels[2] else {"marker": marker, "markersize": 4.2, "markeredgewidth": 0}
         axes.plot(steps, mean, color=colour, linewidth=1.7, linestyle=dashes, **marks)
-    label = arm.title if arm.n else f"{arm.title}, unfinished"
+    label = arm.title if arm.n else f"{arm.title}, {'failed' if arm.failed else 'unfinished'}"
     return Line2D([], [], color=colour, linewidth=1.7, linestyle=dashes, marker=marker, markersize=5, label=label)
 
 

@@ -123,7 +123,7 @@ def _arm_row(arm: ArmStatistics) -> list[object]:
 
 def _seed_row(arm: ArmStatistics, one: RunStatistics) -> list[object]:
     """A run of `arm`, whose title stands in the row of its first run only."""
-    step = f"unfinished, step {one.run.last.get('step', 0):,}"
+    step = f"{'unfinished' if one.run.failed is None else 'failed'}, step {one.run.last.get('step', 0):,}"
     never = "never" if one.run.finished and one.teacher is not None else None
     return [
         arm.title if one is arm.every[0] else "",

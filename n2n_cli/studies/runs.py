@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class Run:
     rows: list[dict[str, Any]]
     done: Mapping[str, Any] | None
     teacher: Run | None = None
+    failed: str | None = None  # why its study gave it up
 
     @property
     def arm(self) -> str:
@@ -112,7 +113,8 @@ def collect(folder: str | Path) -> list[Run]:
     folder = Path(folder)
     if not folder.is_dir():
         raise N2NError(f"study folder not found: {folder}")
-    found = {path.parent.resolve(): read_run(path.parent) for path in sorted(folder.glob("*/run.json"))}
+    told = sorted({path.parent for name in ("run.json", "failed.json") for path in folder.glob(f"*/{name}")})
+    found = {path.resolve(): read_run(path) for path in told}
     if not found:
         below = sorted({str(path.parent.parent) for path in folder.glob("*/*/run.json")})
         hint = f"; studies below it: {', '.join(below)}" if below else ""
@@ -120,18 +122,20 @@ def collect(folder: str | Path) -> list[Run]:
     runs = []
     for run in found.values():
         teacher = None if run.arm == "teacher" else _teacher(run, found)
-        runs.append(Run(run.folder, run.info, run.rows, run.done, teacher))
+        runs.append(replace(run, teacher=teacher))
     return sorted(runs, key=_order)
 
 
 def read_run(folder: Path) -> Run:
     """One run folder, without its teacher. Raises N2NError for a file that cannot be read."""
-    info = _json(folder / "run.json")
+    failed = _json(folder / "failed.json") if (folder / "failed.json").exists() else {}
+    info = _json(folder / "run.json") if (folder / "run.json").exists() or not failed else failed
     missing = [key for key in ("arm", "seed") if key not in info]
     if missing:
         raise N2NError(f"{folder / 'run.json'}: no '{missing[0]}'")
     done = folder / "done.json"
-    return Run(folder, info, _rows(folder / "metrics.jsonl"), _json(done) if done.exists() else None)
+    rows, ended = _rows(folder / "metrics.jsonl"), _json(done) if done.exists() else None
+    return Run(folder, info, rows, ended, failed=str(failed["reason"]) if failed.get("reason") else None)
 
 
 def _order(run: Run) -> tuple[int, str, float, str, int]:

@@ -64,6 +64,11 @@ class ArmStatistics:
         return [*self.runs, *self.unfinished]
 
     @property
+    def failed(self) -> list[RunStatistics]:
+        """The runs that the study gave up."""
+        return [one for one in self.unfinished if one.run.failed is not None]
+
+    @property
     def start(self) -> Summary | None:
         return summarize(run.start for run in self.runs)
 

@@ -66,7 +66,7 @@ def cells(arm: ArmStatistics) -> list[str]:
         to_teacher(arm, arm.steps_to_teacher),
         to_teacher(arm, arm.images_to_teacher),
         spread(arm.best),
-        spread(arm.final),
+        spread(arm.final) if arm.n or not arm.failed else "failed",
         gap(arm.gap),
         spread(arm.copies, 0),
         "-" if arm.parameters is None else f"{arm.parameters:,}",
@@ -83,6 +83,15 @@ def table_text(arms: Sequence[ArmStatistics]) -> str:
         lines.append("  ".join(padded).rstrip())
     lines.insert(1, "-" * max(map(len, lines)))
     return "\n".join(lines)
+
+
+def failures(arms: Sequence[ArmStatistics]) -> list[str]:
+    """One line for every run that was given up: ``failed: wider-lr1e7-seed0, at step 3: ...``."""
+    return [
+        f"failed: {one.run.folder.name}, at step {one.run.last.get('step', 0):,}: {one.run.failed}"
+        for arm in arms
+        for one in arm.failed
+    ]
 
 
 def table_csv(arms: Sequence[ArmStatistics]) -> str:

@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from n2n_cli.errors import N2NError
+from n2n_cli.errors import N2NError, RunError
 
 _LAUNCHED = "N2N_LAUNCHED"  # in the environment of ranks that `launch` started
 _INTERRUPTED = (130, -signal.SIGINT, -signal.SIGTERM)
@@ -117,6 +117,7 @@ def report(error: BaseException) -> bool:
         "timestamp": str(int(now)),
         "time": now,
         "user_error": str(error) if isinstance(error, N2NError) else None,
+        "of_this_run": isinstance(error, RunError),
     }
     message = {"message": f"{type(error).__name__}: {error}", "extraInfo": extra}
     with suppress(FileExistsError), open(path, "x") as file:
@@ -135,7 +136,7 @@ def _told(error: Any, logs: str) -> BaseException:
             reports.append(json.loads(path.read_text())["message"]["extraInfo"])
     reports.sort(key=lambda r: (r.get("user_error") is None, r.get("time", float("inf"))))
     if reports and reports[0].get("user_error") is not None:
-        return N2NError(reports[0]["user_error"])
+        return (RunError if reports[0].get("of_this_run") else N2NError)(reports[0]["user_error"])
     rank, failure = error.get_first_failure()
     codes = [f.exitcode for f in error.failures.values()]
     if not reports and all(code in _INTERRUPTED for code in codes):  # a signal reached the ranks themselves

@@ -156,5 +156,40 @@ def test_a_failing_arm_costs_one_line(place: Path, capfd: pytest.CaptureFixture[
     words = ["study.arms=[random_pad,wider]", "ops.wider.layers={nothing:2}", f"teacher={teacher}", "jobs=2"]
     assert cli.main(["compare", *SHORT, "out=failed", "progress=false", *words]) == 2
     err = capfd.readouterr().err
-    assert err.startswith("n2n: error: ") and err.count("\n") == 1 and "'nothing'" in err
-    assert not list(place.glob("failed/*/wider*"))
+    warned, told = err.splitlines()
+    assert warned.startswith("n2n: warning: wider-layers-") and "'nothing'" in warned
+    assert told.startswith("n2n: error: 1 of 2 runs failed: wider-layers-")
+    assert [path.name for path in place.glob("failed/*/wider*/*")] == ["failed.json"]
+    assert list(place.glob("failed/*/random_pad*/done.json"))
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_run_that_fails_does_not_stop_the_study(place: Path, jobs: int, capfd: pytest.CaptureFixture[str]) -> None:
+    out = place / f"failing{jobs}"
+    words = [*SHORT, f"out={out}", f"jobs={jobs}", "study.arms=[stack,wider,random_init]", "lr_scale=[0.1,1e30]",
+             "model=inception_bn_tiny", "model.teacher_width=0.38"]  # fmt: skip
+    assert cli.main(["compare", "depth", *words]) == 2  # Inception-BN has nothing to stack on
+    said = capfd.readouterr()
+    assert "n2n: error: 4 of 7 runs failed: " in said.err and "and 3 more (the report says why)" in said.err
+    (study,) = out.iterdir()
+    assert sorted(path.parent.name.split("-epochs")[0] for path in study.glob("*/failed.json")) == [
+        "deeper-new-stack", "deeper-new-stack-lr1e+30", "random_init-lr1e+30", "wider-lr1e+30",
+    ]  # fmt: skip
+    assert len(list(study.glob("*/done.json"))) == 3
+    report = (study / "report.html").read_text()
+    assert "the validation loss of step 1 is nan" in report and "stands no layer or block like it to copy" in report
+    assert "failed: wider-lr1e+30-epochs1-teacher1-seed0, at step 0: the validation loss" in said.out
+    stamps = [path.stat().st_mtime_ns for path in sorted(study.glob("*/failed.json"))]
+    assert cli.main(["compare", "depth", *words]) == 2  # says it again, and tries nothing
+    assert "all 7 runs were done already" in capfd.readouterr().out
+    assert [path.stat().st_mtime_ns for path in sorted(study.glob("*/failed.json"))] == stamps
+    assert cli.main(["compare", "depth", *words, "retry=true"]) == 2
+    assert [path.stat().st_mtime_ns for path in sorted(study.glob("*/failed.json"))] != stamps
+
+
+def test_a_teacher_that_fails_is_not_grown(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = place / "hopeless"
+    assert cli.main(["compare", "fig4", *SHORT, f"out={out}", "optim.lr=1e30", "jobs=1"]) == 2
+    said = capfd.readouterr()
+    assert "1 of 4 runs failed: teacher-epochs1-seed0 (the report says why)" in said.err
+    assert len(list(out.glob("*/*/run.json"))) == 1
