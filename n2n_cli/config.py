@@ -89,7 +89,7 @@ def functions(cfg: Any) -> tuple[str, ...]:
 
 def read_run(tree: Mapping[str, Any], check: bool = True) -> schema.RunConfig:
     """The config of a run from what its config.yaml holds. Raises N2NError; with ``check`` also if data is missing."""
-    tree = {"weights": None, **tree}  # runs of an older n2n have none, nor the ones below
+    tree = {"weights": None, "accept_images": False, **tree}  # runs of an older n2n have none, nor the ones below
     later: dict[str, Any] = {"data": {"holdout": 0, "cache": "auto"}, "training": {"checkpoint_every_minutes": 15.0}}
     for group, values in later.items():
         if isinstance(tree.get(group), Mapping):

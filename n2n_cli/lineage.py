@@ -1,5 +1,7 @@
 """How a network came to be: its constructor and the growth steps since, as plain data in every checkpoint.
 
+A lineage also names the network's classes (``classes``, in the order of its outputs), if it was trained by n2n.
+
 ``build`` makes the architecture again from this data alone. It calls constructors by *name*, from our families
 and torchvision's. A name ``package.module:function`` is information only: `build` imports it if its caller says
 that the user typed this very name in this command. A checkpoint alone can never make n2n import code.
@@ -36,7 +38,7 @@ def start(name: str, num_classes: int, **kwargs: Any) -> dict[str, Any]:
 def with_weights(lineage: Mapping[str, Any], file: str, sha256: str) -> dict[str, Any]:
     """The lineage whose last network got its weights from a file."""
     *before, last = lineage["steps"]
-    return {"steps": [*before, {**last, "weights": {"file": file, "sha256": sha256}}]}
+    return {**lineage, "steps": [*before, {**last, "weights": {"file": file, "sha256": sha256}}]}
 
 
 def grow(lineage: Mapping[str, Any], recipe: Mapping[str, Any], to: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -45,7 +47,7 @@ def grow(lineage: Mapping[str, Any], recipe: Mapping[str, Any], to: Mapping[str,
     step = dict(recipe)
     if to is not None:
         step = {k: v for k, v in step.items() if k not in ("shapes", "insert")} | {"to": dict(to)}
-    return {"steps": [*lineage["steps"], step]}
+    return {**lineage, "steps": [*lineage["steps"], step]}
 
 
 def constructor(lineage: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -215,6 +215,7 @@ class RunConfig:
     progress: bool | None
     max_steps: Count | None
     prepare_only: bool
+    accept_images: bool
 
 
 @dataclass
@@ -288,5 +289,16 @@ SCHEMAS: dict[str, type[Any]] = {
     "evaluate": Evaluate,
     "inspect": Inspect,
 }
-MACHINE = ("out", "devices", "device", "workers", "progress", "max_steps", "prepare_only", "jobs", "retry")
+MACHINE = (
+    "out",
+    "devices",
+    "device",
+    "workers",
+    "progress",
+    "max_steps",
+    "prepare_only",
+    "accept_images",
+    "jobs",
+    "retry",
+)
 """Keys that say where and how a run is made. They may differ between runs that are the same."""

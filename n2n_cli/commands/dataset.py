@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from n2n_cli import data
+from n2n_cli.errors import N2NError
 from n2n_cli.schema import Data
 from n2n_cli.training.evaluate import Normalize
 
@@ -25,6 +28,21 @@ def load(cfg: Data) -> data.Dataset:
 def _load(cfg: str) -> data.Dataset:
     arguments = json.loads(cfg)
     return data.load(arguments.pop("name"), **{key: value for key, value in arguments.items() if value is not None})
+
+
+def in_order(images: data.Dataset, lineage: Mapping[str, Any], owner: str) -> data.Dataset:
+    """The images with their classes in the order of the network's outputs, which ``lineage`` names.
+
+    Raises:
+        N2NError: they are of other classes; names ``owner`` (a run, a checkpoint) and the first class.
+    """
+    classes = lineage.get("classes")
+    if not classes or len(classes) != images.num_classes:  # another number of classes is told by those who ask
+        return images
+    try:
+        return images.with_classes(classes)
+    except N2NError as error:
+        raise N2NError(f"{owner}: {error}") from error
 
 
 def example(images: data.Dataset, count: int = PROOF_IMAGES) -> Tensor:

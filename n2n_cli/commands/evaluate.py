@@ -28,6 +28,7 @@ def run(cfg: schema.Evaluate) -> None:
     classes = state["lineage"]["steps"][0].get("num_classes")
     if classes is not None and classes != images.num_classes:
         raise N2NError(f"{path} has {classes} classes, the data {images.name} has {images.num_classes}")
+    images = dataset.in_order(images, state["lineage"], str(path))
     loader = data.EvalLoader(
         images.val,
         batch_size=cfg.batch_size or stored.training.eval_batch_size,

@@ -86,9 +86,9 @@ def fail(planned: PlannedRun, error: RunError) -> None:
 def setting(cfg: RunConfig) -> Path:
     """The folder of all runs with these model, data, optim and training."""
     groups = {key: dataclasses.asdict(getattr(cfg, key)) for key in ("model", "data", "optim", "training")}
-    # The images of a folder are what its path says; cifar10's are the same wherever they are stored.
+    # The same images may lie elsewhere, as on a node's own disk: their classes tell them, and run.json all of them.
     if cfg.data.name == "imagefolder":
-        groups["data"]["root"] = os.path.abspath(str(cfg.data.root))
+        groups["data"]["root"] = _classes(Path(str(cfg.data.root)) / "train")
     else:
         del groups["data"]["root"]
     for key in NO_MATTER:
@@ -99,6 +99,14 @@ def setting(cfg: RunConfig) -> Path:
     text = json.dumps(groups, sort_keys=True)
     name = cfg.model.name.replace(":", ".")  # a colon in a path reads as a host or as a list of paths
     return Path(cfg.out) / f"{name}-{cfg.data.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def _classes(folder: Path) -> list[str]:
+    """The names of the class folders. Raises N2NError."""
+    try:
+        return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    except OSError as error:
+        raise N2NError(f"data.root: cannot read {folder}: {error.strerror}") from error
 
 
 def job_folder(command: str, cfg: Any) -> Path:

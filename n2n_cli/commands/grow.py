@@ -42,6 +42,7 @@ def write_grown(planned: PlannedRun, cfg: Student) -> None:
     assert planned.op is not None and planned.teacher is not None
     images = dataset.load(cfg.data)
     teacher, steps = networks.teacher(planned, cfg, images)
+    images = dataset.in_order(images, steps, str(planned.teacher))
     batch = dataset.example(images)
     with torch.inference_mode():
         classes = teacher.eval()(batch).shape[1]

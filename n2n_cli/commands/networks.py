@@ -72,7 +72,7 @@ def fresh(
     if cfg.weights is not None:
         advice = f"{images.name} has {images.num_classes} classes, and so must the file's classifier"
         steps = _load(network, steps, cfg.weights, advice)
-    return network, steps
+    return network, {**steps, "classes": images.class_names}
 
 
 def teacher(planned: PlannedRun, cfg: Student, images: data.Dataset) -> tuple[nn.Module, dict[str, Any]]:

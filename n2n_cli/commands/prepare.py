@@ -94,6 +94,7 @@ def write_run(
         "teacher": planned.config["teacher"],
         "synthetic": images.synthetic,
         "data": images.name,
+        "images": _counted(images),
         "machine": machine.described(cfg),
     }
     text = write_config(planned)
@@ -107,6 +108,31 @@ def write_run(
         **(going_on or {}),
     }
     checkpoint.save(planned.folder / "checkpoints", state, step=0)
+
+
+def _counted(images: data.Dataset) -> dict[str, Any]:
+    return {"train": len(images.train), "val": len(images.val), "files": images.files}
+
+
+def check_images(folder: Path, info: dict[str, Any], images: data.Dataset, accept: bool) -> None:
+    """Whether the images are those that the run in ``folder`` began with (``info``: its run.json).
+
+    Raises:
+        N2NError: they are others, and ``accept`` does not say that this is meant; if it does, run.json notes it.
+    """
+    was, now = info.get("images"), _counted(images)
+    if was is None or was == now:
+        return
+    changed = [f"{was[part]} -> {now[part]} {part}" for part in ("train", "val") if was[part] != now[part]]
+    what = ", ".join(changed) if changed else "as many as before, with other names"
+    if not accept:
+        raise N2NError(
+            f"{folder}: the images are not those that the run began with ({what}); give them back, take another out=, "
+            "or go on all the same with accept_images=true"
+        )
+    noted = {**info, "images": now, "images_before": [*info.get("images_before", []), was]}
+    _write(folder / "run.json", json.dumps(noted, indent=1) + "\n")
+    print(f"{folder}: goes on with other images ({what}), noted in run.json", flush=True)
 
 
 def _write(path: Path, text: str) -> None:

@@ -21,7 +21,7 @@ import yaml
 from torch import nn
 
 from n2n_cli import data, growth, lineage
-from n2n_cli.commands import dataset, machine
+from n2n_cli.commands import dataset, machine, prepare
 from n2n_cli.config import read_run
 from n2n_cli.errors import N2NError
 from n2n_cli.models import custom
@@ -49,7 +49,9 @@ def fit_folder(folder: Path, typed: Collection[str] = ()) -> dict[str, Any]:
     with ranks(cfg.device) as mine, machine.enough_memory():
         model = lineage.build(info["lineage"], typed)
         machine.limit_threads(model, mine.world_size)
-        images = dataset.load(cfg.data)
+        images = dataset.in_order(dataset.load(cfg.data), info["lineage"], str(folder))
+        if mine.main:
+            prepare.check_images(folder, info, images, cfg.accept_images)
         workers = machine.workers(cfg.workers, mine.world_size, not images.train.decodes)
         place = {"rank": mine.rank, "world_size": mine.world_size, "workers": workers}
         stop_after = None

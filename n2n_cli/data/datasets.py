@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,7 +33,10 @@ CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training and validation images, and what a program must know of them; ``mean``, ``std`` of [0, 1]."""
+    """Training and validation images, and what a program must know of them; ``mean``, ``std`` of [0, 1].
+
+    ``files``: a digest of which image files these are (their paths below the root), None for images from no files.
+    """
 
     name: str
     train: Source
@@ -41,6 +47,32 @@ class Dataset:
     std: Triple
     image_size: int
     synthetic: bool
+    files: str | None = None
+
+    def with_classes(self, names: Sequence[str]) -> Dataset:
+        """The same images, labelled in the order of ``names``.
+
+        Raises:
+            N2NError: these are other classes.
+        """
+        if list(names) == self.class_names:
+            return self
+        other = [name for name in self.class_names if name not in names]
+        if other or len(names) != len(self.class_names):
+            near = suggest(other[0], names) if other else ""
+            raise N2NError(
+                f"its classes are {_few(names)}, and the {self.name} data's are {_few(self.class_names)}"
+                + (f": it knows no '{other[0]}'{near}" if other else "")
+            )
+        to = torch.tensor([list(names).index(name) for name in self.class_names])
+        sources = [copy.copy(source) for source in (self.train, self.val)]
+        for source in sources:
+            source.labels = to[source.labels]
+        return replace(self, train=sources[0], val=sources[1], class_names=list(names))
+
+
+def _few(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
 
 
 def load(
@@ -232,7 +264,9 @@ def _imagefolder(
     train = FolderSource(paths, labels, size, resize, _augment(augment, size))
     val = FolderSource(val_paths, val_labels, size, resize)
     keep = [_subset(len(source), counts[i], i == 0, seed) for i, source in enumerate((train, val))]
+    every = sorted(path[len(str(folder)) :] for path in (*paths, *val_paths))
     return Dataset(
+        files=hashlib.sha256("\n".join(every).encode(errors="surrogateescape")).hexdigest()[:16],
         name="imagefolder",
         train=train if keep[0] is None else train.subset(keep[0], train.augment),
         val=val if keep[1] is None else val.subset(keep[1], "none"),

@@ -1,0 +1,123 @@
+"""Which images a run is about: wherever they lie, as many as they were, of the classes that it knows."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from n2n_cli import cli, data
+from n2n_cli.commands import dataset
+from n2n_cli.errors import N2NError
+from n2n_cli.training import checkpoint
+
+COLOURS = {"ant": (200, 30, 30), "bee": (30, 200, 30), "cat": (30, 30, 200)}
+
+
+def draw(root: Path, names: dict[str, str] | None = None) -> Path:
+    """Eight images a class to train on, four to validate on; ``names``: what a class is called instead."""
+    for part, count in (("train", 8), ("val", 4)):
+        for label, (name, colour) in enumerate(COLOURS.items()):
+            folder = root / part / (names or {}).get(name, name)
+            folder.mkdir(parents=True)
+            for i in range(count):
+                shade = tuple(min(255, c + 5 * i + label) for c in colour)
+                Image.new("RGB", (32, 32), shade).save(folder / f"{i}.png")
+    return root
+
+
+def words(root: Path) -> list[str]:
+    return [
+        "data=imagefolder", f"data.root={root}", "data.image_size=32", "model=inception_bn_tiny", "optim=sgd",
+        "training=default", "training.batch_size=8", "training.default_epochs={teacher:4,student:1}", "device=cpu",
+        "progress=false",
+    ]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def final(run: Path) -> dict[str, torch.Tensor]:
+    return checkpoint.load(checkpoint.resolve(run))["model"]
+
+
+def test_the_same_images_elsewhere_are_the_same_run(place: Path) -> None:
+    first = draw(place / "disk")
+    assert cli.main(["train", "teacher", *words(first), "out=whole"]) == 0
+    assert cli.main(["train", "teacher", *words(first), "max_steps=5"]) == 0
+    scratch = shutil.copytree(first, place / "scratch")
+    shutil.rmtree(first)
+    assert cli.main(["train", "teacher", *words(scratch)]) == 0
+    (run,), (whole,) = place.glob("runs/*/teacher-seed0"), place.glob("whole/*/teacher-seed0")
+    assert run.parent.name == whole.parent.name
+    assert all(torch.equal(tensor, final(whole)[name]) for name, tensor in final(run).items())
+
+
+@pytest.mark.parametrize("change", ["added", "removed", "renamed"])
+def test_other_images_under_a_stopped_run(place: Path, change: str, capfd: pytest.CaptureFixture[str]) -> None:
+    root = draw(place / "images")
+    assert cli.main(["train", "teacher", *words(root), "max_steps=5"]) == 0
+    one = root / "train" / "bee" / "3.png"
+    if change == "removed":
+        one.unlink()
+    else:
+        (shutil.copy if change == "added" else os.replace)(one, one.with_name("new.png"))
+    dataset._load.cache_clear()  # as in another process
+    capfd.readouterr()
+    assert cli.main(["train", "teacher", *words(root)]) == 2
+    (run,) = place.glob("runs/*/teacher-seed0")
+    said = {"added": "24 -> 25 train", "removed": "24 -> 23 train", "renamed": "as many as before, with other names"}
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"n2n: error: {run.relative_to(place)}: the images are not those that the run began with")
+    assert said[change] in line and line.endswith("or go on all the same with accept_images=true")
+    before = json.loads((run / "run.json").read_text())["images"]
+    assert cli.main(["train", "teacher", *words(root), "accept_images=true"]) == 0
+    told = json.loads((run / "run.json").read_text())
+    assert told["images_before"] == [before] and told["images"] != before
+    assert cli.main(["train", "teacher", *words(root)]) == 0  # it is done, and needs no leave any more
+
+
+def test_other_class_names_are_refused(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    root = draw(place / "images")
+    assert cli.main(["train", "teacher", *words(root)]) == 0
+    (run,) = place.glob("runs/*/teacher-seed0")
+    other = draw(place / "other", {"ant": "10", "bee": "9", "cat": "100"})
+    capfd.readouterr()
+    for line in (["evaluate", str(run)], ["grow", f"teacher={run}", *words(other)[2:]]):
+        grow = line[0] == "grow"
+        given = [*line, "data=imagefolder", f"data.root={other}"] if grow else [*line, f"data.root={other}"]
+        assert cli.main(given) == 2
+        said = capfd.readouterr().err.splitlines()[-1]
+        assert "its classes are ant, bee, cat, and the imagefolder data's are 10, 100, 9: it knows no '10'" in said
+    assert not list(place.glob("runs/*/wider*"))
+
+
+def test_classes_in_another_order_are_mapped_by_name(place: Path) -> None:
+    images = data.load("imagefolder", root=draw(place / "images"), image_size=32)
+    names = ["cat", "ant", "bee"]
+    mapped = images.with_classes(names)
+    for ours, theirs in ((images.train, mapped.train), (images.val, mapped.val)):
+        assert [images.class_names[i] for i in ours.labels] == [names[i] for i in theirs.labels]
+    assert mapped.class_names == names and images.class_names == ["ant", "bee", "cat"]
+    with pytest.raises(N2NError, match=r"it knows no 'ant' \(did you mean 'aunt'\?\)"):
+        images.with_classes(["aunt", "bee", "cat"])
+
+
+def test_names_travel_with_every_checkpoint(place: Path) -> None:
+    root = draw(place / "images")
+    assert cli.main(["train", "teacher", *words(root)]) == 0
+    assert cli.main(["grow", "--op", "deeper", *words(root)]) == 0
+    runs = sorted(place.glob("runs/*/*/run.json"))
+    assert len(runs) == 2
+    for run in runs:
+        assert json.loads(run.read_text())["lineage"]["classes"] == ["ant", "bee", "cat"]
+        state = checkpoint.load(checkpoint.resolve(run.parent))
+        assert state["lineage"]["classes"] == ["ant", "bee", "cat"]
