@@ -50,6 +50,8 @@ def check(command: str, tree: Mapping[str, Any]) -> Any:
     if weights is not None and not Path(weights).is_file():
         what = "this is a folder, expected a file" if Path(weights).exists() else "no such file"
         raise N2NError(f"weights: {what}: {weights}{_near_path(weights)}")
+    if isinstance(cfg, schema.RunConfig | schema.Inspect) and cfg.weights_key is not None and weights is None:
+        raise N2NError("weights_key: goes with weights=FILE")
     if isinstance(cfg, schema.Student):
         _check_teacher(cfg)
     if isinstance(cfg, schema.Grow):
@@ -89,7 +91,12 @@ def functions(cfg: Any) -> tuple[str, ...]:
 
 def read_run(tree: Mapping[str, Any], check: bool = True) -> schema.RunConfig:
     """The config of a run from what its config.yaml holds. Raises N2NError; with ``check`` also if data is missing."""
-    tree = {"weights": None, "accept_images": False, **tree}  # runs of an older n2n have none, nor the ones below
+    tree = {
+        "weights": None,
+        "weights_key": None,
+        "accept_images": False,
+        **tree,
+    }  # runs of an older n2n have none, nor the ones below
     later: dict[str, Any] = {"data": {"holdout": 0, "cache": "auto"}, "training": {"checkpoint_every_minutes": 15.0}}
     for group, values in later.items():
         if isinstance(tree.get(group), Mapping):

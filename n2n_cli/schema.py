@@ -198,7 +198,8 @@ class Study:
 class RunConfig:
     """What every run has. ``out`` and the keys below it say where and how to run, not what it is.
 
-    ``weights``: a state_dict that the network (a student's: its teacher) starts from.
+    ``weights``: a state_dict that the network (a student's: its teacher) starts from; ``weights_key``: where it stands
+    in its file.
     """
 
     seed: Seed
@@ -208,6 +209,7 @@ class RunConfig:
     optim: Optim
     training: Training
     weights: str | None
+    weights_key: str | None
     out: str
     devices: Count
     device: Device
@@ -270,6 +272,7 @@ class Inspect:
     target: str
     model: str | None
     weights: str | None
+    weights_key: str | None
     num_classes: Count
     image_size: Pixels | None
     width: Positive

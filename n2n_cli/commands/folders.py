@@ -122,7 +122,8 @@ def plan_fresh(cfg: RunConfig, arm: str, *, seed: int | None = None, epochs: flo
     """The run of a network that starts from random initialization: ``arm`` is teacher or student."""
     seed = cfg.seed if seed is None else seed
     epochs = cfg.epochs if epochs is None else epochs
-    variants = [f"weights-{_hash(str(Path(cfg.weights).resolve()))}"] if cfg.weights else []
+    given = str(Path(cfg.weights).resolve()) if cfg.weights else None
+    variants = [f"weights-{_hash([given, cfg.weights_key] if cfg.weights_key else given)}"] if given else []
     variants += _epochs(epochs, getattr(cfg.training.default_epochs, arm))
     return _planned(cfg, arm, variants, seed, epochs)
 
@@ -220,7 +221,8 @@ def _of_teacher(cfg: Student, seed: int, teacher: Path) -> list[str]:
         if own:
             return [f"teacher{own[1]}"] if own[1] else []
     path = str(teacher.resolve())
-    return [f"from-{_hash([path, cfg.teacher_model] if cfg.weights and cfg.teacher_model else path)}"]
+    more = [word for word in (cfg.teacher_model, cfg.weights_key) if cfg.weights and word]
+    return [f"from-{_hash([path, *more] if more else path)}"]
 
 
 def _default_op(name: str) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def fresh(
         _check_output(network, model.name, images)
     if cfg.weights is not None:
         advice = f"{images.name} has {images.num_classes} classes, and so must the file's classifier"
-        steps = _load(network, steps, cfg.weights, advice)
+        steps = _load(network, steps, cfg.weights, cfg.weights_key, advice)
     return network, {**steps, "classes": images.class_names}
 
 
@@ -98,7 +98,7 @@ def shown(cfg: Inspect, built: dict[str, Any]) -> tuple[nn.Module, dict[str, Any
     steps = lineage.start(**built)
     network = lineage.build(steps, functions(cfg))
     if cfg.weights is not None:
-        steps = _load(network, steps, cfg.weights, "give num_classes=")
+        steps = _load(network, steps, cfg.weights, cfg.weights_key, "give num_classes=")
     return network, steps
 
 
@@ -115,9 +115,9 @@ def check_same_weights(planned: PlannedRun, cfg: RunConfig) -> None:
         raise N2NError(f"weights: {folder} began from other weights in {cfg.weights}: remove it, or change out=")
 
 
-def _load(network: nn.Module, steps: dict[str, Any], file: str, advice: str) -> dict[str, Any]:
+def _load(network: nn.Module, steps: dict[str, Any], file: str, key: str | None, advice: str) -> dict[str, Any]:
     built = steps["steps"][0]
-    digest, stripped = weights.load(network, Path(file), built["name"], built["num_classes"], advice)
+    digest, stripped = weights.load(network, Path(file), built["name"], built["num_classes"], advice, key)
     if stripped:
         print(stripped, flush=True)
     return lineage.with_weights(steps, Path(file).name, digest)

@@ -68,6 +68,8 @@ def write_run(
             f"{images.name}: {len(images.train)} training images are fewer than one batch "
             f"(training.batch_size={cfg.training.batch_size})"
         )
+    if images.passed_over:
+        print(f"{images.name}: passed over {images.passed_over}", flush=True)
     options = FitOptions(
         planned.epochs,
         cfg.training.batch_size,

@@ -36,6 +36,7 @@ class Dataset:
     """Training and validation images, and what a program must know of them; ``mean``, ``std`` of [0, 1].
 
     ``files``: a digest of which image files these are (their paths below the root), None for images from no files.
+    ``passed_over``: which other files lie beside them.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Dataset:
     image_size: int
     synthetic: bool
     files: str | None = None
+    passed_over: str = ""
 
     def with_classes(self, names: Sequence[str]) -> Dataset:
         """The same images, labelled in the order of ``names``.
@@ -254,19 +256,21 @@ def _imagefolder(
 ) -> Dataset:
     resize = resize or (size if size <= CIFAR_LIKE_PX else round(size * 256 / 224))
     folder = _layout(root)
-    names, paths, labels = scan(folder / "train")
-    val_names, val_paths, val_labels = scan(folder / "val")
-    for part, missing in (("val", set(names) - set(val_names)), ("train", set(val_names) - set(names))):
+    found, validation = scan(folder / "train"), scan(folder / "val")
+    names = found.names
+    for part, missing in (("val", set(names) - set(validation.names)), ("train", set(validation.names) - set(names))):
         if missing:
             first = sorted(missing)
             listed = ", ".join(map(repr, first[:3])) + (f" and {len(first) - 3} more" if len(first) > 3 else "")
             raise N2NError(f"imagefolder: no class {listed} in {folder / part}")
-    train = FolderSource(paths, labels, size, resize, _augment(augment, size))
-    val = FolderSource(val_paths, val_labels, size, resize)
+    train = FolderSource(found.paths, found.labels, size, resize, _augment(augment, size))
+    val = FolderSource(validation.paths, validation.labels, size, resize)
     keep = [_subset(len(source), counts[i], i == 0, seed) for i, source in enumerate((train, val))]
-    every = sorted(path[len(str(folder)) :] for path in (*paths, *val_paths))
+    every = sorted(path[len(str(folder)) :] for path in (*found.paths, *validation.paths))
+    parts = {"train": found.passed_over(), "val": validation.passed_over()}
     return Dataset(
         files=hashlib.sha256("\n".join(every).encode(errors="surrogateescape")).hexdigest()[:16],
+        passed_over=", ".join(f"{said} in {part}/" for part, said in parts.items() if said),
         name="imagefolder",
         train=train if keep[0] is None else train.subset(keep[0], train.augment),
         val=val if keep[1] is None else val.subset(keep[1], "none"),

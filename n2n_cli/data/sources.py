@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -16,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2 import functional as F
 
 from n2n_cli.data.transforms import Augment, crop_flip, random_resized_crop_flip, resize_center_crop
@@ -139,7 +141,7 @@ def read_image(path: str) -> Tensor:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # broken EXIF, palette transparency: the pixels are fine
             with Image.open(path) as image:
-                return F.pil_to_tensor(image.convert("RGB"))
+                return F.pil_to_tensor(_eight_bits(image).convert("RGB"))
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
@@ -149,10 +151,38 @@ def read_image(path: str) -> Tensor:
         raise N2NError(f"unreadable image {path}: {reason}") from error
 
 
-def scan(folder: Path) -> tuple[list[str], list[str], list[int]]:
-    """(class names, paths, labels) of ``folder/<class>/**/<image>``, sorted as torchvision's ImageFolder sorts them.
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """The image, 16-bit gray scaled to 8 bits: Pillow's own conversion cuts off all above 255. Raises ValueError."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        kind = "32-bit numbers" if image.mode == "I" else "floating-point numbers"
+        raise ValueError(f"its pixels are {kind}, of no known range; convert it to 8 or 16 bits")
+    return image
 
-    Hidden folders are no classes. Raises `N2NError` for a folder without classes and for a class without images.
+
+@dataclass(frozen=True)
+class Files:
+    """The image files below a folder: ``names`` of the classes, ``paths`` and ``labels`` of the images; how many files
+    were passed over: ``hidden`` ones, and ``others`` by suffix."""
+
+    names: list[str]
+    paths: list[str]
+    labels: list[int]
+    hidden: int
+    others: Mapping[str, int]
+
+    def passed_over(self) -> str:
+        """``3 hidden files, 2 .gif``; empty where there are none."""
+        said = [f"{self.hidden} hidden {'file' if self.hidden == 1 else 'files'}"] if self.hidden else []
+        return ", ".join([*said, *(f"{count} {suffix or 'without a suffix'}" for suffix, count in self.others.items())])
+
+
+def scan(folder: Path) -> Files:
+    """The files ``folder/<class>/**/<image>``, sorted as torchvision's ImageFolder sorts them.
+
+    Hidden files and folders are passed over. Raises `N2NError` for a folder without classes and for a class without
+    images.
     """
     try:
         names = [entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")]
@@ -162,10 +192,22 @@ def scan(folder: Path) -> tuple[list[str], list[str], list[int]]:
     if not names:
         raise N2NError(f"imagefolder: no class folders in {folder} (expected {folder}/<class>/<image>)")
     labels = {name: label for label, name in enumerate(names)}
-    samples = make_dataset(str(folder), labels, extensions=IMG_EXTENSIONS, allow_empty=True)
-    filled = {label for _, label in samples}
-    empty = [name for name in names if labels[name] not in filled]
-    if empty:
-        kinds = ", ".join(IMG_EXTENSIONS)
-        raise N2NError(f"imagefolder: no images in {folder / empty[0]} ({kinds})")
-    return names, [path for path, _ in samples], [label for _, label in samples]
+    paths, found, hidden, others = list[str](), list[int](), 0, Counter[str]()
+    for name in names:
+        before = len(paths)
+        for at, _, files in sorted(os.walk(folder / name, followlinks=True)):
+            if any(part.startswith(".") for part in Path(at).relative_to(folder).parts):
+                hidden += len(files)
+                continue
+            for file in sorted(files):
+                suffix = os.path.splitext(file)[1].lower()
+                if file.startswith("."):
+                    hidden += 1
+                elif suffix in IMG_EXTENSIONS:
+                    paths.append(os.path.join(at, file))
+                else:
+                    others[suffix] += 1
+        if len(paths) == before:
+            raise N2NError(f"imagefolder: no images in {folder / name} ({', '.join(IMG_EXTENSIONS)})")
+        found += [labels[name]] * (len(paths) - before)
+    return Files(names, paths, found, hidden, dict(others.most_common()))

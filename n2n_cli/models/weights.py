@@ -23,13 +23,17 @@ from torch import Tensor, nn
 
 from n2n_cli.errors import N2NError, suggest
 
+AVERAGED = re.compile(r"ema|averag|swa", re.IGNORECASE)
+"""What is in the name of an average of the weights (timm's state_dict_ema, torchvision's model_ema)."""
 INSIDE = ("state_dict", "model", "model_state_dict")
 """Keys under which training scripts keep a state_dict (timm's, torchvision's, PyTorch's tutorials')."""
 PREFIXES = ("module.", "_orig_mod.")
 """What DistributedDataParallel and torch.compile put before every name."""
 
 
-def load(model: nn.Module, path: Path, name: str, num_classes: int, advice: str) -> tuple[str, str | None]:
+def load(
+    model: nn.Module, path: Path, name: str, num_classes: int, advice: str, key: str | None = None
+) -> tuple[str, str | None]:
     """Puts the weights in ``path`` into ``model``.
 
     The state_dict may be the file itself or stand inside it, under any name and with anything before the names of its
@@ -40,9 +44,12 @@ def load(model: nn.Module, path: Path, name: str, num_classes: int, advice: str)
         path: the file.
         name, num_classes: the network's, for errors.
         advice: ends the error where only the number of classes differs.
+        key: where in the file the state_dict stands, as ``model_ema``; None: the averaged weights, if it holds others
+            too.
 
     Returns:
-        tuple[str, str | None]: the file's SHA-256; and what was stripped or left out, in one line, if it is unusual.
+        tuple[str, str | None]: the file's SHA-256; and what was taken, stripped or left out, in one line, if there was
+        a choice.
 
     Raises:
         N2NError: no readable file, no state_dict in it, several that fit, or another network's: its first tensor that
@@ -51,20 +58,31 @@ def load(model: nn.Module, path: Path, name: str, num_classes: int, advice: str)
     data = _bytes(path)
     found = _parsed(path, data)
     fits = _fitting(found, model.state_dict().keys()) if isinstance(found, Mapping) and "lineage" not in found else []
-    usual = [fit for fit in fits if fit.where in ("", *INSIDE)]
-    chosen = usual if len(usual) == 1 else fits
-    if len(chosen) > 1:
-        raise N2NError(
-            f"weights: {path.name} holds {len(chosen)} networks that fit: {', '.join(fit.named() for fit in chosen)}; "
-            "save the one that you mean alone"
-        )
+    chosen = _chosen(fits, path.name, key)
     state = chosen[0].state if chosen else _unwrapped(path, found)
     _check(state, model, path.name, name, num_classes, advice)
     try:
         model.load_state_dict(state, strict=False)  # checked above; old files have no num_batches_tracked
     except (RuntimeError, TypeError, ValueError) as error:
         raise N2NError(f"weights: {path.name} does not fit {name}: {' '.join(str(error).split())[:200]}") from error
-    return hashlib.sha256(data).hexdigest(), chosen[0].told(path.name) if chosen else None
+    return hashlib.sha256(data).hexdigest(), chosen[0].told(path.name, fits, key) if chosen else None
+
+
+def _chosen(fits: list[_Fit], file: str, key: str | None) -> list[_Fit]:
+    """The one of the state_dicts that fit which is meant, or none. Raises N2NError."""
+    names = ", ".join(fit.named() for fit in fits)
+    if key is not None:
+        meant = [fit for fit in fits if key in (fit.where, fit.named().strip("'"))]
+        if len(meant) != 1:
+            near = suggest(key, [fit.named().strip("'") for fit in fits])
+            raise N2NError(f"weights_key: '{key}' is no network that fits in {file}{near}; there is {names or 'none'}")
+        return meant
+    averaged = [fit for fit in fits if AVERAGED.search(f"{fit.where}.{fit.prefix}")]
+    usual = [fit for fit in fits if fit.where in ("", *INSIDE)]
+    chosen = next((some for some in (averaged, usual) if len(some) == 1), fits)
+    if len(chosen) > 1:
+        raise N2NError(f"weights: {file} holds {len(chosen)} networks that fit: {names}; choose with weights_key=")
+    return chosen
 
 
 def sha256(path: Path) -> str:
@@ -94,7 +112,10 @@ class _Fit:
     def named(self) -> str:
         return f"'{'.'.join(filter(None, (self.where, self.prefix.rstrip('.'))))}'"
 
-    def told(self, file: str) -> str | None:
+    def told(self, file: str, fits: list[_Fit], key: str | None) -> str | None:
+        others = ", ".join(fit.named() for fit in fits if fit is not self)
+        if others:
+            return f"weights: {file}: {self.named()} taken, not {others}" + ("" if key else " (weights_key= chooses)")
         rest = self.prefix
         for known in PREFIXES:
             rest = rest.replace(known, "")

@@ -19,6 +19,8 @@ from n2n_cli.errors import N2NError, suggest
 from n2n_cli.growth.optimizer import Equivariant, Rates, rates_of
 
 OPTIMIZERS = ("sgd", "rmsprop")
+EMBEDDINGS = ("pos_embedding", "position_embedding", "pos_embed", "relative_position_bias_table")
+"""Names of position embeddings in torchvision and timm."""
 SCHEDULES = ("constant", "step", "exponential", "cosine")
 
 
@@ -79,13 +81,25 @@ class TFRMSprop(torch.optim.Optimizer):
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weights with ``weight_decay``, and biases and normalization parameters (``ndim <= 1``) without."""
-    params = [p for p in model.parameters() if p.requires_grad]
+    """Weights with ``weight_decay``, and without what the field leaves out: biases and the parameters of norms, other
+    vectors (a class token, a layer scale), position embeddings, and those of the network's ``no_weight_decay()``.
+    """
+    named = getattr(model, "no_weight_decay", None)
+    left_out = set(named()) if callable(named) else set()
+    params = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    plain = {name for name, p in params if name in left_out or _is_no_weight(name, p)}
     groups = [
-        {"params": [p for p in params if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for name, p in params if name not in plain], "weight_decay": weight_decay},
+        {"params": [p for name, p in params if name in plain], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
+
+
+def _is_no_weight(name: str, p: nn.Parameter) -> bool:
+    """Of a parameter alone: whether weight decay leaves it out, as in torchvision's and timm's recipes."""
+    last = name.rpartition(".")[2]
+    vector = p.ndim <= 1 or (last != "weight" and sum(size > 1 for size in p.shape) <= 1)
+    return vector or last in EMBEDDINGS
 
 
 def build_optimizer(

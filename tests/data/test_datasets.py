@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -251,3 +252,33 @@ def test_a_holdout_of_the_embedded_images() -> None:
         load("shapes", train_images=100, holdout=100)
     with pytest.raises(N2NError, match=r"data.val_images: data.holdout says how many"):
         load("shapes", val_images=10, holdout=10)
+
+
+def test_sixteen_bits_are_scaled_and_other_numbers_refused(folder: Path) -> None:
+    deep = np.linspace(0, 65535, 32 * 32).reshape(32, 32).astype(np.uint16)
+    for name in ("deep.png", "deep.tiff"):
+        path = folder / "train" / "ant" / name
+        Image.fromarray(deep).save(path)
+        image = read_image(str(path))
+        assert image.shape == (3, 32, 32) and torch.equal(image[0], torch.from_numpy((deep >> 8).astype(np.uint8)))
+    for kind, array in (("floating-point", np.ones((8, 8), np.float32)), ("32-bit", np.ones((8, 8), np.int32))):
+        path = folder / "train" / "ant" / f"{kind}.tiff"
+        Image.fromarray(array).save(path)
+        with pytest.raises(
+            N2NError, match=rf"unreadable image .*{kind}.tiff: its pixels are {kind} numbers, of no known"
+        ):
+            read_image(str(path))
+
+
+def test_hidden_files_and_other_kinds_are_passed_over_and_counted(folder: Path) -> None:
+    before = load("imagefolder", root=folder, image_size=24, cache="none")
+    ant = folder / "train" / "ant"
+    one = next(path for path in sorted(ant.rglob("*")) if path.is_file())
+    (ant / ".ipynb_checkpoints").mkdir()
+    for name in (".ipynb_checkpoints/x.jpg", "._x.jpg", "x.gif", "y.gif", "z.jfif"):
+        shutil.copy(one, ant / name)
+    (folder / "val" / "bee" / ".DS_Store").write_bytes(b"")
+    after = load("imagefolder", root=folder, image_size=24, cache="none")
+    assert (after.train.paths == before.train.paths).all() and after.files == before.files
+    assert before.passed_over == ""
+    assert after.passed_over == "2 hidden files, 2 .gif, 1 .jfif in train/, 1 hidden file in val/"

@@ -53,7 +53,6 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
         lambda state: {f"module._orig_mod.{key}": value for key, value in state.items()},
         lambda state: {"lineage": {}, "model": {}, "ema": state},
         lambda state: {key: value for key, value in state.items() if "num_batches" not in key},
-        lambda state: {"state_dict": state, "state_dict_ema": {key: value + 1 for key, value in state.items()}},
     ],
 )
 def test_pt_files_of_training_scripts(wrap: Any, place: Path) -> None:
@@ -96,14 +95,43 @@ def test_a_state_dict_is_found_where_only_one_fits(wrap: Any, said: str, place: 
 @pytest.mark.parametrize(
     ("wrap", "named"),
     [
-        (lambda state: _under("model.", state) | _under("ema.", state), "('model', 'ema'|'ema', 'model')"),
         (lambda state: {"net": state, "best": state}, "'net', 'best'"),
+        (lambda state: {"model_ema": state, "swa": state}, "'model_ema', 'swa'"),
     ],
 )
 def test_several_that_fit_are_refused(wrap: Any, named: str, place: Path) -> None:
     torch.save(wrap(net().state_dict()), "w.pt")
-    with pytest.raises(N2NError, match=rf"^weights: w.pt holds 2 networks that fit: {named}; save the one"):
+    with pytest.raises(
+        N2NError, match=rf"^weights: w.pt holds 2 networks that fit: {named}; choose with weights_key=$"
+    ):
         weights.load(net(), place / "w.pt", "mine", 4, "")
+
+
+AVERAGED = {
+    "timm": (lambda raw, mean: {"state_dict": raw, "state_dict_ema": mean}, "state_dict", "state_dict_ema"),
+    "torchvision": (
+        lambda raw, mean: {"model": raw, "model_ema": _under("module.", mean) | {"n_averaged": torch.tensor(3)}},
+        "model",
+        "model_ema.module",
+    ),
+    "one dictionary": (lambda raw, mean: _under("model.", raw) | _under("ema.", mean), "model", "ema"),
+}
+
+
+@pytest.mark.parametrize("make", AVERAGED)
+def test_the_average_is_taken_and_said_unless_another_is_chosen(make: str, place: Path) -> None:
+    wrap, raw, mean = AVERAGED[make]
+    torch.manual_seed(1)
+    first, ours = net().state_dict(), net()
+    second = {key: value + 1 for key, value in first.items()}
+    torch.save(wrap(first, second), "w.pt")
+    said = weights.load(ours, place / "w.pt", "mine", 4, "")[1]
+    assert same(ours.state_dict(), second)
+    assert said == f"weights: w.pt: '{mean}' taken, not '{raw}' (weights_key= chooses)"
+    said = weights.load(ours, place / "w.pt", "mine", 4, "", key=raw)[1]
+    assert same(ours.state_dict(), first) and said == f"weights: w.pt: '{raw}' taken, not '{mean}'"
+    with pytest.raises(N2NError, match=r"weights_key: 'modle' is no network that fits in w.pt.*; there is '"):
+        weights.load(ours, place / "w.pt", "mine", 4, "", key="modle")
 
 
 def test_safetensors_come_back(place: Path) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
+from torchvision import models
+from torchvision.models.convnext import CNBlockConfig
 
 from n2n_cli.errors import N2NError
 from n2n_cli.training.optim import build_optimizer, lr_at, parameter_groups
@@ -76,6 +79,43 @@ def test_sgd_decays_weights_only() -> None:
     decayed, plain = parameter_groups(model, 0.1)
     assert [p.ndim for p in decayed["params"]] == [4, 2] and all(p.ndim == 1 for p in plain["params"])
     assert len(plain["params"]) == 4
+
+
+class Stated(nn.Module):
+    """A network that names what is not to decay, as timm's do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.table, self.scale = (
+            nn.Linear(4, 3),
+            nn.Parameter(torch.ones(5, 4)),
+            nn.Parameter(torch.ones(4, 1)),
+        )
+
+    def no_weight_decay(self) -> set[str]:
+        return {"table"}
+
+
+@pytest.mark.parametrize(
+    ("build", "plain"),
+    [
+        (lambda: models.VisionTransformer(32, 8, 1, 2, 16, 32), {"class_token", "encoder.pos_embedding"}),
+        (lambda: models.ConvNeXt([CNBlockConfig(8, None, 2)]), {f"features.1.{i}.layer_scale" for i in (0, 1)}),
+        (
+            lambda: models.SwinTransformer([4, 4], 16, [2], [2], [4, 4]),
+            {f"features.1.{i}.attn.relative_position_bias_table" for i in (0, 1)},
+        ),
+        (lambda: nn.Sequential(nn.Conv2d(1, 8, 1), nn.Conv2d(8, 8, 1, groups=8), nn.Linear(8, 1)), set()),
+        (Stated, {"table", "scale"}),
+    ],
+)
+def test_what_the_field_does_not_decay(build: Callable[[], nn.Module], plain: set[str]) -> None:
+    model = build()
+    groups = parameter_groups(model, 0.1)
+    none = {id(p) for group in groups if group["weight_decay"] == 0 for p in group["params"]}
+    assert {name for name, p in model.named_parameters() if id(p) in none and p.ndim > 1} == plain
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    assert all(id(p) in none for p in model.parameters() if p.ndim <= 1)
 
 
 @pytest.mark.parametrize(
