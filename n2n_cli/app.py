@@ -62,13 +62,15 @@ def run(command: str, line: Line) -> None:
                 if os.getpid() != here:  # a launcher's own process
                     raise told from error
                 failed.append(told)  # raised from here, Hydra would print a line of its own
+                if line.multirun:
+                    print(f"n2n: error: a job failed: {' '.join(str(told).split())}", file=sys.stderr, flush=True)
 
         app = hydra.main(version_base="1.3", config_path=str(config.conf_dir()), config_name=command)(task)
         try:
             app()
             if failed:
-                more = f" (and {len(failed) - 1} more jobs failed)" if failed[1:] else ""
-                raise N2NError(f"{failed[0]}{more}")
+                every = "; ".join(dict.fromkeys(str(error) for error in failed))
+                raise N2NError(f"{len(failed)} jobs failed: {every}" if failed[1:] else every)
         except BaseException:
             # Hydra makes a job's folder before the job: leave none behind that nothing was written to.
             for path in sorted(set(created), key=lambda path: -len(path.parts)):
@@ -248,6 +250,9 @@ def _explain(error: BaseException, command: str) -> str:
             options = options or sorted(path.stem for path in (config.conf_dir() / group).glob("*.yaml"))
             if not group:
                 return f"no config '{name}' in {config.conf_dir()} or --config-dir"
+            if group.startswith("data/"):  # --data /x
+                path = f"{group.removeprefix('data/')}/{name}"
+                return f"unknown data '{path}'; a folder of images is data=imagefolder data.root={path}"
             return f"unknown {group} '{name}'{suggest(name, options)}; choose from {', '.join(options)}"
         if isinstance(link, OverrideParseException):
             return (
@@ -270,5 +275,8 @@ def _explain(error: BaseException, command: str) -> str:
     for link in chain:
         if isinstance(link, OmegaConfBaseException) and link.full_key:
             reason = str(link.msg or link).splitlines()[0]
-            return f"{link.full_key}: {reason}{near_key(str(link.full_key), keys)}"
+            if unset := re.search(r"Environment variable '(\w+)' not found", reason):
+                reason = f"the environment variable {unset[1]} is not set"
+            near = "" if link.full_key in keys else near_key(str(link.full_key), keys)
+            return f"{link.full_key}: {reason}{near}"
     return " ".join(text.split()) or type(error).__name__

@@ -44,6 +44,9 @@ complete -o default -F _n2n n2n
 def main(argv: list[str] | None = None) -> int:
     """Runs one command line; the exit code: 0, 2 for a user's mistake, 130 for Ctrl-C, 141 for a closed pipe."""
     words = sys.argv[1:] if argv is None else list(argv)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the shell (>&-)
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     try:
         return _main(words)
     except N2NError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
@@ -25,6 +26,48 @@ CHOICES = {
 }
 PATHS = ("out", "teacher", "weights", "checkpoint", "target", "picture", "data.root")
 POSITIONAL = {"compare": "study", "evaluate": "checkpoint", "inspect": "target"}
+
+
+ELSEWHERE = {
+    "resume": "the same command goes on where it was stopped",
+    "gpus": "write devices=N (and device=cuda)",
+    "gpu": "write device=cuda",
+    "ngpus": "write devices=N (and device=cuda)",
+    "nproc_per_node": "write devices=N",
+    "num_gpus": "write devices=N (and device=cuda)",
+    "cuda": "write device=cuda",
+    "cpu": "write device=cpu",
+    "amp": "write training.precision=auto, bf16 or fp16",
+    "fp16": "write training.precision=fp16",
+    "bf16": "write training.precision=bf16",
+    "arch": "write model=NAME, such as model=resnet18",
+    "a": "write model=NAME, such as model=resnet18",
+    "j": "write workers=N (of the data), or jobs=N (of n2n compare)",
+    "num_workers": "write workers=N",
+    "output_dir": "write out=FOLDER",
+    "output": "write out=FOLDER",
+    "o": "write out=FOLDER",
+    "save_dir": "write out=FOLDER",
+    "logdir": "write out=FOLDER",
+    "pretrained": "write weights=FILE; n2n downloads none",
+    "checkpoint": "write weights=FILE to start from one; the same command resumes",
+    "batch_size": "write training.batch_size=N (global images a step)",
+    "b": "write training.batch_size=N (global images a step)",
+    "wd": "write optim.weight_decay=X",
+    "learning_rate": "write optim.lr=X",
+    "opt": "write optim=sgd or optim=rmsprop",
+    "optimizer": "write optim=sgd or optim=rmsprop",
+    "scheduler": "write optim.schedule.name=cosine, step, exponential or constant",
+    "sched": "write optim.schedule.name=cosine, step, exponential or constant",
+    "dataset": "write data=imagefolder data.root=FOLDER, or data=cifar10, shapes, fake",
+    "data_dir": "write data=imagefolder data.root=FOLDER",
+    "data_path": "write data=imagefolder data.root=FOLDER",
+    "img_size": "write data.image_size=N",
+    "print_freq": "write training.log_every=N (steps)",
+    "world_size": "write devices=N; several nodes are started with torchrun (prepare_only=true shows the line)",
+    "dist_url": "several nodes are started with torchrun (prepare_only=true shows the line)",
+}
+"""What people type who come from other trainers, and how it is said here."""
 
 
 @dataclass
@@ -144,6 +187,8 @@ def resolve(keys: dict[str, object], flag: str) -> str:
         return fields[0]
     if found:
         raise N2NError(f"{flag} is ambiguous: write one of {', '.join(f'{key}=' for key in found)}")
+    if name in ELSEWHERE:
+        raise N2NError(f"unknown flag '{flag}': {ELSEWHERE[name]}")
     raise N2NError(f"unknown flag '{flag}'{near_key(name, keys, '--')}")
 
 
@@ -159,7 +204,9 @@ def near_key(word: str, keys: dict[str, object], before: str = "") -> str:
 
 
 def quote(value: str) -> str:
-    """A path as Hydra's grammar reads it back, whatever characters it has."""
+    """A path as Hydra's grammar reads it back, whatever characters it has; ``~`` is the home folder."""
+    if value.startswith("~"):
+        value = os.path.expanduser(value)
     if re.fullmatch(r"[A-Za-z0-9_./~-]+", value) or value[:1] in "'\"" or value == "null":
         return value
     escaped = value.replace("\\", "\\\\") if value.endswith("\\") else value

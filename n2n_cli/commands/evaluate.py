@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,8 @@ def run(cfg: schema.Evaluate) -> None:
     )
     result: dict[str, Any] = evaluate(model.to(device), loader, device=device, mean=images.mean, std=images.std)
     if cfg.json:
-        print(json.dumps({"checkpoint": str(path), "step": state["step"], "data": images.name, **result}), flush=True)
+        plain = {key: value if math.isfinite(value) else None for key, value in result.items()}  # JSON knows no NaN
+        print(json.dumps({"checkpoint": str(path), "step": state["step"], "data": images.name, **plain}), flush=True)
         return
     weights = "averaged weights" if state.get("ema") else "weights"
     synthetic = ", synthetic" if images.synthetic else ""

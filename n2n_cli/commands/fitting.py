@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
+
+import yaml
 
 from n2n_cli.commands import folders, networks, prepare, worker
 from n2n_cli.commands.folders import PlannedRun
@@ -32,6 +35,7 @@ def fit_run(planned: PlannedRun, cfg: RunConfig, write: Callable[[], None]) -> d
     if prepare.prepared(planned):
         prepare.write_config(planned)  # devices and workers may be others than when it was prepared
     else:
+        _tell_of_shorter(planned)
         write()
     typed = functions(cfg)
     words = [str(folder), *(f"model={name}" for name in typed)]
@@ -44,7 +48,7 @@ def fit_run(planned: PlannedRun, cfg: RunConfig, write: Callable[[], None]) -> d
         except KeyboardInterrupt:  # the ranks have saved; the agent only knows the signal's number
             raise KeyboardInterrupt("stopped; the same command goes on from there") from None
     else:
-        worker.fit_folder(folder, typed)
+        worker.fit_folder(folder, typed, alone=True)
     done = planned.done
     if done is None:
         print(f"{folder} stopped after max_steps={cfg.max_steps}; the same command goes on from there", flush=True)
@@ -53,9 +57,24 @@ def fit_run(planned: PlannedRun, cfg: RunConfig, write: Callable[[], None]) -> d
     return done
 
 
+def _tell_of_shorter(planned: PlannedRun) -> None:
+    """Says so where this run exists for another number of epochs: it is not the beginning of this one."""
+    if planned.teacher is not None:
+        return
+    for path in sorted(planned.folder.parent.glob(f"{planned.arm}*-seed{planned.seed}/done.json")):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            config = yaml.safe_load((path.parent / "config.yaml").read_text())
+            if {**config, "epochs": None} == {**planned.config, "epochs": None}:
+                print(
+                    f"{path.parent} is finished, for {config['epochs']:g} epochs: {planned.epochs:g} are another run, "
+                    f"from step 0 (n2n grow --op continue teacher={path.parent} goes on from there)",
+                    flush=True,
+                )
+
+
 def _result(done: dict[str, Any]) -> str:
     top1 = {word: done.get(word, {}).get("val/top1") for word in ("start", "final", "best")}
-    shown = [f"{word} {100 * value:.2f} %" for word, value in top1.items() if value]
+    shown = [f"{word} {100 * value:.2f} %" for word, value in top1.items() if value is not None]
     said = f"top-1 {', '.join(shown)}" if shown else "finished"
     if "units" in done:
         said += f", {done['units/copies']} of {done['units']} units are copies of others"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import io
 import multiprocessing
 import os
@@ -21,6 +20,8 @@ from n2n_cli.commands import grow, machine, train
 from n2n_cli.commands.folders import PlannedRun
 from n2n_cli.errors import N2NError, RunError
 from n2n_cli.schema import Compare
+from n2n_cli.training.launch import stop_with_parent
+from n2n_cli.training.loop import SIGNALS
 
 Result = dict[str, Any] | RunError | None
 """What done.json says; why the run cannot be made; None if it stopped early."""
@@ -113,12 +114,13 @@ def _processes(cfg: Compare, jobs: int) -> Iterator[list[Connection]]:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[None]:
-    """SIGINT and SIGTERM interrupt the parent, also one that a shell started in the background."""
+    """`SIGNALS` interrupt the parent, also one that a shell started in the background."""
 
     def interrupt(number: int, frame: Any) -> None:
         raise KeyboardInterrupt(STOPPED)
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    heard = [s for s in SIGNALS if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]  # not under nohup
+    before = {number: signal.signal(number, interrupt) for number in heard}
     try:
         yield
     finally:
@@ -132,8 +134,7 @@ def _serve(pipe: Connection, slot: int, jobs: int, devices: int) -> None:
     It is a process group of its own, so that Ctrl-C reaches the parent alone.
     """
     os.setpgrp()
-    with contextlib.suppress(OSError, AttributeError):  # Linux: if the parent is killed, save and stop
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+    stop_with_parent()
     _own_gpus(slot, devices)
     sys.stderr = _Plain(sys.stderr.buffer, line_buffering=True)  # bars of several processes would write over each other
     machine.runs_at_once = jobs

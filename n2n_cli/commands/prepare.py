@@ -77,8 +77,10 @@ def write_run(
         precision=cfg.training.precision,
         channels_last=cfg.training.channels_last,
         compile=cfg.training.compile,
+        accumulate=cfg.training.accumulate,
     )
-    settled(model, options, image_size=images.image_size, device=pick_device(cfg.device))
+    device = pick_device(cfg.device)
+    settled(model, options, image_size=images.image_size, device=device, devices=cfg.devices)
     info = {
         "format": 1,
         "command": command,

@@ -33,10 +33,10 @@ from n2n_cli.training.ranks import ranks
 from n2n_cli.training.trial import settled
 
 
-def fit_folder(folder: Path, typed: Collection[str] = ()) -> dict[str, Any]:
+def fit_folder(folder: Path, typed: Collection[str] = (), *, alone: bool = False) -> dict[str, Any]:
     """Trains the run in ``folder`` from its newest checkpoint on, as the rank that the environment says.
 
-    ``typed``: as for `lineage.build`.
+    ``typed``: as for `lineage.build`; ``alone``: as for `ranks`.
     """
     try:
         text = (folder / "config.yaml").read_text()
@@ -46,7 +46,7 @@ def fit_folder(folder: Path, typed: Collection[str] = ()) -> dict[str, Any]:
         raise N2NError(f"no run in {folder}: {error.strerror}: {error.filename}") from error
     except (ValueError, yaml.YAMLError) as error:
         raise N2NError(f"cannot read the run in {folder}: {' '.join(str(error).split())}") from error
-    with ranks(cfg.device) as mine, machine.enough_memory():
+    with ranks(cfg.device, alone=alone) as mine, machine.enough_memory():
         model = lineage.build(info["lineage"], typed)
         machine.limit_threads(model, mine.world_size)
         images = dataset.in_order(dataset.load(cfg.data), info["lineage"], str(folder))
@@ -60,7 +60,11 @@ def fit_folder(folder: Path, typed: Collection[str] = ()) -> dict[str, Any]:
             done = re.match(r"step_(\d+)", newest.name) if newest else None
             stop_after = (int(done[1]) if done else 0) + cfg.max_steps
         options, given_up = settled(
-            model, _options(cfg, info, stop_after), image_size=images.image_size, device=mine.device
+            model,
+            _options(cfg, info, stop_after),
+            image_size=images.image_size,
+            device=mine.device,
+            devices=mine.world_size,
         )
         for line in given_up if mine.main else []:
             print(f"{folder}: {line}", flush=True)

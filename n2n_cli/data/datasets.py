@@ -120,8 +120,6 @@ def load(
         raise N2NError(f"data.augment must be one of {', '.join(AUGMENTS)}, not '{augment}'{near}")
     if cache not in CACHES:
         raise N2NError(f"data.cache must be one of {', '.join(CACHES)}, not '{cache}'{suggest(cache, CACHES)}")
-    if holdout and val_images is not None:
-        raise N2NError("data.val_images: data.holdout says how many validation images there are")
     counts = {
         "train_images": train_images,
         "val_images": val_images,

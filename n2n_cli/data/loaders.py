@@ -7,10 +7,15 @@ torch's global random state. Images come as uint8; normalise them on the device.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
+import sys
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -22,6 +27,11 @@ from n2n_cli.errors import N2NError
 
 TIMEOUT_S = 300
 """Seconds after which a silent worker (a hung file system) is an error instead of a hung run."""
+LOOK_S = 5
+"""Seconds after which a waiting loader looks whether its workers are still alive."""
+SHARED = "/dev/shm"
+AHEAD = 2
+"""Batches that a worker has ready before they are asked for."""
 
 Batch = tuple[Tensor, Tensor]
 
@@ -86,14 +96,17 @@ class _Reader:
             return
         # Lists: tensors would travel to the workers by file descriptors, one for every batch.
         self._keys.epoch = [(epoch, indices.tolist()) for indices in steps]
-        self._loader = self._loader or self._start()
-        message = ""
+        message, batches = "", None
         try:
-            for item in self._loader:
+            self._loader = self._loader or self._start(max(map(len, steps), default=0))
+            with _no_signal_of_workers():
+                batches = iter(self._loader)
+            for _ in steps:
+                item = _patient(batches)
                 if isinstance(item, str):
                     message = item
                     break
-                yield item
+                yield _tensors(item)
         except RuntimeError as error:
             if "DataLoader" not in str(error):
                 raise
@@ -101,10 +114,13 @@ class _Reader:
         if message:
             # End the workers now, with nothing left that refers to them: collected later, together with their
             # queues, they cannot be told to end, and the program would wait five seconds for each.
-            self._loader = None
+            self._loader = batches = None
             raise N2NError(message)
 
-    def _start(self) -> DataLoader[Any]:
+    def _start(self, images: int) -> DataLoader[Any]:
+        """``images``: of the largest batch."""
+        ready = images * 3 * getattr(self._batches.source, "size", 0) ** 2 * AHEAD * self._workers
+        self._batches.by_pipe = _shared_memory() < 2 * ready
         return DataLoader(
             self._batches,
             batch_size=None,  # a key is that of a whole batch
@@ -113,7 +129,8 @@ class _Reader:
             collate_fn=_identity,
             persistent_workers=True,
             pin_memory=torch.cuda.is_available(),
-            timeout=TIMEOUT_S,
+            timeout=LOOK_S,
+            prefetch_factor=AHEAD,
             worker_init_fn=_start_worker,
             generator=torch.Generator(),  # or every epoch would draw from the global state
         )
@@ -122,15 +139,17 @@ class _Reader:
 class _Batches(Dataset[Any]):
     def __init__(self, source: Source, seed: int | None):
         self.source, self.seed = source, seed
+        self.by_pipe = False  # where shared memory is too small (64 MB in a Docker container): slower, as it is copied
 
     def fetch(self, epoch: int, indices: Tensor) -> Batch:
         draws = None if self.seed is None else uniforms(self.seed, epoch, indices, DRAWS)
         return self.source.batch(indices, draws), self.source.labels[indices]
 
-    def __getitem__(self, key: tuple[int, list[int]]) -> Batch | str:
+    def __getitem__(self, key: tuple[int, list[int]]) -> Any:
         # In a worker. The message is returned: an exception would come back wrapped in the worker's traceback.
         try:
-            return self.fetch(key[0], torch.tensor(key[1]))
+            batch = self.fetch(key[0], torch.tensor(key[1]))
+            return [part.numpy() for part in batch] if self.by_pipe else batch
         except N2NError as error:
             return str(error)
 
@@ -146,6 +165,47 @@ class _Keys(Sampler[Any]):
 
     def __len__(self) -> int:
         return len(self.epoch)
+
+
+def _patient(batches: Iterator[Any]) -> Any:
+    """The next batch, waited for in slices of `LOOK_S`: after each, dead workers are told."""
+    for _ in range(TIMEOUT_S // LOOK_S - 1):
+        try:
+            return next(batches)
+        except RuntimeError as error:
+            if "timed out" not in str(error):
+                raise
+    try:
+        return next(batches)
+    except RuntimeError as error:
+        raise RuntimeError(str(error).replace(f"{LOOK_S} seconds", f"{TIMEOUT_S} seconds")) from error
+
+
+@contextlib.contextmanager
+def _no_signal_of_workers() -> Iterator[None]:
+    """A worker's death is found by looking: torch's handler of SIGCHLD would raise in the middle of a step."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def _tensors(item: Any) -> Batch:
+    images, labels = (torch.from_numpy(part) if isinstance(part, np.ndarray) else part for part in item)
+    return images, labels
+
+
+def _shared_memory() -> int:
+    """Free bytes of shared memory; without bound where the system does not say."""
+    try:
+        found = os.statvfs(SHARED)
+    except OSError:
+        return sys.maxsize
+    return found.f_bavail * found.f_frsize
 
 
 def _identity(item: Any) -> Any:

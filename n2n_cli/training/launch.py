@@ -6,6 +6,7 @@ worker module also runs under plain ``torchrun`` or SLURM.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
 import os
@@ -24,7 +25,7 @@ from n2n_cli.errors import N2NError, RunError
 
 _LAUNCHED = "N2N_LAUNCHED"  # in the environment of ranks that `launch` started
 _INTERRUPTED = (130, -signal.SIGINT, -signal.SIGTERM)
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
 
 
 class RankFailure(RuntimeError):
@@ -79,12 +80,20 @@ def run_rank(main: Callable[[], Any]) -> int:
     and 1. One rank of several ends right here, without the interpreter's own exit: gloo's threads abort there
     now and then, process group destroyed or not.
     """
+    if _LAUNCHED in os.environ:
+        stop_with_parent()
     code = _outcome(main)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     return code
+
+
+def stop_with_parent() -> None:
+    """If this process's parent is killed, it gets SIGTERM: it saves and stops. Linux only."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def _outcome(main: Callable[[], Any]) -> int:
@@ -142,7 +151,9 @@ def _told(error: Any, logs: str) -> BaseException:
     if not reports and all(code in _INTERRUPTED for code in codes):  # a signal reached the ranks themselves
         return KeyboardInterrupt(f"rank {rank} was interrupted")
     if any(code == -signal.SIGKILL for code in codes):  # what the others report is that they lost it
-        return RankFailure(f"rank {rank} was killed (signal 9): out of memory?")
+        return N2NError(
+            f"rank {rank} was killed (signal 9; out of memory?); the same command goes on from its checkpoint"
+        )
     if reports:
         return RankFailure(f"a rank failed:\n{reports[0]['py_callstack'].rstrip()}")
     return RankFailure(f"rank {rank} failed with exit code {failure.exitcode}")
@@ -165,10 +176,14 @@ def _own_signals() -> Iterator[None]:
 def _environment(devices: int) -> Iterator[None]:
     """What the ranks inherit: a share of the cores, unless the user said otherwise; put back at the end."""
     # C++ warnings off: DDP has one for every network that has no unused parameters.
-    wanted = {_LAUNCHED: "1", "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR")}
+    wanted = {
+        "TORCHELASTIC_SIGNALS_TO_HANDLE": ",".join(s.name for s in _SIGNALS),
+        _LAUNCHED: "1",
+        "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
+    }
     if "OMP_NUM_THREADS" not in os.environ:
         wanted["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // devices))
-    before = {key: os.environ.get(key) for key in [*wanted, "TORCHELASTIC_SIGNALS_TO_HANDLE"]}
+    before = {key: os.environ.get(key) for key in wanted}
     os.environ.update(wanted)
     try:
         yield

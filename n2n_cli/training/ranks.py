@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -72,6 +73,22 @@ class Ranks:
                 dist.broadcast(buffer, src=0)
 
 
+def _met(rank: int, world_size: int) -> Any:
+    """The store over which the ranks find each other, once all of them are there. Raises N2NError."""
+    at = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    wait = timedelta(seconds=WAIT_S)
+    try:
+        store = next(dist.rendezvous("env://", timeout=wait))[0]
+        key = f"n2n/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        store.set(f"{key}/{rank}", "here")
+        store.wait([f"{key}/{other}" for other in range(world_size)], wait)
+    except (RuntimeError, ValueError) as error:  # torch's DistStoreError, DistNetworkError
+        raise N2NError(
+            f"rank {rank} waited {WAIT_S} s for the other {world_size - 1} of WORLD_SIZE={world_size} at {at}"
+        ) from error
+    return store
+
+
 def pick_device(name: str, local_rank: int = 0) -> torch.device:
     """``auto`` (CUDA when there is one), ``cpu`` or ``cuda``, for process ``local_rank`` of this machine.
 
@@ -89,18 +106,24 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
+WAIT_S = 300
+"""Seconds that a rank waits for the others before the first step."""
+
+
 @contextmanager
-def ranks(device: str = "auto") -> Iterator[Ranks]:
+def ranks(device: str = "auto", *, alone: bool = False) -> Iterator[Ranks]:
     """This process's `Ranks`, from torchrun's environment (``RANK``, ``WORLD_SIZE``, ...); alone without one.
+
+    ``alone``: whatever the environment says: it is that of a cluster's job, and this process no rank of one.
 
     Several ranks get one process group: CPU tensors travel by gloo, CUDA tensors by NCCL. The group is
     destroyed at the end (a rank that leaves it to the interpreter's exit aborts now and then).
 
     Raises:
-        N2NError: see `pick_device`.
+        N2NError: see `pick_device`; the environment is incomplete, or the other ranks do not come.
     """
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    world_size = 1 if alone else int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = 0 if alone else int(os.environ.get("LOCAL_RANK", "0"))
     mine = pick_device(device, local_rank)
     if mine.type == "cuda":
         # Needed by deterministic cuBLAS, and read once, when cuBLAS starts.
@@ -109,8 +132,11 @@ def ranks(device: str = "auto") -> Iterator[Ranks]:
     if world_size == 1:
         yield Ranks(device=mine)
         return
+    needed = ("RANK", "MASTER_ADDR", "MASTER_PORT")
+    if missing := [name for name in needed if name not in os.environ]:
+        raise N2NError(f"WORLD_SIZE={world_size}, but no {' and '.join(missing)}: start the ranks with torchrun")
     rank = int(os.environ["RANK"])
-    store, _, _ = next(dist.rendezvous("env://"))
+    store = _met(rank, world_size)
     # A restarted group must not read the keys its dead predecessor left in the agent's store.
     store = dist.PrefixStore(f"attempt{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     backend = "cpu:gloo,cuda:nccl" if mine.type == "cuda" else "gloo"

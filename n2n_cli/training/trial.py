@@ -21,7 +21,7 @@ SAMPLES = 2
 
 
 def settled(
-    model: nn.Module, options: FitOptions, *, image_size: int, device: torch.device
+    model: nn.Module, options: FitOptions, *, image_size: int, device: torch.device, devices: int = 1
 ) -> tuple[FitOptions, list[str]]:
     """The options with a memory layout, a number format and a compiler that the network can do with.
 
@@ -33,6 +33,7 @@ def settled(
         options: as asked for.
         image_size: pixels of the square images ``[N, 3, H, W]``.
         device: where it will be trained.
+        devices: how many ranks share a batch: batch norm cannot do with one image of a micro-batch.
 
     Returns:
         tuple[FitOptions, list[str]]: options that work, and what was given up and why, one line each.
@@ -40,17 +41,19 @@ def settled(
     Raises:
         N2NError: the network takes no step, whatever is given up; or none in a format that was asked for by name.
     """
-    why = _fails(model, options, image_size, device)
+    samples = max(1, min(SAMPLES, options.batch_size // devices // options.accumulate))
+    why = _fails(model, options, image_size, device, samples)
     if why is None:
         return options, []
     for trial, said in _without(options):
-        if _fails(model, trial, image_size, device) is None:
+        if _fails(model, trial, image_size, device, samples) is None:
             return trial, [f"{line}: {why}" for line in said]
     plain = replace(options, channels_last=False, precision="fp32", compile=False)
-    reason = _fails(model, plain, image_size, device)
+    reason = _fails(model, plain, image_size, device, samples)
     kind = type(model).__name__
     if reason is not None:
-        raise N2NError(f"{kind} cannot be trained on {image_size} x {image_size} images: {reason}")
+        few = " by one image at a time (batch_size, devices and accumulate leave no more)" if samples == 1 else ""
+        raise N2NError(f"{kind} cannot be trained on {image_size} x {image_size} images{few}: {reason}")
     asked = [f"{key}={getattr(options, key)}" for key in ("channels_last", "precision", "compile")]
     raise N2NError(f"{kind} takes a step only without training.{' training.'.join(asked)}: {why}")
 
@@ -67,8 +70,8 @@ def _without(options: FitOptions) -> Iterator[tuple[FitOptions, list[str]]]:
             yield replace(options, **changes), [line for line, _ in some]
 
 
-def _fails(model: nn.Module, options: FitOptions, image_size: int, device: torch.device) -> str | None:
-    """Why a step fails, in one line; None: it does not."""
+def _fails(model: nn.Module, options: FitOptions, image_size: int, device: torch.device, samples: int) -> str | None:
+    """Why a step of ``samples`` images fails, in one line; None: it does not."""
     channels_last = use_channels_last(options.channels_last)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     dtype = autocast_dtype(options.precision, device, sum(p.numel() for p in model.parameters()))
@@ -78,8 +81,8 @@ def _fails(model: nn.Module, options: FitOptions, image_size: int, device: torch
         try:
             net = copy.deepcopy(model).to(device).to(memory_format=layout).train()
             run = torch.compile(net) if options.compile else net
-            images = torch.randn(SAMPLES, 3, image_size, image_size, device=device).to(memory_format=layout)
-            labels = torch.zeros(SAMPLES, dtype=torch.long, device=device)
+            images = torch.randn(samples, 3, image_size, image_size, device=device).to(memory_format=layout)
+            labels = torch.zeros(samples, dtype=torch.long, device=device)
             with torch.autocast(device.type, dtype, enabled=dtype is not None):
                 logits, auxiliary = main_output(run(images))
             torch.stack([F.cross_entropy(head.float(), labels) for head in (logits, *auxiliary)]).sum().backward()
