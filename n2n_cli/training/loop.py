@@ -29,6 +29,8 @@ __all__ = ["FitOptions", "fit"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 """Ctrl-C, the end of a job, of a terminal, and SLURM's warning of the end: the run saves and stops."""
+ECHO_S = 0.5
+"""Seconds within which a signal is the first one again: a parent that is killed sends one for each of its threads."""
 Batch = tuple[Tensor, Tensor]
 
 
@@ -251,6 +253,7 @@ def _backends(deterministic: bool, device: torch.device) -> Iterator[None]:
 def _signals() -> Iterator[list[int]]:
     """`SIGNALS` received so far: the loop stops after its step; a second one interrupts at once."""
     received: list[int] = []
+    first: list[float] = []
     owner = os.getpid()
 
     def handler(number: int, frame: object) -> None:
@@ -258,7 +261,9 @@ def _signals() -> Iterator[list[int]]:
             if number == signal.SIGTERM:
                 os._exit(143)
             return
-        if received:
+        if not received:
+            first.append(time.monotonic())
+        elif time.monotonic() - first[0] > ECHO_S:
             raise KeyboardInterrupt
         received.append(number)
 

@@ -1,16 +1,20 @@
-"""Which images a run is about: wherever they lie, as many as they were, of the classes that it knows."""
+"""Runs on image files: which images they are, wherever they lie; and what a command meets around them."""
 
 from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+import n2n_cli
 from n2n_cli import cli, data
 from n2n_cli.commands import dataset
 from n2n_cli.errors import N2NError
@@ -121,3 +125,47 @@ def test_names_travel_with_every_checkpoint(place: Path) -> None:
         assert json.loads(run.read_text())["lineage"]["classes"] == ["ant", "bee", "cat"]
         state = checkpoint.load(checkpoint.resolve(run.parent))
         assert state["lineage"]["classes"] == ["ant", "bee", "cat"]
+
+
+def test_a_cluster_jobs_variables_do_not_make_a_command_wait(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert cli.main(["train", "teacher", *words(draw(place / "images")), "epochs=1"]) == 0
+
+
+def test_another_number_of_epochs_is_told_from_a_longer_run(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    root = draw(place / "images")
+    assert cli.main(["train", "teacher", *words(root), "epochs=1"]) == 0
+    capfd.readouterr()
+    assert cli.main(["train", "teacher", *words(root), "epochs=2"]) == 0
+    said = capfd.readouterr().out
+    (run,) = (path.relative_to(place) for path in place.glob("runs/*/teacher-epochs1-seed0"))
+    assert f"{run} is finished, for 1 epochs: 2 are another run, from step 0 (n2n grow --op continue" in said
+
+
+def test_no_hits_at_all_are_told(
+    place: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = draw(place / "images")
+    monkeypatch.setattr("n2n_cli.training.state.evaluate", lambda *a, **k: {"val/top1": 0.0, "val/loss": 1.0})
+    assert cli.main(["train", "teacher", *words(root), "epochs=1"]) == 0
+    assert "top-1 start 0.00 %, final 0.00 %, best 0.00 %" in capfd.readouterr().out
+
+
+def test_home_is_expanded_and_a_closed_output_is_no_error(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = draw(place / "images")
+    environment = {**os.environ, "HOME": str(place)}
+    typed = [*words(Path("~/images")), "--out=~/mine", "epochs=1"]
+    command = f"{sys.executable} -m n2n_cli train teacher {' '.join(map(shlex.quote, typed))} >&- 2>&-"
+    done = subprocess.run(command, shell=True, env=environment, cwd=Path(n2n_cli.__file__).parents[1], timeout=200)
+    assert done.returncode == 0 and root.is_dir()
+    assert len(list(place.glob("mine/*/teacher-epochs1-seed0/done.json"))) == 1
+
+
+def test_every_failed_job_of_a_sweep_is_told(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    root = draw(place / "images")
+    assert cli.main(["train", "teacher", "-m", *words(root), "epochs=1", "optim.lr=1e30,1e31,0.1"]) == 2
+    lines = capfd.readouterr().err.splitlines()
+    told = [line for line in lines if line.startswith("n2n: error: a job failed: ")]
+    assert len(told) == 2 and lines[-1].startswith("n2n: error: 2 jobs failed: ")
+    assert "lr 1e+30" in lines[-1] and "lr 1e+31" in lines[-1]

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,39 @@ def test_killed_worker_is_one_line(folder: Path) -> None:
     with pytest.raises(N2NError, match=r"data workers: DataLoader worker .* exited|data workers: .*killed"):
         list(batches)
         list(loader.batches(1))
+
+
+def test_a_killed_worker_is_found_by_looking(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's own handler of SIGCHLD would raise in the middle of whatever the program does."""
+    before = signal.getsignal(signal.SIGCHLD)
+    data = load("imagefolder", root=folder, image_size=24, cache="none")
+    batches = TrainLoader(data.train, batch_size=2, seed=0, workers=1).batches(0)
+    next(batches)
+    assert signal.getsignal(signal.SIGCHLD) == before
+    batches.close()
+
+
+def test_a_silent_worker_is_waited_for_as_long_as_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("n2n_cli.data.loaders.LOOK_S", 1)
+    monkeypatch.setattr("n2n_cli.data.loaders.TIMEOUT_S", 3)
+    monkeypatch.setattr("n2n_cli.data.sources.read_image", lambda path: time.sleep(60))
+    data = load("imagefolder", root=folder, image_size=24, cache="none")
+    began = time.monotonic()
+    with pytest.raises(N2NError, match="data workers: DataLoader timed out after 3 seconds"):
+        list(TrainLoader(data.train, batch_size=2, seed=0, workers=1).batches(0))
+    assert 2.5 < time.monotonic() - began < 20
+
+
+def test_without_shared_memory_the_batches_are_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = load("imagefolder", root=folder, image_size=24, cache="none")
+    plain = list(TrainLoader(data.train, batch_size=4, seed=0, workers=1).batches(0))
+    small = os.statvfs_result((4096, 4096, 1, 1, 1, 0, 0, 0, 0, 255))
+    monkeypatch.setattr("os.statvfs", lambda path: small)
+    loader = TrainLoader(data.train, batch_size=4, seed=0, workers=1)
+    piped = list(loader.batches(0))
+    assert loader._reader._batches.by_pipe
+    for ours, theirs in zip(piped, plain, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
 def test_too_few_images(source: ArraySource) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -81,6 +84,64 @@ def test_ctrl_c_in_the_parent_saves_and_interrupts(tmp_path: Path) -> None:
         thread.join()
     saved = [int(p.name[5:13]) for p in (folder / "checkpoints").glob("step_*")]
     assert max(saved) > 0 and not (folder / "done.json").exists()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_rank_is_one_line(tmp_path: Path, rank: int) -> None:
+    folder = worker.start(tmp_path / "run")
+    job = dict(action="killed_during_run", rank=rank, folder=str(folder), epochs=100000.0)
+    with pytest.raises(
+        N2NError, match=rf"^rank {rank} was killed \(signal 9; out of memory\?\); the same command goes on"
+    ):
+        launch("training_worker", jobs(job), 2)
+
+
+PARENT = """
+import json, sys
+from n2n_cli.training.launch import launch
+job = dict(folder=sys.argv[1], epochs=100000.0, checkpoint_every_epochs=0)
+launch("training_worker", [json.dumps([job])], 2)
+"""
+
+
+def test_ranks_save_and_stop_when_their_parent_is_killed(tmp_path: Path) -> None:
+    folder = worker.start(tmp_path / "run")
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(folder)], stderr=subprocess.DEVNULL)
+    metrics, deadline = folder / "metrics.jsonl", time.monotonic() + 90
+    while not (metrics.exists() and metrics.stat().st_size > 2000) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    ranks_of = [int(pid) for pid in subprocess.check_output(["pgrep", "-P", str(parent.pid)], text=True).split()]
+    assert len(ranks_of) == 2
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in ranks_of) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    left = [pid for pid in ranks_of if Path(f"/proc/{pid}").exists()]
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left
+    assert max(int(path.name[5:13]) for path in (folder / "checkpoints").glob("step_*")) > 0
+
+
+def test_a_rank_says_for_whom_it_waited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("n2n_cli.training.ranks.WAIT_S", 1)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(N2NError, match=r"^WORLD_SIZE=2, but no MASTER_ADDR and MASTER_PORT: start the ranks"), ranks():
+        pass
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(port))
+    for rank in ("0", "1"):  # who makes the store, and who looks for it
+        monkeypatch.setenv("RANK", rank)
+        line = rf"^rank {rank} waited 1 s for the other 1 of WORLD_SIZE=2 at 127.0.0.1:{port}$"
+        with pytest.raises(N2NError, match=line), ranks():
+            pass
+    with ranks(alone=True) as mine:
+        assert mine == Ranks()
 
 
 def test_run_rank_without_an_agent(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,3 +106,11 @@ def test_a_network_that_does_not_compile_is_trained_without(monkeypatch):
     monkeypatch.setattr(torch, "compile", refuses)
     found, said = settle(OnlyFloats(), compile=True)
     assert found == options() and said == ["training.compile=true: off: RuntimeError: unsupported"]
+
+
+def test_one_image_at_a_time_is_tried_before_anything_is_written():
+    net = nn.Sequential(nn.Conv2d(3, 4, 8), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 3))
+    options = FitOptions(1.0, 8, 0.1, accumulate=4)
+    assert settled(net, options, image_size=8, device=CPU)[1] == []
+    with pytest.raises(N2NError, match=r"on 8 x 8 images by one image at a time \(batch_size, devices and accumulate"):
+        settled(net, options, image_size=8, device=CPU, devices=2)

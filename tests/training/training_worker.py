@@ -175,6 +175,10 @@ def main() -> None:
                 if mine.rank == job["rank"]:
                     Tiny.forward = spoiled(job["step"])  # type: ignore[method-assign]
                 run(job["folder"], mine, checkpoint_every_epochs=0.2)
+            elif action == "killed_during_run":
+                if mine.rank == job.pop("rank"):
+                    threading.Thread(target=when_training, args=(job["folder"], signal.SIGKILL)).start()
+                run(job.pop("folder"), mine, **job)
             elif action == "sigterm_during_run":
                 if mine.rank == job.pop("rank"):
                     threading.Thread(target=when_training, args=(job["folder"], signal.SIGTERM)).start()
