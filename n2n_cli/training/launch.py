@@ -150,9 +150,10 @@ def _told(error: Any, logs: str) -> BaseException:
     codes = [f.exitcode for f in error.failures.values()]
     if not reports and all(code in _INTERRUPTED for code in codes):  # a signal reached the ranks themselves
         return KeyboardInterrupt(f"rank {rank} was interrupted")
-    if any(code == -signal.SIGKILL for code in codes):  # what the others report is that they lost it
+    killed = [number for number, f in error.failures.items() if f.exitcode == -signal.SIGKILL]
+    if killed:  # what the others report is that they lost it
         return N2NError(
-            f"rank {rank} was killed (signal 9; out of memory?); the same command goes on from its checkpoint"
+            f"rank {killed[0]} was killed (signal 9; out of memory?); the same command goes on from its checkpoint"
         )
     if reports:
         return RankFailure(f"a rank failed:\n{reports[0]['py_callstack'].rstrip()}")
