@@ -18,6 +18,8 @@ def complete(line: str) -> list[str]:
         return [word for word in (*words.COMMANDS, "--help", "--version") if word.startswith(last)]
     if before[0] == "completion":
         return [shell for shell in words.SHELLS if shell.startswith(last)]
+    if before == ["data"]:
+        return [tool for tool in words.TOOLS if tool.startswith(last)]
     if before == ["train"]:
         return [role for role in words.ROLES if role.startswith(last)]
     try:

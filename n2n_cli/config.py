@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,9 @@ def check(command: str, tree: Mapping[str, Any]) -> Any:
         raise N2NError(f"no such run folder or checkpoint: {cfg.checkpoint}{_near_path(cfg.checkpoint)}")
     if isinstance(cfg, schema.Inspect):
         _check_inspect(cfg)
+    if isinstance(cfg, schema.DataCheck) and not Path(cfg.root).is_dir():
+        what = "this is a file, expected a folder" if Path(cfg.root).exists() else "no such folder"
+        raise N2NError(f"root: {what}: {cfg.root}{_near_path(cfg.root)}")
     return cfg
 
 
@@ -81,6 +84,8 @@ def functions(cfg: Any) -> tuple[str, ...]:
     ``cfg`` must be the config of the command line, where ``app`` has checked that each of them was typed. Never ask for
     those of a config from a run folder or a checkpoint: names in there are information, and allow nothing.
     """
+    if isinstance(cfg, schema.DataCheck):
+        return ()
     names = [cfg.model.name if isinstance(cfg, schema.RunConfig) else cfg.model]
     if isinstance(cfg, schema.Student):
         names.append(cfg.teacher_model)
@@ -130,8 +135,8 @@ def check_name(name: str, what: str) -> None:
             raise N2NError(f"{what}: '{name}'{suggest(name, known)}; ours are {', '.join(OURS)}")
 
 
-def check_data(data: schema.Data) -> None:
-    """Raises N2NError where the folders that ``data`` needs are missing."""
+def check_data(data: schema.Data, parts: Sequence[str] = ("train", "val")) -> None:
+    """Raises N2NError where the folders that ``data`` needs are missing; ``parts``: those of an image folder."""
     if data.name == "imagefolder":
         if data.root is None:
             raise N2NError("data.root: data=imagefolder needs data.root=FOLDER with train/ and val/ in it")
@@ -139,7 +144,7 @@ def check_data(data: schema.Data) -> None:
         if not root.is_dir():
             what = "this is a file, expected a folder" if root.exists() else "no such folder"
             raise N2NError(f"data.root: {what}: {data.root}{_near_path(data.root)}")
-        for part in ("train", "val"):
+        for part in parts:
             if not (root / part).is_dir():
                 raise N2NError(f"data.root: no folder {part}/ in {data.root} (expected train/CLASS/, val/CLASS/)")
     if data.root is not None and data.name in ("shapes", "fake"):

@@ -24,8 +24,8 @@ CHOICES = {
     "--cfg": ("job", "hydra", "all"),
     "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
 }
-PATHS = ("out", "teacher", "weights", "checkpoint", "target", "picture", "data.root")
-POSITIONAL = {"compare": "study", "evaluate": "checkpoint", "inspect": "target"}
+PATHS = ("out", "teacher", "weights", "checkpoint", "target", "picture", "data.root", "root")
+POSITIONAL = {"compare": "study", "evaluate": "checkpoint", "inspect": "target", "data_check": "root"}
 
 
 ELSEWHERE = {
@@ -136,12 +136,12 @@ def translate(command: str, words: list[str]) -> Line:
         allows = override.startswith("model=") and ":" in override  # a function that the checkpoint may be built by
         if command == "evaluate" and override.lstrip("+~").startswith(("model", "optim", "training")) and not allows:
             raise N2NError(f"'{override}': evaluate takes all but data from the checkpoint")
-    if command in ("evaluate", "inspect") and line.runs:
-        key = POSITIONAL[command]
+    wanted = {"evaluate": "RUN_FOLDER_OR_CHECKPOINT", "inspect": "CHECKPOINT_OR_MODEL", "data_check": "ROOT"}
+    if command in wanted and line.runs:
+        key, name = POSITIONAL[command], command.replace("_", " ")
         enough = (f"{key}=", "model=") if command == "inspect" else f"{key}="
         if not any(override.startswith(enough) for override in line.overrides):
-            what = "RUN_FOLDER_OR_CHECKPOINT" if command == "evaluate" else "CHECKPOINT_OR_MODEL"
-            raise N2NError(f"{command}: which {key}? Type: n2n {command} {what}")
+            raise N2NError(f"{name}: which {key}? Type: n2n {name} {wanted[command]}")
     return line
 
 

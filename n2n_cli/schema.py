@@ -284,6 +284,14 @@ class Inspect:
     json: bool
 
 
+@dataclass
+class DataCheck:
+    root: str
+    workers: Literal["auto"] | Whole
+    progress: bool | None
+    json: bool
+
+
 SCHEMAS: dict[str, type[Any]] = {
     "train_teacher": RunConfig,
     "train_student": RunConfig,
@@ -291,6 +299,7 @@ SCHEMAS: dict[str, type[Any]] = {
     "compare": Compare,
     "evaluate": Evaluate,
     "inspect": Inspect,
+    "data_check": DataCheck,
 }
 MACHINE = (
     "out",

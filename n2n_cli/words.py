@@ -5,7 +5,8 @@ from __future__ import annotations
 from n2n_cli.errors import N2NError, suggest
 
 ROLES = ("teacher", "student")
-COMMANDS = ("train", "grow", "compare", "evaluate", "inspect", "completion", "help")
+TOOLS = ("check",)
+COMMANDS = ("train", "grow", "compare", "evaluate", "inspect", "data", "completion", "help")
 SHELLS = ("bash", "zsh")
 
 
@@ -23,6 +24,12 @@ def parse(words: list[str]) -> tuple[str, list[str]]:
         if word in ROLES:
             near = f" (did you mean 'train {word}'?)"
         raise N2NError(f"unknown command '{word}'{near}; one of {', '.join(COMMANDS)}")
+    if word == "data":
+        tool = rest[0] if rest else ""
+        if tool not in TOOLS:
+            what = f"'{tool}' is not {' or '.join(TOOLS)}{suggest(tool, TOOLS)}" if tool else "do what?"
+            raise N2NError(f"data: {what}; type: n2n data check ROOT")
+        return f"data_{tool}", rest[1:]
     if word != "train":
         return word, rest
     if rest and rest[0] in ("--help", "-h"):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import n2n_cli
+import n2n_cli.growth
 
 PACKAGE = Path(n2n_cli.__file__).parent
 

@@ -19,9 +19,12 @@ from n2n_cli.training.evaluate import Normalize
 PROOF_IMAGES = 32  # of the batch that the function gap is measured on
 
 
-def load(cfg: Data) -> data.Dataset:
-    """The images of a config; the last ones loaded are kept. Raises N2NError."""
-    return _load(json.dumps(asdict(cfg)))
+def load(cfg: Data, val_alone: bool = False) -> data.Dataset:
+    """The images of a config; the last ones loaded are kept.
+
+    ``val_alone``: the training images are not asked for. Raises N2NError.
+    """
+    return _load(json.dumps({**asdict(cfg), "val_alone": val_alone}))
 
 
 @lru_cache(maxsize=1)

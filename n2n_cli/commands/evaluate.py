@@ -25,7 +25,7 @@ def run(cfg: schema.Evaluate) -> None:
     model, state = networks.stored(path, config.functions(cfg))
     stored = stored_config(state, path)
     own_size = not any(word.startswith("data.image_size=") for word in HydraConfig.get().overrides.task)
-    images = dataset.load(data_config(stored.data, cfg.data, own_size))
+    images = dataset.load(data_config(stored.data, cfg.data, own_size), val_alone=True)
     classes = state["lineage"]["steps"][0].get("num_classes")
     if classes is not None and classes != images.num_classes:
         raise N2NError(f"{path} has {classes} classes, the data {images.name} has {images.num_classes}")
@@ -67,5 +67,5 @@ def data_config(stored: schema.Data, wanted: schema.SomeData, own_size: bool) ->
         if own_size:
             given["image_size"] = stored.image_size
     merged = schema.Data(**(base | given))
-    config.check_data(merged)
+    config.check_data(merged, ("train",) if merged.holdout else ("val",))
     return merged

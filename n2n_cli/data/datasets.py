@@ -91,6 +91,7 @@ def load(
     difficulty: float = 1.0,
     holdout: int = 0,
     cache: str = "auto",
+    val_alone: bool = False,
 ) -> Dataset:
     """The data set ``name``. An argument that is None is the data set's own default.
 
@@ -109,6 +110,7 @@ def load(
             validation images: for choices that those must not see.
         cache: of `imagefolder`. "memory": images are decoded once and kept; "none": every time; "auto": kept where
             they are small, `CACHE_SHARE` of the memory at most.
+        val_alone: of `imagefolder`, without a holdout: train/ is not read, and ``train`` holds the validation images.
 
     Raises:
         N2NError: a wrong name or value, a wrong folder, or a failed download.
@@ -137,7 +139,9 @@ def load(
     elif name == "cifar10":
         data = _cifar10(root, image_size or 32, augment, (train_images, val_images), seed)
     else:
-        data = _imagefolder(root, image_size or 224, resize_size, augment, (train_images, val_images), seed)
+        parts = (("train", "train") if holdout else ("val", "val")) if val_alone else ("train", "val")
+        kept = (train_images if parts[0] == "train" else None, val_images if parts[1] == "val" else None)
+        data = _imagefolder(root, image_size or 224, resize_size, augment, kept, seed, parts)
     if num_classes is not None and num_classes != data.num_classes:
         raise N2NError(f"data {name} has {data.num_classes} classes, not num_classes={num_classes}")
     return _cached(_held_out(data, holdout, seed), cache)
@@ -251,12 +255,16 @@ def _imagefolder(
     augment: str,
     counts: tuple[int | None, int | None],
     seed: int,
+    parts: tuple[str, str],
 ) -> Dataset:
+    """``parts``: the folders of the training and of the validation images."""
     resize = resize or (size if size <= CIFAR_LIKE_PX else round(size * 256 / 224))
-    folder = _layout(root)
-    found, validation = scan(folder / "train"), scan(folder / "val")
+    folder = _layout(root, parts)
+    scanned = {part: scan(folder / part) for part in parts}
+    found, validation = (scanned[part] for part in parts)
     names = found.names
-    for part, missing in (("val", set(names) - set(validation.names)), ("train", set(validation.names) - set(names))):
+    for part, other in (parts[::-1], parts):
+        missing = set(scanned[other].names) - set(scanned[part].names)
         if missing:
             first = sorted(missing)
             listed = ", ".join(map(repr, first[:3])) + (f" and {len(first) - 3} more" if len(first) > 3 else "")
@@ -265,10 +273,10 @@ def _imagefolder(
     val = FolderSource(validation.paths, validation.labels, size, resize)
     keep = [_subset(len(source), counts[i], i == 0, seed) for i, source in enumerate((train, val))]
     every = sorted(path[len(str(folder)) :] for path in (*found.paths, *validation.paths))
-    parts = {"train": found.passed_over(), "val": validation.passed_over()}
+    over = {part: files.passed_over() for part, files in scanned.items()}
     return Dataset(
         files=hashlib.sha256("\n".join(every).encode(errors="surrogateescape")).hexdigest()[:16],
-        passed_over=", ".join(f"{said} in {part}/" for part, said in parts.items() if said),
+        passed_over=", ".join(f"{said} in {part}/" for part, said in over.items() if said),
         name="imagefolder",
         train=train if keep[0] is None else train.subset(keep[0], train.augment),
         val=val if keep[1] is None else val.subset(keep[1], "none"),
@@ -281,8 +289,8 @@ def _imagefolder(
     )
 
 
-def _layout(root: str | Path | None) -> Path:
-    """The folder that holds train/ and val/, or one line that says what is wrong and which folder is near."""
+def _layout(root: str | Path | None, parts: Sequence[str]) -> Path:
+    """The folder that holds ``parts`` (train/, val/), or one line that says what is wrong and which folder is near."""
     if root is None:
         raise N2NError("imagefolder needs data.root=FOLDER (with train/<class>/ and val/<class>/ in it)")
     folder = Path(root).expanduser()
@@ -291,7 +299,7 @@ def _layout(root: str | Path | None) -> Path:
         near = suggest(folder.name, beside)
         problem = "is not a folder" if folder.exists() else "does not exist"
         raise N2NError(f"imagefolder: data.root={folder} {problem}{near}")
-    for part in ("train", "val"):
+    for part in parts:
         if not (folder / part).is_dir():
             inside = [p for p in sorted(folder.iterdir()) if (p / part).is_dir()]
             others = [p for p in [*inside, folder.parent] if (p / "train").is_dir() and (p / "val").is_dir()]

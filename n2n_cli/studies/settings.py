@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,9 +25,10 @@ def config(run: Run) -> dict[str, Any]:
 
 
 def text(run: Run) -> str:
-    """The run's config.yaml as it stands; empty if there is none."""
+    """The run's config.yaml; of absolute paths the last name alone, as a report travels. Empty if there is none."""
     path = run.folder / "config.yaml"
-    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    told = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    return re.sub(r"(?m)^(\s*(?:root|teacher|weights|out): )['\"]?/(?:.*/)?([^/\n'\"]+)/?['\"]?$", r"\1\2", told)
 
 
 def shared(runs: Sequence[Run]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Mapping
@@ -50,11 +51,12 @@ class RunLog:
         self.total_steps = total_steps
         try:
             self._cut(start_step)
-            self._file = open(self.path, "a")  # noqa: SIM115
+            self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
         except OSError as error:
             raise N2NError(f"cannot write {self.path}: {error.strerror}") from error
         self._board = self._tensorboard(start_step, dict(hparams or {}))
         terminal = sys.stderr.isatty()
+        self._waiting, self._warned = b"", False
         self._bar: Any = None
         self._lines = progress is None and not terminal
         self._shown: dict[str, float] = {}
@@ -72,15 +74,21 @@ class RunLog:
         if not self.main:
             return
         row = {"step": step, "epoch": epoch, "images": images, "time_s": round(time_s, 4), **values}
+        self._waiting += (json.dumps(row) + "\n").encode()
         try:
-            self._file.write(json.dumps(row) + "\n")
-            self._file.flush()
-        except OSError as error:
-            raise N2NError(f"cannot write {self.path}: {error.strerror}") from error
+            self._write()
+        except OSError as error:  # the checkpoint will ask again, and be refused if there still is no room
+            if not self._warned:
+                print(
+                    f"n2n: warning: cannot write {self.path}: {error.strerror}; tried again",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            self._warned = True
         if self._board is not None:
             try:
                 for tag, value in values.items():
-                    self._board.add_scalar(tag, value, step)
+                    self._board.add_scalar(tag, value, step, walltime=self._began + time_s)
             except OSError as error:
                 self._no_board(error)
         self._show(step, epoch, values)
@@ -95,7 +103,7 @@ class RunLog:
         if not self.main:
             return
         try:
-            self._file.flush()
+            self._write()
             os.fsync(self._file.fileno())
         except OSError as error:
             raise N2NError(f"cannot write {self.path}: {error.strerror}") from error
@@ -119,6 +127,19 @@ class RunLog:
                 self._no_board(error)
             self._board = None
 
+    def _write(self) -> None:
+        """The rows that wait, whole or not at all. Raises OSError."""
+        end = self._file.seek(0, os.SEEK_END)
+        try:
+            left = memoryview(self._waiting)
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError:
+            self._file.truncate(end)
+            raise
+        self._waiting = b""
+        self._warned = False
+
     def _cut(self, start_step: int) -> None:
         if not self.path.exists():
             return
@@ -134,6 +155,11 @@ class RunLog:
             from torch.utils.tensorboard.summary import hparams as hparams_summary
 
             # purge_step: TensorBoard forgets what a stopped run wrote behind its checkpoint.
+            # The clock of the training alone, pauses left out: from when the first event file was begun.
+            stamps = [
+                int(m[1]) for path in self.folder.glob("events.*") if (m := re.search(r"tfevents\.(\d+)", path.name))
+            ]
+            self._began = float(min(stamps, default=int(time.time())))
             board = SummaryWriter(str(self.folder), purge_step=start_step + 1 if start_step else 0)
             if hparams:
                 # add_hparams would make a time-stamped sub-run; the same three summaries belong to this one.

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -169,3 +170,61 @@ def test_every_failed_job_of_a_sweep_is_told(place: Path, capfd: pytest.CaptureF
     told = [line for line in lines if line.startswith("n2n: error: a job failed: ")]
     assert len(told) == 2 and lines[-1].startswith("n2n: error: 2 jobs failed: ")
     assert "lr 1e+30" in lines[-1] and "lr 1e+31" in lines[-1]
+
+
+def test_evaluation_needs_no_training_images(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    root = draw(place / "images")
+    assert cli.main(["train", "teacher", *words(root)]) == 0
+    (run,) = place.glob("runs/*/teacher-seed0")
+    shutil.rmtree(root / "train")
+    dataset._load.cache_clear()
+    capfd.readouterr()
+    assert cli.main(["evaluate", str(run), "device=cpu"]) == 0
+    final = json.loads((run / "done.json").read_text())["final"]["val/top1"]
+    assert f"top-1 {100 * final:.2f} %" in capfd.readouterr().out
+    assert cli.main(["evaluate", str(run), "device=cpu", "data.holdout=4"]) == 2
+    assert "no folder train/ in" in capfd.readouterr().err
+
+
+def test_a_loss_that_is_no_number_is_null_in_json(
+    place: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli.main(["train", "teacher", *words(draw(place / "images")), "epochs=0"]) == 0
+    (run,) = place.glob("runs/*/teacher*-seed0")
+    nothing = {"val/top1": 0.0, "val/top5": 0.0, "val/loss": float("nan")}
+    monkeypatch.setattr("n2n_cli.commands.evaluate.evaluate", lambda *a, **k: nothing)
+    capfd.readouterr()
+    assert cli.main(["evaluate", str(run), "--json"]) == 0
+    told = json.loads(capfd.readouterr().out, parse_constant=lambda word: pytest.fail(word))
+    assert told["val/loss"] is None
+
+
+def test_every_file_is_looked_at(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    root = draw(place / "images")
+    assert cli.main(["data", "check", str(root), "workers=1"]) == 0
+    said = capfd.readouterr().out.splitlines()
+    assert said == [
+        "train/: 24 images of 3 classes, 8 a class", "val/: 12 images of 3 classes, 4 a class",
+        "the same image in train/ and val/: 12 times, such as train/ant/0.png = val/ant/0.png",
+    ]  # fmt: skip
+    ant = root / "train" / "ant"
+    Image.new("CMYK", (32, 32), 7).save(ant / "cmyk.jpg")
+    Image.new("RGB", (32, 32), 9).save(ant / "really.jpg", "PNG")
+    Image.fromarray(np.full((32, 32), 40_000, np.uint16)).save(ant / "deep.png")
+    shutil.copy(ant / "0.png", ant / "again.png")
+    (ant / "cut.png").write_bytes((ant / "1.png").read_bytes()[:60])
+    (ant / ".hidden.png").touch()
+    (ant / "notes.txt").touch()
+    shutil.rmtree(root / "val" / "bee")
+    assert cli.main(["data", "check", str(root), "--workers", "2", "--json"]) == 2
+    out, err = capfd.readouterr()
+    assert err == f"n2n: error: data check: {root}: 1 files cannot be read, val/ lacks 1 classes\n"
+    found = json.loads(out)
+    assert found["unreadable"].keys() == {"train/ant/cut.png"} and found["missing"] == {"train": [], "val": ["bee"]}
+    assert found["odd"] == {
+        "CMYK": ["train/ant/cmyk.jpg"], "PNG, named .jpg": ["train/ant/really.jpg"],
+        "16 bits, scaled to 8": ["train/ant/deep.png"],
+    }  # fmt: skip
+    assert ["train/ant/0.png", "train/ant/again.png", "val/ant/0.png"] in found["leaks"]
+    assert found["hidden"] == {"train": 1, "val": 0} and found["others"]["train"] == {".txt": 1}
+    assert found["classes"]["val"] == {"ant": 4, "cat": 4} and found["images"] == {"train": 29, "val": 8}

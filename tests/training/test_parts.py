@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -167,11 +168,41 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert err.count("n2n: warning: no more TensorBoard events") == 1 and "No space left" in err
     assert len(read_rows(tmp_path / "metrics.jsonl")) == 5  # and the run goes on
     runlog = RunLog(tmp_path, start_step=0, total_steps=10, progress=False)
-    runlog._file.close()
-    runlog._file = type("Full", (), {"write": full, "close": lambda self: None})()
+    disk = runlog._file
+
+    class Full:
+        """Room for three bytes more, and then for none."""
+
+        def write(self, data: memoryview) -> int:
+            if len(data) > 3:
+                disk.write(data[:3])
+            return 3 if disk.tell() % 2 else full()  # type: ignore[func-returns-value]
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(disk, name)
+
+    runlog._file = Full()
+    for step in (1, 2):
+        runlog.row(step, epoch=0.1, images=1, time_s=0.0)
+    assert capsys.readouterr().err.count("n2n: warning: cannot write") == 1  # and the run goes on
     with pytest.raises(N2NError, match=r"metrics\.jsonl: No space left on device"):
-        runlog.row(1, epoch=0.1, images=1, time_s=0.0)
+        runlog.sync()  # but no checkpoint is written that counts on rows that are lost
+    assert read_rows(tmp_path / "metrics.jsonl") == []
+    runlog._file = disk
+    runlog.row(3, epoch=0.1, images=1, time_s=0.0)
+    runlog.sync()
+    assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [1, 2, 3]
     runlog.close()
+
+
+def test_tensorboards_clock_leaves_out_pauses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log(tmp_path, 0, range(0, 5))
+    later = time.time() + 86_400
+    monkeypatch.setattr(time, "time", lambda: later)
+    log(tmp_path, 4, range(5, 10))
+    events = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0}).Reload().Scalars("train/loss")
+    times = [event.wall_time - events[0].wall_time for event in events]
+    assert times == pytest.approx([0.1 * step for step in range(10)], abs=1e-3)
 
 
 def test_plain_lines_off_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

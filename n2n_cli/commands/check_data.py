@@ -1,0 +1,70 @@
+"""``n2n data check``: every file of an image folder decoded once, before a run of days meets it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from n2n_cli.commands import machine
+from n2n_cli.data import check
+from n2n_cli.errors import N2NError
+from n2n_cli.schema import DataCheck
+
+SHOWN = 5  # files of a kind
+
+
+def run(cfg: DataCheck) -> None:
+    """Raises N2NError where files cannot be read or classes are missing, once all is told."""
+    report = check.check(Path(cfg.root), machine.workers(cfg.workers, 1, in_memory=False), _bar(cfg.progress))
+    if cfg.json:
+        print(json.dumps({"root": cfg.root, **asdict(report)}), flush=True)
+    else:
+        for line in lines(report):
+            print(line, flush=True)
+    problems = [f"{len(report.unreadable)} files cannot be read"] if report.unreadable else []
+    problems += [f"{part}/ lacks {len(names)} classes" for part, names in report.missing.items() if names]
+    if problems:
+        raise N2NError(f"data check: {cfg.root}: {', '.join(problems)}")
+
+
+def lines(report: check.Report) -> list[str]:
+    """The report for people."""
+    said = []
+    for part, count in report.images.items():
+        sizes = sorted(report.classes[part].values())
+        each = f"{sizes[0]:,}" if sizes[0] == sizes[-1] else f"{sizes[0]:,} to {sizes[-1]:,}"
+        said.append(f"{part}/: {count:,} images of {len(sizes):,} classes, {each} a class")
+        over = [f"{report.hidden[part]:,} hidden"] if report.hidden[part] else []
+        over += [f"{number:,} {suffix or 'without a suffix'}" for suffix, number in report.others[part].items()]
+        said += [f"  passed over: {', '.join(over)}"] if over else []
+        said += [f"  no class {_few(report.missing[part])}"] if report.missing[part] else []
+    said += [f"cannot be read: {name}: {why}" for name, why in report.unreadable.items()]
+    said += [f"{what}: {_few(names)}" for what, names in sorted(report.odd.items())]
+    twice = [names for names in report.duplicates if names not in report.leaks]
+    for what, groups in (("the same image in train/ and val/", report.leaks), ("the same image twice", twice)):
+        if groups:
+            said.append(f"{what}: {len(groups):,} times, such as {' = '.join(groups[0][:3])}")
+    return said if any((report.unreadable, report.odd, report.duplicates)) else [*said, "every file can be read"]
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    return f"{', '.join(names[:SHOWN])}{more}"
+
+
+def _bar(progress: bool | None) -> Any:
+    """A progress bar with the time left, on a terminal."""
+    if not (progress or (progress is None and sys.stderr.isatty())):
+        return lambda files, n: files
+
+    def watch(files: Iterable[Any], n: int) -> Iterable[Any]:
+        from tqdm import tqdm
+
+        return tqdm(files, total=n, unit="file", dynamic_ncols=True, desc=os.path.basename("data check"))
+
+    return watch

@@ -1,0 +1,135 @@
+"""Every image file of a folder opened once: what cannot be read, what is odd, what stands there twice."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from n2n_cli.data.sources import Files, read_image, scan
+from n2n_cli.errors import N2NError
+
+PARTS = ("train", "val")
+FORMATS = {
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".png": "PNG",
+    ".ppm": "PPM",
+    ".pgm": "PPM",
+    ".bmp": "BMP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".webp": "WEBP",
+}
+CHUNK = 64  # files that a process is given at once
+
+
+@dataclass(frozen=True)
+class File:
+    """What is found in one file: why it cannot be read (``error``, else None), what is odd about it, and its digest."""
+
+    path: str
+    error: str | None
+    odd: tuple[str, ...]
+    digest: str
+
+
+@dataclass
+class Report:
+    """What `check` found. Paths are those below the root.
+
+    ``images`` and ``classes`` by part; ``unreadable``: path and reason; ``odd``: paths by what is odd about them;
+    ``duplicates``: paths of the same bytes, ``leaks`` those of them that stand in train and in val;
+    ``hidden`` and ``others`` (by suffix): files that are passed over; ``missing``: classes that one part lacks.
+    """
+
+    images: dict[str, int] = field(default_factory=dict)
+    classes: dict[str, dict[str, int]] = field(default_factory=dict)
+    unreadable: dict[str, str] = field(default_factory=dict)
+    odd: dict[str, list[str]] = field(default_factory=dict)
+    duplicates: list[list[str]] = field(default_factory=list)
+    leaks: list[list[str]] = field(default_factory=list)
+    hidden: dict[str, int] = field(default_factory=dict)
+    others: dict[str, dict[str, int]] = field(default_factory=dict)
+    missing: dict[str, list[str]] = field(default_factory=dict)
+
+
+def check(
+    root: Path, workers: int, watch: Callable[[Iterable[Any], int], Iterable[Any]] = lambda files, n: files
+) -> Report:
+    """Opens every image below ``root/train`` and ``root/val`` once.
+
+    Args:
+        root: a folder of class folders in train/ and val/; one of the two may be missing.
+        workers: processes.
+        watch: wraps the results, of which there are ``n``: a progress bar.
+
+    Raises:
+        N2NError: there is neither train/ nor val/, or a class without images.
+    """
+    found = {part: scan(root / part) for part in PARTS if (root / part).is_dir()}
+    if not found:
+        raise N2NError(f"data check: no folder train/ or val/ in {root}")
+    paths = [path for files in found.values() for path in files.paths]
+    with ProcessPoolExecutor(workers) as pool:
+        files = list(watch(pool.map(look, paths, chunksize=CHUNK), len(paths)))
+    return _report(root, found, files)
+
+
+def look(path: str) -> File:
+    """One file: decoded as training decodes it."""
+    try:
+        read_image(path)
+    except N2NError as error:
+        return File(path, str(error).partition(f"{path}: ")[2], (), "")
+    odd = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(path) as image:
+            named = FORMATS.get(os.path.splitext(path)[1].lower())
+            if image.format != named and not (named == "JPEG" and image.format == "MPO"):
+                odd.append(f"{image.format}, named {os.path.splitext(path)[1]}")
+            if image.mode.startswith("I"):
+                odd.append("16 bits, scaled to 8")
+            elif image.mode not in ("RGB", "L"):
+                odd.append(
+                    {"CMYK": "CMYK", "P": "palette", "RGBA": "transparency", "LA": "transparency"}.get(
+                        image.mode, image.mode
+                    )
+                )
+            if min(image.size) < 8:
+                odd.append("smaller than 8 px")
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return File(path, None, tuple(odd), digest)
+
+
+def _report(root: Path, found: dict[str, Files], files: list[File]) -> Report:
+    report, by_digest, odd = Report(), defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
+    for file in files:
+        name = os.path.relpath(file.path, root)
+        if file.error is not None:
+            report.unreadable[name] = file.error
+            continue
+        by_digest[file.digest].append(name)
+        for what in file.odd:
+            odd[what].append(name)
+    report.odd = dict(odd)
+    report.duplicates = [names for names in by_digest.values() if len(names) > 1]
+    report.leaks = [names for names in report.duplicates if len({name.split(os.sep)[0] for name in names}) > 1]
+    for part, listed in found.items():
+        count = Counter(listed.labels)
+        report.images[part] = len(listed.paths)
+        report.classes[part] = {name: count[label] for label, name in enumerate(listed.names)}
+        report.hidden[part], report.others[part] = listed.hidden, dict(listed.others)
+        rest = {name for other, files_ in found.items() if other != part for name in files_.names} - set(listed.names)
+        report.missing[part] = sorted(rest)
+    return report
