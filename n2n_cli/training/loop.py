@@ -129,12 +129,26 @@ def _train(run: Run, train: Loader, val: Loader, log: RunLog, signals: list[int]
     )
     saves = multiples(options.checkpoint_every_epochs, run.steps_per_epoch, total) | {total}
     clock = time.perf_counter() - run.time_s  # goes on where the stopped run was
-
-    if run.step == 0:
-        measured = run.evaluate(val)
-        run.time_s = time.perf_counter() - clock
-        log.row(0, epoch=0.0, images=0, time_s=run.time_s, **measured)
     since, since_step = time.perf_counter(), run.step  # of the throughput; evaluation and saving do not count
+
+    def measure() -> bool:
+        """The row of this step, if one is due; whether it was. An error in here leaves it due."""
+        step, row = run.step, {}
+        if run.unlogged and (step % options.log_every == 0 or step == total):
+            row = run.training_means()  # waits for the device, so the time below is true
+            if step > since_step:
+                row["perf/images_per_s"] = (step - since_step) * options.batch_size / (time.perf_counter() - since)
+        if step in evaluations and run.last.get("step") != step:
+            row |= run.evaluate(val)
+        run.time_s = time.perf_counter() - clock
+        if row:
+            log.row(step, epoch=run.epoch, images=run.images, time_s=run.time_s, **row)
+        if "train/loss" in row:
+            run.forget_means()
+        return bool(row)
+
+    measure()  # of step 0; of a resumed run, what an error kept it from
+    since = time.perf_counter()
     while run.step < total and run.step != options.stop_after:
         epoch, within = divmod(run.step, run.steps_per_epoch)
         epoch_end = min(total, (epoch + 1) * run.steps_per_epoch)
@@ -149,19 +163,11 @@ def _train(run: Run, train: Loader, val: Loader, log: RunLog, signals: list[int]
             run.optimizer_step(*batch)  # type: ignore[misc]
             step = run.step
             log.advance(step)
-            evaluating, row = step in evaluations, {}
-            if step % options.log_every == 0 or step == total:
-                row = run.training_means()  # waits for the device, so the time below is true
-                row["perf/images_per_s"] = (step - since_step) * options.batch_size / (time.perf_counter() - since)
-            if evaluating:
-                row |= run.evaluate(val)
-            run.time_s = time.perf_counter() - clock
-            if row:
-                log.row(step, epoch=run.epoch, images=run.images, time_s=run.time_s, **row)
+            measured = measure()
             stopping = step == options.stop_after
             if step in saves or stopping:
                 _save(run, log)
-            if row or step in saves:
+            if measured or step in saves:
                 since, since_step = time.perf_counter(), step
             if stopping or step == epoch_end:
                 break
@@ -173,9 +179,10 @@ def _train(run: Run, train: Loader, val: Loader, log: RunLog, signals: list[int]
 
 
 def _save(run: Run, log: RunLog) -> None:
-    """The checkpoint of this step, once the rows that it counts on are on disk."""
-    log.sync()
-    run.save()
+    """The checkpoint of this step, if it has none, once the rows that it counts on are on disk."""
+    if run.saved != run.step:
+        log.sync()
+        run.save()
 
 
 @contextlib.contextmanager
@@ -186,7 +193,8 @@ def _saving(run: Run, log: RunLog) -> Iterator[None]:
     except Diverged:
         raise
     except Exception as error:
-        if not run.whole or run.saved == run.step:
+        lost = run.ranks.world_size > 1 and not isinstance(error, N2NError)  # a rank is gone: no more collectives
+        if not run.whole or run.saved == run.step or (lost and run.pending):
             raise
         try:
             _save(run, log)

@@ -103,7 +103,7 @@ class Run:
         seed = step_seed(options.seed, self.step, self.ranks.rank)
         torch.manual_seed(seed)
         random.seed(seed)
-        self.lr = lr_at(self.step, base_lr=options.lr, total_steps=self.total_steps, **self.schedule)
+        self.lr = self._lr(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
         images = images.to(device, non_blocking=True)
@@ -142,6 +142,9 @@ class Run:
         self._pending.append((total, hits))
         self.whole = True
 
+    def _lr(self, step: int) -> float:
+        return lr_at(step, base_lr=self.options.lr, total_steps=self.total_steps, **self.schedule)
+
     def _check_finite(self, loss: Tensor, norm: Tensor) -> None:
         """Raises Diverged where any rank's loss or the gradient is not finite.
 
@@ -167,12 +170,25 @@ class Run:
         self._pending = []
         self._steps = torch.cat([self._steps, values])
 
+    @property
+    def pending(self) -> bool:
+        """Whether `flush` has something to do, which takes all ranks."""
+        return bool(self._pending)
+
+    @property
+    def unlogged(self) -> bool:
+        """Whether there were steps since `forget_means`."""
+        return bool(self._pending) or len(self._steps) > 0
+
+    def forget_means(self) -> None:
+        """The steps so far are logged."""
+        self._steps = self._steps[:0]
+
     def training_means(self) -> dict[str, float]:
-        """``train/loss`` and ``train/top1`` over the steps since the last call; ``lr`` of the last one."""
+        """``train/loss`` and ``train/top1`` over the steps since `forget_means`; ``lr`` of the last one."""
         self.flush()
         loss, hits = self._steps.sum(0).tolist()
         n = len(self._steps)
-        self._steps = self._steps[:0]
         return {
             "train/loss": loss / n,
             "train/top1": hits / (n * self.options.batch_size),
@@ -294,6 +310,8 @@ class Run:
         if state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
         self.step = self.saved = int(state["step"])
+        if self.step:
+            self.lr = self._lr(self.step - 1)
         if self.step > self.total_steps:
             raise checkpoint.CheckpointError(
                 f"{path} is at step {self.step}, beyond the {self.total_steps} steps of this run"

@@ -266,6 +266,31 @@ def test_the_steps_before_an_error_are_kept(tmp_path: Path, error: Exception) ->
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
+def test_a_failed_evaluation_is_made_when_the_run_goes_on(tmp_path: Path) -> None:
+    whole, folder = worker.start(tmp_path / "whole"), worker.start(tmp_path / "run")
+    worker.run(whole, log_every=5)
+    original, calls = worker.MemoryLoader.batches, []
+
+    def batches(self: worker.MemoryLoader, epoch: int, start_step: int = 0) -> object:
+        if not self.train:
+            calls.append(epoch)
+            if len(calls) == 4:  # of step 5, after those of 0, 2 and 3 or so
+                raise N2NError("unreadable image dog.jpg: truncated")
+        return original(self, epoch, start_step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker.MemoryLoader, "batches", batches)
+        with pytest.raises(N2NError, match=r"dog.jpg: truncated; saved after step"):
+            worker.run(folder, log_every=5)
+    worker.run(folder, log_every=5)
+    timing = ("time_s", "perf/images_per_s")
+    ours, theirs = (
+        [{k: v for k, v in row.items() if k not in timing} for row in read_rows(f / "metrics.jsonl")]
+        for f in (folder, whole)
+    )
+    assert ours == theirs
+
+
 def test_an_error_within_a_step_saves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = worker.start(tmp_path / "run")
     calls: list[int] = []
@@ -287,7 +312,7 @@ def test_checkpoints_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     saved: list[int] = []
     original = checkpoint.save
     monkeypatch.setattr(checkpoint, "save", lambda *a, step, **k: (saved.append(step), original(*a, step=step, **k))[1])
-    for minutes, steps in ((0, [10]), (60, [10]), (1e-9, [*range(11)])):
+    for minutes, steps in ((0, [10]), (60, [10]), (1e-9, [*range(1, 11)])):
         saved.clear()
         folder = worker.start(tmp_path / str(minutes))
         saved.clear()
