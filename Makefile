@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint types clean
+.PHONY: help demo test test-slow faults lint types clean
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
@@ -16,6 +16,9 @@ test: $(STAMP)  ## every test but the slow ones
 
 test-slow: $(STAMP)  ## the slow tests
 	@$(BIN)/pytest -n 2 -m slow
+
+faults: $(STAMP)  ## the fault matrix: every fault injected for real, an hour on 2 cores (as root: the full disk)
+	@$(BIN)/python experiments/faults/faults.py --out experiments/faults/README.md
 
 lint: $(STAMP)  ## ruff: rules and format
 	@$(BIN)/ruff check .
