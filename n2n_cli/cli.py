@@ -45,9 +45,11 @@ complete -o default -F _n2n n2n
 def main(argv: list[str] | None = None) -> int:
     """Runs one command line; the exit code: 0, 2 for a user's mistake, 130 for Ctrl-C, 141 for a closed pipe."""
     words = sys.argv[1:] if argv is None else list(argv)
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by the shell (>&-)
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:  # closed by the shell (>&-); for the processes that this one starts, too
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, number)
+            setattr(sys, name, open(number, "w"))  # noqa: SIM115
     try:
         return _main(words)
     except N2NError as error:

@@ -13,6 +13,10 @@ class N2NError(Exception):
     """
 
 
+class Everywhere(N2NError):
+    """A mistake that every rank of a run tells at the same place."""
+
+
 class RunError(N2NError):
     """This run cannot be made as it is asked for; others of its study can."""
 

@@ -24,8 +24,8 @@ def run(cfg: DataCheck) -> None:
     if cfg.json:
         print(json.dumps({"root": cfg.root, **asdict(report)}), flush=True)
     else:
-        for line in lines(report):
-            print(line, flush=True)
+        for line in lines(report):  # a file's name may hold anything
+            print(line.replace("\n", "\\n").encode("utf-8", "backslashreplace").decode(), flush=True)
     problems = [f"{len(report.unreadable)} files cannot be read"] if report.unreadable else []
     problems += [f"{part}/ lacks {len(names)} classes" for part, names in report.missing.items() if names]
     if problems:

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from n2n_cli.commands import folders, parallel
+from n2n_cli.commands import fitting, folders, parallel
 from n2n_cli.commands.folders import PlannedRun
 from n2n_cli.errors import N2NError, RunError
 from n2n_cli.schema import Compare
@@ -45,8 +45,9 @@ def run(cfg: Compare) -> None:
         name = progress.failed[0].folder.name
         more = f" and {len(progress.failed) - 1} more" if progress.failed[1:] else ""
         raise N2NError(
-            f"{len(progress.failed)} of {total} runs failed: {name}{more} (the report says why); "
-            "retry=true tries them again"
+            f"{len(progress.failed)} of {total} runs failed: {name}{more} (the report says why)"
+            + (f", and {progress.orphans} would have grown from one" if progress.orphans else "")
+            + "; retry=true tries them again"
         )
 
 
@@ -64,6 +65,7 @@ class _Progress:
         self.number = self.fresh = 0
         self.stopped = False
         self.failed: list[PlannedRun] = []
+        self.orphans = 0  # runs whose teacher failed
         self.written = time.monotonic()
 
     def open(self, runs: list[PlannedRun]) -> list[PlannedRun]:
@@ -77,6 +79,7 @@ class _Progress:
                 left.append(planned)
                 continue
             folders.check_same(planned)
+            fitting.check_images(planned, self.cfg)
             self.number += 1
             if planned.teacher is None:
                 left += self.open(_arms(self.cfg, planned.seed, planned.folder))
@@ -85,7 +88,9 @@ class _Progress:
     def _give_up(self, planned: PlannedRun) -> None:
         """Counts a run that cannot be made, and the students of a teacher that cannot."""
         self.failed.append(planned)
-        self.number += 1 if planned.teacher is not None else 1 + len(_arms(self.cfg, planned.seed, planned.folder))
+        orphans = 0 if planned.teacher is not None else len(_arms(self.cfg, planned.seed, planned.folder))
+        self.number += 1 + orphans
+        self.orphans += orphans
 
     def announce(self, planned: PlannedRun) -> None:
         print(f"[{self.number + 1}/{self.total}] {planned.label}, seed {planned.seed}: {planned.folder}", flush=True)
@@ -123,7 +128,7 @@ def _show(cfg: Compare, study: Path, fresh: int, total: int) -> None:
     print(studies.table_text(arms))
     for line in studies.failures(arms):
         print(line)
-    if not fresh:
+    if not fresh and not any(arm.failed for arm in arms):
         print(f"all {total} runs were done already")
     print(f"report: {report}")
     print(f"curves: {curves}")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 from collections.abc import Callable
 from typing import Any
 
 import yaml
 
-from n2n_cli.commands import folders, networks, prepare, worker
+from n2n_cli.commands import dataset, folders, networks, prepare, worker
 from n2n_cli.commands.folders import PlannedRun
 from n2n_cli.config import functions
 from n2n_cli.schema import RunConfig
@@ -30,6 +32,7 @@ def fit_run(planned: PlannedRun, cfg: RunConfig, write: Callable[[], None]) -> d
     folder = planned.folder
     (folder / folders.FAILED).unlink(missing_ok=True)
     if done := planned.done:
+        check_images(planned, cfg)
         print(f"{folder} is done: {_result(done)}", flush=True)
         return done
     if prepare.prepared(planned):
@@ -55,6 +58,19 @@ def fit_run(planned: PlannedRun, cfg: RunConfig, write: Callable[[], None]) -> d
         return None
     print(f"{folder}: {_result(done)}, {done['time_s']:.0f} s", flush=True)
     return done
+
+
+def check_images(planned: PlannedRun, cfg: RunConfig) -> None:
+    """Whether a finished run is about the images of ``cfg``, where these lie elsewhere now. Raises N2NError."""
+    if cfg.data.name != "imagefolder":
+        return
+    try:
+        root = yaml.safe_load((planned.folder / "config.yaml").read_text())["data"]["root"]
+        info = json.loads((planned.folder / "run.json").read_text())
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return  # a damaged run says so itself
+    if os.path.abspath(root) != os.path.abspath(str(cfg.data.root)):
+        prepare.check_images(planned.folder, info, dataset.load(cfg.data), cfg.accept_images)
 
 
 def _tell_of_shorter(planned: PlannedRun) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import sys
 from collections.abc import Collection
 from functools import partial
@@ -43,6 +45,10 @@ def write_grown(planned: PlannedRun, cfg: Student) -> None:
     images = dataset.load(cfg.data)
     teacher, steps = networks.teacher(planned, cfg, images)
     images = dataset.in_order(images, steps, str(planned.teacher))
+    if planned.teacher.parent == planned.folder.parent:  # of this very setting
+        with contextlib.suppress(OSError, ValueError):
+            told = json.loads((planned.teacher / "run.json").read_text())
+            prepare.check_images(planned.teacher, told, images, cfg.accept_images)
     batch = dataset.example(images)
     with torch.inference_mode():
         classes = teacher.eval()(batch).shape[1]

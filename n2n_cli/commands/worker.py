@@ -66,6 +66,7 @@ def fit_folder(folder: Path, typed: Collection[str] = (), *, alone: bool = False
             device=mine.device,
             devices=mine.world_size,
         )
+        options = mine.broadcast(options)  # what rank 0 gave up, all do
         for line in given_up if mine.main else []:
             print(f"{folder}: {line}", flush=True)
         return fit(

@@ -8,6 +8,7 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,8 +80,11 @@ def check(
     if not found:
         raise N2NError(f"data check: no folder train/ or val/ in {root}")
     paths = [path for files in found.values() for path in files.paths]
-    with ProcessPoolExecutor(workers) as pool:
-        files = list(watch(pool.map(look, paths, chunksize=CHUNK), len(paths)))
+    try:
+        with ProcessPoolExecutor(max(1, min(workers, len(paths) // CHUNK + 1))) as pool:
+            files = list(watch(pool.map(look, paths, chunksize=CHUNK), len(paths)))
+    except BrokenProcessPool as error:
+        raise N2NError("data check: one of its processes was killed (out of memory?); try fewer workers=") from error
     return _report(root, found, files)
 
 

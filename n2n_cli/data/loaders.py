@@ -49,7 +49,7 @@ class TrainLoader:
         if len(source) < batch_size:
             raise N2NError(f"{len(source)} training images are too few for one batch of batch_size {batch_size}")
         self.steps_per_epoch = len(source) // batch_size
-        self._reader = _Reader(source, seed, workers)
+        self._reader = _Reader(source, seed, workers, world_size)
         self._images, self._seed, self._batch_size = len(source), seed, batch_size
         part = batch_size // world_size
         self._part = slice(rank * part, (rank + 1) * part)
@@ -73,7 +73,7 @@ class EvalLoader:
         own = torch.arange(rank, max(len(source), rank), world_size)
         self._indices = own.split(batch_size) if len(own) else ()
         self.steps_per_epoch = len(self._indices)
-        self._reader = _Reader(source, None, workers)
+        self._reader = _Reader(source, None, workers, world_size)
 
     def batches(self, epoch: int = 0, start_step: int = 0) -> Iterator[Batch]:
         """As those of `TrainLoader`; the same in every epoch."""
@@ -83,7 +83,9 @@ class EvalLoader:
 class _Reader:
     """Turns the indices of each batch into batches: here, or in worker processes that stay alive."""
 
-    def __init__(self, source: Source, seed: int | None, workers: int):
+    def __init__(self, source: Source, seed: int | None, workers: int, beside: int = 1):
+        """``beside``: readers like this one on this machine."""
+        self._beside = beside
         self._batches = _Batches(source, seed)
         self._keys = _Keys()
         self._workers = workers if source.decodes else 0
@@ -120,7 +122,7 @@ class _Reader:
     def _start(self, images: int) -> DataLoader[Any]:
         """``images``: of the largest batch."""
         ready = images * 3 * getattr(self._batches.source, "size", 0) ** 2 * AHEAD * self._workers
-        self._batches.by_pipe = _shared_memory() < 2 * ready
+        self._batches.by_pipe = _shared_memory() < 2 * ready * self._beside
         return DataLoader(
             self._batches,
             batch_size=None,  # a key is that of a whole batch

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -63,8 +63,9 @@ class ArraySource:
         return torch.stack([random_resized_crop_flip(i, d, size) for i, d in zip(images, draws, strict=True)])
 
     def subset(self, indices: Tensor, augment: Augment) -> ArraySource:
-        """The images with these indices, as a source of its own."""
-        return ArraySource(self.images[indices % len(self.images)], self.labels[indices], augment)
+        """The images with these indices, as a source of its own. Of images that repeat, none is copied."""
+        images = self.images if len(self.images) < len(self.labels) else self.images[indices]
+        return ArraySource(images, self.labels[indices], augment)
 
 
 class FolderSource:
@@ -129,7 +130,9 @@ class CachedSource:
 
     def subset(self, indices: Tensor, augment: Augment) -> CachedSource:
         """The images with these indices, as a source of its own."""
-        return CachedSource(self._source.subset(indices, augment))
+        source = self._source.subset(indices, augment)
+        source.labels = self.labels[indices]
+        return CachedSource(source)
 
 
 def read_image(path: str) -> Tensor:
@@ -159,6 +162,21 @@ def _eight_bits(image: Image.Image) -> Image.Image:
         kind = "32-bit numbers" if image.mode == "I" else "floating-point numbers"
         raise ValueError(f"its pixels are {kind}, of no known range; convert it to 8 or 16 bits")
     return image
+
+
+def _walk(folder: str, seen: set[str]) -> Iterator[tuple[str, list[str]]]:
+    """Every folder from this one on, links followed, each once; and the names of its files (no pipes or sockets)."""
+    if (real := os.path.realpath(folder)) in seen:  # a link in a circle
+        return
+    seen.add(real)
+    files = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                yield from _walk(entry.path, seen)
+            elif entry.is_file() or entry.is_symlink():  # a link to nothing is an image that cannot be read
+                files.append(entry.name)
+    yield folder, files
 
 
 @dataclass(frozen=True)
@@ -195,7 +213,7 @@ def scan(folder: Path) -> Files:
     paths, found, hidden, others = list[str](), list[int](), 0, Counter[str]()
     for name in names:
         before = len(paths)
-        for at, _, files in sorted(os.walk(folder / name, followlinks=True)):
+        for at, files in sorted(_walk(str(folder / name), set())):
             if any(part.startswith(".") for part in Path(at).relative_to(folder).parts):
                 hidden += len(files)
                 continue

@@ -37,7 +37,14 @@ from torch import Tensor, nn
 
 from n2n_cli.errors import suggest
 from n2n_cli.growth.depth.branch import close
-from n2n_cli.growth.depth.constructors import Change, explained, same_survival_rates, to_stacked, to_student
+from n2n_cli.growth.depth.constructors import (
+    Change,
+    check_reached,
+    explained,
+    same_survival_rates,
+    to_stacked,
+    to_student,
+)
 from n2n_cli.growth.depth.identity import BatchNorm, identify
 from n2n_cli.growth.depth.insert import Insertion, insert, insertions, moved, sources
 from n2n_cli.growth.depth.stack import stack_insertions
@@ -127,6 +134,7 @@ def deepen(
         student, change = _with_new_layers(model, places)
         recipe = {"op": "deeper", "insert": places}
 
+    check_reached(student, change.blocks, proof[0])
     gap = _proved(model, student, change, proof)
     runs_as_it_is(student, proof[0])
     never_vary = identify(student, change.layers, change.sources, batches)
@@ -174,6 +182,7 @@ def _stacked(model: nn.Module, sites: Any, examples: list[Any], proof: list[Any]
         copied = stack_insertions(model, student, places)
         recipe = {"op": "deeper", "insert": places}
     runs_as_it_is(student, proof[0])
+    check_reached(student, copied, proof[0])
     gap = measured_gap(model, student, proof, "stacked, not exact")
     first, source = next(iter(copied.items()))
     more = f" and {len(copied) - 1} more" if len(copied) > 1 else ""
@@ -189,8 +198,10 @@ def _widened(deeper: Growth, example: Any, layers: Sequence[str], width: float, 
         GrowthError: ``width`` is fewer units than a layer has, or no new layer can be wider by itself.
     """
     plan, held = free_layers(deeper.student, example, layers, width)
-    if not plan:
+    if not plan and held:
         raise GrowthError(f"width: no new layer can be wider by itself: {held}")
+    if not plan:  # as wide as the layers below
+        return deeper
     wider = widen(deeper.student, example, plan, seed=seed, split="unequal")
     back = {new: old for old, new in deeper.renamed.items()}
     return Growth(

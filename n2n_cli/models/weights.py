@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from n2n_cli.errors import N2NError, suggest
 
-AVERAGED = re.compile(r"ema|averag|swa", re.IGNORECASE)
+AVERAGED = re.compile(r"(?:^|[._])(?:ema|swa|avg|averaged?)(?:[._]|$)", re.IGNORECASE)
 """What is in the name of an average of the weights (timm's state_dict_ema, torchvision's model_ema)."""
 INSIDE = ("state_dict", "model", "model_state_dict")
 """Keys under which training scripts keep a state_dict (timm's, torchvision's, PyTorch's tutorials')."""
@@ -65,7 +65,14 @@ def load(
         model.load_state_dict(state, strict=False)  # checked above; old files have no num_batches_tracked
     except (RuntimeError, TypeError, ValueError) as error:
         raise N2NError(f"weights: {path.name} does not fit {name}: {' '.join(str(error).split())[:200]}") from error
-    return hashlib.sha256(data).hexdigest(), chosen[0].told(path.name, fits, key) if chosen else None
+    said = chosen[0].told(path.name, fits, key) if chosen else None
+    if chosen and said is None and isinstance(found, Mapping):
+        other = [name for name, value in found.items() if isinstance(value, Mapping) and AVERAGED.search(str(name))]
+        if other and str(other[0]) != chosen[0].where:
+            said = (
+                f"weights: {path.name}: {chosen[0].named()} taken; '{other[0]}', which seems an average, does not fit"
+            )
+    return hashlib.sha256(data).hexdigest(), said
 
 
 def _chosen(fits: list[_Fit], file: str, key: str | None) -> list[_Fit]:

@@ -209,11 +209,7 @@ def _caveats(arms: Sequence[ArmStatistics], students: Sequence[ArmStatistics]) -
         texts.append(
             f"Steps are the student's own: its teacher had {mean.mean:,.0f} before, which random starts do without"
         )
-    texts += [
-        f"{one.run.folder.name} failed at step {one.run.last.get('step', 0):,} and is in no mean: {one.run.failed}"
-        for arm in arms
-        for one in arm.failed
-    ]
+    texts += [f"{one.run.folder.name} failed and is in no mean: {one.run.failed}" for arm in arms for one in arm.failed]
     waiting = [one.run.folder.name for arm in arms for one in arm.unfinished if one.run.failed is None]
     if waiting:
         texts.append(f"Not finished and in no mean: {_list(waiting)}")

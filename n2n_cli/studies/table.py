@@ -86,9 +86,9 @@ def table_text(arms: Sequence[ArmStatistics]) -> str:
 
 
 def failures(arms: Sequence[ArmStatistics]) -> list[str]:
-    """One line for every run that was given up: ``failed: wider-lr1e7-seed0, at step 3: ...``."""
+    """One line for every run that was given up: ``failed: wider-lr1e7-seed0, logged to step 3: ...``."""
     return [
-        f"failed: {one.run.folder.name}, at step {one.run.last.get('step', 0):,}: {one.run.failed}"
+        f"failed: {one.run.folder.name}, logged to step {one.run.last.get('step', 0):,}: {one.run.failed}"
         for arm in arms
         for one in arm.failed
     ]

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from n2n_cli.errors import N2NError
+from n2n_cli.errors import Everywhere, N2NError
 from n2n_cli.training.ranks import Ranks
 
 
@@ -78,7 +78,8 @@ def evaluate(
     teacher's accuracy to the last image. The model's mode is restored.
 
     Raises:
-        N2NError: no images; labels beyond the model's classes.
+        N2NError: no images.
+        Everywhere: the loader's error, of any rank.
     """
     ranks = ranks or Ranks(device=device)
     normalize = Normalize(mean, std, device, channels_last)
@@ -86,6 +87,7 @@ def evaluate(
     loss = torch.zeros(1, dtype=torch.float64, device=device)
     training = [m for m in model.modules() if m.training]
     model.eval()
+    problem = ""
     try:
         with full_fp32(device):
             for images, labels in loader.batches(0):
@@ -95,9 +97,13 @@ def evaluate(
                 hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
                 counts[:2] += torch.stack([hits[:, 0].sum(), hits.sum()])
                 counts[2] += len(hits)
+    except N2NError as error:
+        problem = str(error)
     finally:
         for module in training:
             module.training = True
+    if ranks.any(bool(problem))[0]:
+        raise Everywhere(ranks.first(problem))
     top1, top5, images_seen = ranks.sum(counts).tolist()
     if images_seen == 0:
         raise N2NError("nothing to evaluate: the validation set has no images")

@@ -178,7 +178,11 @@ def _environment(devices: int) -> Iterator[None]:
     """What the ranks inherit: a share of the cores, unless the user said otherwise; put back at the end."""
     # C++ warnings off: DDP has one for every network that has no unused parameters.
     wanted = {
-        "TORCHELASTIC_SIGNALS_TO_HANDLE": ",".join(s.name for s in _SIGNALS),
+        "TORCHELASTIC_SIGNALS_TO_HANDLE": ",".join(
+            s.name
+            for s in _SIGNALS
+            if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN  # not under nohup
+        ),
         _LAUNCHED: "1",
         "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
     }

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from n2n_cli.errors import Diverged, N2NError
+from n2n_cli.errors import Diverged, Everywhere, N2NError
 from n2n_cli.training import checkpoint
 from n2n_cli.training.evaluate import Loader
 from n2n_cli.training.options import FitOptions
@@ -111,12 +111,14 @@ def fit(
         signals = stack.enter_context(_signals())
         with _saving(run, log):
             summary = _train(run, train, val, log, signals)
-        if "stopped" in summary:
-            return summary
-        more = at_end(run.model) if at_end and ranks.main else {}
-        if more:
-            log.row(run.step, epoch=run.epoch, images=run.images, time_s=run.time_s, **more)
-        return run.finish(more)
+        if "stopped" not in summary:
+            more = at_end(run.model) if at_end and ranks.main else {}
+            if more:
+                log.row(run.step, epoch=run.epoch, images=run.images, time_s=run.time_s, **more)
+            summary = run.finish(more)
+        if signals:  # too late for this run, but not for what would come after it
+            raise KeyboardInterrupt(f"{folder} had come to its end")
+        return summary
 
 
 def _train(run: Run, train: Loader, val: Loader, log: RunLog, signals: list[int]) -> dict[str, Any]:
@@ -141,13 +143,15 @@ def _train(run: Run, train: Loader, val: Loader, log: RunLog, signals: list[int]
         if step in evaluations and run.last.get("step") != step:
             row |= run.evaluate(val)
         run.time_s = time.perf_counter() - clock
-        if row:
-            log.row(step, epoch=run.epoch, images=run.images, time_s=run.time_s, **row)
         if "train/loss" in row:
             run.forget_means()
+        if row:
+            log.row(step, epoch=run.epoch, images=run.images, time_s=run.time_s, **row)
         return bool(row)
 
-    measure()  # of step 0; of a resumed run, what an error kept it from
+    if measure() and run.step:  # of step 0; of a resumed run, what an error kept it from
+        log.sync()
+        run.save()
     since = time.perf_counter()
     while run.step < total and run.step != options.stop_after:
         epoch, within = divmod(run.step, run.steps_per_epoch)
@@ -155,9 +159,11 @@ def _train(run: Run, train: Loader, val: Loader, log: RunLog, signals: list[int]
         for batch in _with_errors(train.batches(epoch, start_step=within)):
             failed, interrupted, due = ranks.any(isinstance(batch, Exception), bool(signals), run.due)
             if failed:
-                raise batch if ranks.world_size == 1 else N2NError(ranks.first(_line(batch)))  # type: ignore[misc]
+                told = ranks.first(_line(batch))
+                raise Everywhere(told) if not isinstance(batch, Exception) or isinstance(batch, N2NError) else batch
             if interrupted or due:
                 _save(run, log)
+                since, since_step = time.perf_counter(), run.step
             if interrupted:
                 raise KeyboardInterrupt(f"stopped after step {run.step} and saved; the same command goes on from there")
             run.optimizer_step(*batch)  # type: ignore[misc]
@@ -196,11 +202,14 @@ def _saving(run: Run, log: RunLog) -> Iterator[None]:
         lost = run.ranks.world_size > 1 and not isinstance(error, N2NError)  # a rank is gone: no more collectives
         if not run.whole or run.saved == run.step or (lost and run.pending):
             raise
+        saved = True
         try:
             _save(run, log)
         except Exception:  # the error that counts is the first
-            raise error from None
-        if not isinstance(error, N2NError):
+            saved = False
+        if isinstance(error, Everywhere):
+            saved = not run.ranks.any(not saved)[0]
+        if not saved or not isinstance(error, N2NError):
             raise
         raise N2NError(f"{error}; saved after step {run.step}, the same command goes on from there") from error
 
@@ -214,7 +223,10 @@ def _with_errors(batches: Iterator[Batch]) -> Iterator[Batch | Exception]:
 
 
 def _line(error: Batch | Exception) -> str:
-    return " ".join(str(error).split()) if isinstance(error, Exception) else ""
+    if not isinstance(error, Exception):
+        return ""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, N2NError) else f"{type(error).__name__}: {text}"
 
 
 def _done(folder: Path, total_steps: int) -> dict[str, Any] | None:

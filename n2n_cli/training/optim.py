@@ -85,7 +85,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     vectors (a class token, a layer scale), position embeddings, and those of the network's ``no_weight_decay()``.
     """
     named = getattr(model, "no_weight_decay", None)
-    left_out = set(named()) if callable(named) else set()
+    left_out = set(named() or ()) if callable(named) else set()
     params = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     plain = {name for name, p in params if name in left_out or _is_no_weight(name, p)}
     groups = [
@@ -98,7 +98,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 def _is_no_weight(name: str, p: nn.Parameter) -> bool:
     """Of a parameter alone: whether weight decay leaves it out, as in torchvision's and timm's recipes."""
     last = name.rpartition(".")[2]
-    vector = p.ndim <= 1 or (last != "weight" and sum(size > 1 for size in p.shape) <= 1)
+    vector = p.ndim <= 1 or (not last.startswith("weight") and sum(size > 1 for size in p.shape) <= 1)
     return vector or last in EMBEDDINGS
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -80,7 +81,7 @@ class RunLog:
         except OSError as error:  # the checkpoint will ask again, and be refused if there still is no room
             if not self._warned:
                 print(
-                    f"n2n: warning: cannot write {self.path}: {error.strerror}; tried again",
+                    f"n2n: warning: cannot write {self.path}: {error.strerror}; it will be tried again",
                     file=sys.stderr,
                     flush=True,
                 )
@@ -119,6 +120,8 @@ class RunLog:
             return
         if self._bar is not None:
             self._bar.close()
+        with contextlib.suppress(OSError, ValueError):
+            self._write()
         self._file.close()
         if self._board is not None:
             try:

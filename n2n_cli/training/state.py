@@ -128,9 +128,12 @@ class Run:
             hits += (logits.detach().argmax(1) == y).sum()
         if options.clip_grad_norm:
             self.scaler.unscale_(self.optimizer)
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
-        self._check_finite(total, norm)
+        fp16 = self.autocast_dtype == torch.float16
+        norm = torch.zeros_like(total)
+        if options.clip_grad_norm or not fp16:
+            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+        self._check_finite(total, norm, fp16)
         if options.clip_grad_norm:
             torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), options.clip_grad_norm, norm, foreach=True)
         self.scaler.step(self.optimizer)
@@ -145,14 +148,13 @@ class Run:
     def _lr(self, step: int) -> float:
         return lr_at(step, base_lr=self.options.lr, total_steps=self.total_steps, **self.schedule)
 
-    def _check_finite(self, loss: Tensor, norm: Tensor) -> None:
-        """Raises Diverged where any rank's loss or the gradient is not finite.
+    def _check_finite(self, loss: Tensor, norm: Tensor, fp16: bool) -> None:
+        """Raises Diverged where the loss or the gradient is not finite.
 
-        The gradient of a loss that is not finite is not either, and all ranks have the same one: no need to ask them.
-        Only in fp16 it may overflow for another reason, and the scaler leaves such a step out.
+        The gradient of a loss that is not finite mostly is not either, and all ranks have the same one: no need to ask
+        them. In fp16 it may overflow for another reason, and the scaler leaves such a step out.
         """
-        fp16 = self.autocast_dtype == torch.float16
-        if (self.ranks.any(not loss.isfinite())[0]) if fp16 else not norm.isfinite():
+        if (self.ranks.any(not loss.isfinite())[0]) if fp16 else not (norm + loss.abs()).isfinite():
             what = "gradient" if loss.isfinite() else "training loss"
             value = loss.item() if what == "training loss" else norm.item()
             raise Diverged(
@@ -221,9 +223,9 @@ class Run:
         self.last = {"step": self.step, **measured}
         self.start = self.start or self.last
         if not self.best or measured["val/top1"] > self.best["val/top1"]:
-            self.best = self.last
             if self.ranks.main:
                 checkpoint.save_best(self.checkpoints, self._weights())
+            self.best = self.last
         return measured
 
     def save(self) -> None:

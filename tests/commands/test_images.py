@@ -90,6 +90,19 @@ def test_other_images_under_a_stopped_run(place: Path, change: str, capfd: pytes
     assert cli.main(["train", "teacher", *words(root)]) == 0  # it is done, and needs no leave any more
 
 
+def test_a_finished_run_is_not_one_of_other_images(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    first, second = draw(place / "first"), draw(place / "second")
+    (second / "train" / "bee" / "7.png").unlink()
+    assert cli.main(["train", "teacher", *words(first)]) == 0
+    for line in (["train", "teacher"], ["grow"], ["compare"]):
+        dataset._load.cache_clear()
+        capfd.readouterr()
+        assert cli.main([*line, *words(second)]) == 2
+        said = capfd.readouterr().err.splitlines()[-1]
+        assert "the images are not those that the run began with (24 -> 23 train)" in said
+    assert len(list(place.glob("runs/*/*/run.json"))) == 1
+
+
 def test_other_class_names_are_refused(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
     root = draw(place / "images")
     assert cli.main(["train", "teacher", *words(root)]) == 0

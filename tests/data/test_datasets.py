@@ -1,5 +1,6 @@
 """Data sets by name: real folders, odd files, and one line for everything that is wrong."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -241,6 +242,19 @@ def test_a_holdout_is_of_the_training_images_and_not_trained_on(folder: Path, ca
     assert len({tuple(image) for image in [*rest, *held]}) == len({tuple(image) for image in everything})
     again = load("imagefolder", root=folder, image_size=24, holdout=5, cache=cache)
     assert again.val.labels.tolist() == data.val.labels.tolist()
+
+
+def test_links_in_a_circle_and_pipes_are_passed_over(folder: Path) -> None:
+    before = load("imagefolder", root=folder, image_size=24, cache="none")
+    (folder / "train" / "ant" / "up").symlink_to(folder / "train" / "ant")
+    os.mkfifo(folder / "train" / "ant" / "pipe.png")
+    after = load("imagefolder", root=folder, image_size=24, cache="none")
+    assert (after.train.paths == before.train.paths).all()
+
+
+def test_a_holdout_copies_no_images_that_repeat() -> None:
+    data = load("fake", image_size=16, train_images=1000, holdout=10)
+    assert len(data.train.images) == len(data.val.images) == 256 and len(data.train) == 990
 
 
 def test_a_holdout_of_the_embedded_images() -> None:

@@ -212,3 +212,82 @@ def test_ways_compose_through_checkpoints():
         loaded.load_state_dict(grown.student.state_dict())
         model = loaded
     assert growth.function_gap(first, model, x, training=False) <= 1e-10
+
+
+class Hidden(nn.Module):
+    """A layer that is called past its name: what is put in its place is never run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.c = nn.Linear(4, 6), nn.Linear(6, 3)
+        self.layers = [self.a]
+
+    def forward(self, x):
+        return self.c(self.layers[0](x).relu())
+
+
+class Low(nn.Linear):
+    """A layer of weights that holds others."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.down, self.up = nn.Linear(inputs, 2, bias=False), nn.Linear(2, outputs, bias=False)
+
+    def forward(self, x):
+        return super().forward(x) + self.up(self.down(x))
+
+
+class OwnNorm(nn.BatchNorm1d):
+    def __init__(self, features: int) -> None:
+        super().__init__(features)
+
+
+FEATURES = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("new", ["identity", "zero", "stack"])
+def test_new_layers_that_are_never_run_are_refused(new):
+    with pytest.raises(GrowthError, match=r"the new layer 'a.*' was not reached in the forward pass"):
+        growth.deepen(Hidden(), FEATURES, new=new)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"new": "zero"}, {"activation": False}, {"width": 1.5}])
+def test_layers_within_layers_and_norms_of_a_users_own(arguments):
+    torch.manual_seed(0)
+    net = nn.Sequential(Low(4, 6), nn.ReLU(), nn.Linear(6, 6), OwnNorm(6), nn.ReLU(), nn.Linear(6, 3)).double()
+    x = FEATURES.double()
+    grown = growth.deepen(net, x, **arguments)
+    assert growth.function_gap(net, grown.student, x) < 1e-10
+    again = deeper.rebuild(net, grown.recipe)
+    again.load_state_dict(grown.student.state_dict())
+    assert growth.function_gap(grown.student, again, x) == 0
+
+
+def test_copies_are_copies_behind_norms_without_weights_too():
+    net = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4, elementwise_affine=False), nn.ReLU(), nn.Linear(4, 3))
+    student = growth.deepen(net, FEATURES, new="stack").student
+    assert torch.equal(student[1][2].weight, net[0].weight)
+    for other in (nn.Conv1d(4, 4, 3, padding=2, dilation=2), nn.ConvTranspose1d(4, 4, 3, padding=1)):
+        net = nn.Sequential(other, nn.ReLU(), nn.Flatten(), nn.Linear(32, 2))
+        with pytest.raises(GrowthError, match="is not like '0'"):
+            growth.deepen(net, torch.randn(2, 4, 8), ["0"], new="stack")
+
+
+@pytest.mark.parametrize("width", [1.0, 1.01, 4])
+def test_as_wide_as_below_is_no_growth(width):
+    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3))
+    assert growth.deepen(net, FEATURES, width=width).student[0][2].out_features == 4
+
+
+def test_one_bare_layer_is_told_so():
+    with pytest.raises(GrowthError, match=r"Linear is one layer: a new one stands behind it in nn.Sequential"):
+        growth.deepen(nn.Linear(4, 4), FEATURES, activation=False)
+
+
+def test_modes_of_modules_stay():
+    net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3)).train()
+    net[1].eval()
+    for arguments in ({}, {"new": "zero"}):
+        student = growth.deepen(net, FEATURES, **arguments).student
+        frozen, rest = student[1][0], [m for m in student.modules() if m is not student[1][0]]
+        assert not frozen.training and all(m.training for m in rest)

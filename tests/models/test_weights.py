@@ -114,6 +114,7 @@ AVERAGED = {
         "model",
         "model_ema.module",
     ),
+    "a network named semantic": (lambda raw, mean: {"semantic": raw, "swa": mean}, "semantic", "swa"),
     "one dictionary": (lambda raw, mean: _under("model.", raw) | _under("ema.", mean), "model", "ema"),
 }
 
@@ -132,6 +133,13 @@ def test_the_average_is_taken_and_said_unless_another_is_chosen(make: str, place
     assert same(ours.state_dict(), first) and said == f"weights: w.pt: '{raw}' taken, not '{mean}'"
     with pytest.raises(N2NError, match=r"weights_key: 'modle' is no network that fits in w.pt.*; there is '"):
         weights.load(ours, place / "w.pt", "mine", 4, "", key="modle")
+
+
+def test_an_average_that_does_not_fit_is_told(place: Path) -> None:
+    state = net().state_dict()
+    torch.save({"model": state, "model_ema": {**state, "extra": torch.ones(1)}}, "w.pt")
+    said = weights.load(net(), place / "w.pt", "mine", 4, "")[1]
+    assert said == "weights: w.pt: 'model' taken; 'model_ema', which seems an average, does not fit"
 
 
 def test_safetensors_come_back(place: Path) -> None:

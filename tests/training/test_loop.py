@@ -221,6 +221,23 @@ def test_a_signal_saves_the_step_and_the_run_resumes(tmp_path: Path, name: str) 
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
+def test_a_signal_in_the_last_evaluation_stops_what_would_come_after(tmp_path: Path) -> None:
+    folder = worker.start(tmp_path / "run")
+    original, calls = worker.MemoryLoader.batches, []
+
+    def batches(self: worker.MemoryLoader, epoch: int, start_step: int = 0) -> object:
+        calls.append(self.train)
+        if calls.count(False) == 4:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return original(self, epoch, start_step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker.MemoryLoader, "batches", batches)
+        with pytest.raises(KeyboardInterrupt, match="had come to its end"):
+            worker.run(folder)
+    assert json.loads((folder / "done.json").read_text())["step"] == 10
+
+
 def test_under_nohup_a_hangup_is_not_heard(tmp_path: Path) -> None:
     folder = worker.start(tmp_path / "run")
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)

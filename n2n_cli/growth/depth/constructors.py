@@ -5,6 +5,7 @@ New residual blocks start as nothing (their last factor is zero), all other new 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -141,6 +142,22 @@ def same_survival_rates(teacher: nn.Module, student: nn.Module) -> None:
             for key, value in vars(module).items():
                 if isinstance(value, float) and isinstance(getattr(twin, key, None), float):
                     setattr(twin, key, value)
+
+
+def check_reached(student: nn.Module, layers: Iterable[str], example: Any) -> None:
+    """Raises GrowthError where a new layer has no part in the forward pass; names it."""
+    waiting = dict.fromkeys(layers)
+    hooks = [
+        student.get_submodule(name).register_forward_pre_hook(lambda module, args, name=name: waiting.pop(name, None))
+        for name in list(waiting)
+    ]
+    try:
+        outputs(student, prepared(student, example), training=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if waiting:
+        raise GrowthError(f"the new layer '{next(iter(waiting))}' was not reached in the forward pass")
 
 
 def explained(failure: str, student: nn.Module, change: Change, batch: Any) -> str:

@@ -61,6 +61,12 @@ def insertions(
         found = [site if kept else other for site, other, kept in zip(found, freed, keep, strict=True)]
     by_layer = {site.layer: site for site in found}
     chosen = _default(model, found) if patterns is None else _matching(found, patterns)
+    if any(not site.module for site in chosen):
+        raise GrowthError(
+            f"{type(model).__name__} is one layer: a new one stands behind it in nn.Sequential({type(model).__name__})"
+        )
+    places = [site.module for site in chosen]  # not within each other: of a layer made of layers, the outer one
+    chosen = [site for site in chosen if not any(site.module.startswith(f"{place}.") for place in places)]
     made = [_insertion(model, site, by_layer.get(site.follows or ""), pairs) for site in chosen]
     return [{**place, "branch": True} for place in made] if branches else made
 
@@ -144,12 +150,11 @@ def insert(model: nn.Module, places: Sequence[Insertion]) -> tuple[nn.Module, li
         sequence = nn.Sequential(*body)
         _replace(student, before, sequence)
         own = {id(module) for module in before.modules()}
-        new += [
-            f"{path}.{name}"
-            for name, module in sequence.named_modules()
-            if module._parameters and id(module) not in own
-        ]
-    return student.train(model.training), new
+        added = {name: module for name, module in sequence.named_modules() if id(module) not in own}
+        for module in added.values():  # the others keep their modes: some may be frozen
+            module.training = model.training
+        new += [f"{path}.{name}" for name, module in added.items() if module._parameters]
+    return student, new
 
 
 def _replace(student: nn.Module, module: nn.Module, sequence: nn.Sequential) -> None:
@@ -193,4 +198,10 @@ def _norm_like(norm: nn.Module) -> nn.Module:
     """A fresh batch norm with the settings of another, and with what the identity needs: scale, bias, and running
     statistics (without them it would undo those of one batch, in eval mode too)."""
     assert isinstance(norm, BatchNorm)
-    return type(norm)(norm.num_features, eps=norm.eps, momentum=norm.momentum)
+    sized = norm.weight if norm.weight is not None else norm.running_mean
+    features = norm.num_features if sized is None else len(sized)  # a class of the user's may say another number
+    try:
+        return type(norm)(features, eps=norm.eps, momentum=norm.momentum)
+    except TypeError:  # it takes other arguments
+        plain = next(cls for cls in type(norm).__mro__ if cls.__module__.startswith("torch."))
+        return plain(features, eps=norm.eps, momentum=norm.momentum)

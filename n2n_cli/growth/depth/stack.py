@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from n2n_cli.growth.depth.insert import Insertion
 from n2n_cli.growth.errors import GrowthError
 
+SETTINGS = ("transposed", "dilation", "groups")
+"""Of a convolution, what its copy must have too."""
+
 
 def stack_blocks(student: nn.Module, blocks: Iterable[str]) -> dict[str, str]:
     """Give every new block the weights of a like one beside it; which, by name.
@@ -44,7 +47,9 @@ def stack_blocks(student: nn.Module, blocks: Iterable[str]) -> dict[str, str]:
         block = student.get_submodule(path)
         found = next((one for fits in (_same, _like) for one, module in trained if fits(module, block)), None)
         if found is None:
-            raise GrowthError(f"stack: beside '{path}' stands no layer or block like it to copy")
+            raise GrowthError(
+                f"stack: beside '{path}' stands no layer or block like it to copy; sites= puts copies behind layers"
+            )
         _copy(student.get_submodule(found), block)
         sources[path] = found
     return sources
@@ -61,10 +66,11 @@ def stack_insertions(model: nn.Module, student: nn.Module, places: Sequence[Inse
     for place in places:
         behind = [name for pair in place["behind"] for name in (pair if place["norm"] else pair[:1])]
         children = student.get_submodule(place["after"]).named_children()
-        body = [(f"{place['after']}.{key}", module) for key, module in children if module.state_dict()][1:]
+        body = [(f"{place['after']}.{key}", module) for key, module in children if key != "0" and module.state_dict()]
         for name, (path, module) in zip(behind * len(body), body, strict=False):
             source = model.get_submodule(name)
-            if not _reads_alike(_shapes(source), _shapes(module)):
+            computes_alike = all(getattr(source, key, None) == getattr(module, key, None) for key in SETTINGS)
+            if not computes_alike or not _reads_alike(_shapes(source), _shapes(module)):
                 raise GrowthError(f"stack: the new layer behind '{place['after']}' is not like '{name}'")
             _copy(source, module)
             sources[path] = name

@@ -49,6 +49,6 @@ def free_layers(student: nn.Module, example: Any, layers: Sequence[str], width: 
             held = f"'{made[0]}' {f'is held: {group.fixed}' if group.fixed else f'grows only with {others[0]!r}'}"
         elif isinstance(width, int) and width < group.n:
             raise GrowthError(f"width: {width} units are fewer than the {group.n} of '{made[0]}'")
-        else:
+        elif (width if isinstance(width, int) else round(width * group.n)) > group.n:
             plan[made[0]] = width
     return plan, held
