@@ -95,7 +95,7 @@ def deepen(
         new: how new layers start, one of `WAYS`.
         width: of new identity layers: a factor (``1.5``) or a number of units (``96``) of at least those below them.
             Copies get unequal shares, so that they part.
-        seed: of the copies that ``width`` asks for.
+        seed: of the copies that ``width`` asks for, and of what stands in a closed branch.
 
     Returns:
         Growth: ``.gap`` is the proof in fp64, in both modes, with statistics of the proof's own batch; ``.renamed``
@@ -131,8 +131,8 @@ def deepen(
         recipe: dict[str, Any] = {"op": "deeper", "new": [*change.layers, *change.zeros]}
     else:
         places = insertions(model, examples[0], sites, pairs, linear=not activation, branches=new == "zero")
-        student, change = _with_new_layers(model, places)
-        recipe = {"op": "deeper", "insert": places}
+        student, change = _with_new_layers(model, places, seed)
+        recipe = {"op": "deeper", "insert": places, **({"seed": seed} if new == "zero" else {})}
 
     check_reached(student, change.blocks, proof[0])
     gap = _proved(model, student, change, proof)
@@ -158,9 +158,10 @@ def check_way(new: Any, width: Any = None, activation: bool = True) -> None:
             raise GrowthError(f"{key} is for identity layers, and new={new} makes none")
 
 
-def _with_new_layers(model: nn.Module, places: Sequence[Insertion]) -> tuple[nn.Module, Change]:
+def _with_new_layers(model: nn.Module, places: Sequence[Insertion], seed: int) -> tuple[nn.Module, Change]:
     """The teacher with new layers in between, whose weights are still random, and their names; branches are closed."""
-    with torch.random.fork_rng(devices=[]):  # these first weights are nobody's: the user's random state stays
+    with torch.random.fork_rng(devices=[]):  # the user's random state stays
+        torch.manual_seed(seed)
         student, new = insert(model, places)
     renamed = moved(model, places)
     if not any(place.get("branch") for place in places):
@@ -178,7 +179,7 @@ def _stacked(model: nn.Module, sites: Any, examples: list[Any], proof: list[Any]
         recipe: dict[str, Any] = {"op": "deeper", "new": change.blocks}
     else:
         places = insertions(model, examples[0], sites, pairs)
-        student, change = _with_new_layers(model, places)
+        student, change = _with_new_layers(model, places, 0)
         copied = stack_insertions(model, student, places)
         recipe = {"op": "deeper", "insert": places}
     runs_as_it_is(student, proof[0])

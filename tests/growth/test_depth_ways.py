@@ -49,6 +49,15 @@ def test_a_branch_that_is_not_closed_is_refused(monkeypatch):
         growth.deepen(perturb(narrow_resnet([1, 1, 1, 1])), images(32), new="zero")
 
 
+def test_a_seed_makes_the_same_student_whatever_was_drawn_before():
+    teacher, x = network("dense"), batch(torch.Generator().manual_seed(1))[0]
+    torch.manual_seed(5)
+    states = [growth.deepen(teacher, x, new="zero", seed=seed).student.state_dict() for seed in (3, 3, 4)]
+    assert torch.equal(torch.rand(2), torch.rand(2, generator=torch.Generator().manual_seed(5)))
+    same = [all(torch.equal(tensor, other[name]) for name, tensor in states[0].items()) for other in states[1:]]
+    assert same == [True, False]
+
+
 def test_a_closed_branch_learns():
     teacher, x = network("dense"), batch(torch.Generator().manual_seed(1))[0]
     student = growth.deepen(teacher, x, new="zero", pairs=2).student
