@@ -50,7 +50,7 @@ def test_a_branch_that_is_not_closed_is_refused(monkeypatch):
 
 
 def test_a_seed_makes_the_same_student_whatever_was_drawn_before():
-    teacher, x = network("dense"), batch(torch.Generator().manual_seed(1))[0]
+    teacher, x = network("conv"), batch(torch.Generator().manual_seed(1))[0]
     torch.manual_seed(5)
     states = [growth.deepen(teacher, x, new="zero", seed=seed).student.state_dict() for seed in (3, 3, 4)]
     assert torch.equal(torch.rand(2), torch.rand(2, generator=torch.Generator().manual_seed(5)))
