@@ -102,7 +102,10 @@ def read_run(tree: Mapping[str, Any], check: bool = True) -> schema.RunConfig:
         "accept_images": False,
         **tree,
     }  # runs of an older n2n have none, nor the ones below
-    later: dict[str, Any] = {"data": {"holdout": 0, "cache": "auto"}, "training": {"checkpoint_every_minutes": 15.0}}
+    later: dict[str, Any] = {
+        "data": {"holdout": 0, "cache": "auto", "on_error": "raise"},
+        "training": {"checkpoint_every_minutes": 15.0},
+    }
     for group, values in later.items():
         if isinstance(tree.get(group), Mapping):
             tree[group] = {**values, **tree[group]}

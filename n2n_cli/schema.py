@@ -56,6 +56,7 @@ class SomeData:
     difficulty: Difficulty | None
     holdout: Whole | None
     cache: Literal["auto", "memory", "none"] | None
+    on_error: Literal["raise", "skip"] | None
 
 
 @dataclass
@@ -65,6 +66,7 @@ class Data(SomeData):
     augment: Literal["auto", "none", "crop", "imagenet"]
     holdout: Whole
     cache: Literal["auto", "memory", "none"]
+    on_error: Literal["raise", "skip"]
 
 
 @dataclass

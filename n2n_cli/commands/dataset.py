@@ -30,6 +30,7 @@ def load(cfg: Data, val_alone: bool = False) -> data.Dataset:
 @lru_cache(maxsize=1)
 def _load(cfg: str) -> data.Dataset:
     arguments = json.loads(cfg)
+    del arguments["on_error"]  # the loader's
     return data.load(arguments.pop("name"), **{key: value for key, value in arguments.items() if value is not None})
 
 

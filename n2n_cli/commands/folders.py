@@ -23,7 +23,7 @@ from n2n_cli.errors import N2NError, RunError
 from n2n_cli.schema import MACHINE, Compare, Grow, Op, RunConfig, Student
 
 FAILED = "failed.json"
-NO_MATTER = ("data.cache", "training.checkpoint_every_minutes")
+NO_MATTER = ("data.cache", "data.on_error", "training.checkpoint_every_minutes")
 """Keys of a setting that change no weight of its runs."""
 
 

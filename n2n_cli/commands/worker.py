@@ -72,7 +72,13 @@ def fit_folder(folder: Path, typed: Collection[str] = (), *, alone: bool = False
         return fit(
             folder,
             model,
-            data.TrainLoader(images.train, batch_size=cfg.training.batch_size, seed=cfg.seed, **place),
+            data.TrainLoader(
+                images.train,
+                batch_size=cfg.training.batch_size,
+                seed=cfg.seed,
+                skip=cfg.data.on_error == "skip",
+                **place,
+            ),
             data.EvalLoader(images.val, batch_size=cfg.training.eval_batch_size, **place),
             options,
             ranks=mine,

@@ -29,6 +29,8 @@ TIMEOUT_S = 300
 """Seconds after which a silent worker (a hung file system) is an error instead of a hung run."""
 LOOK_S = 5
 """Seconds after which a waiting loader looks whether its workers are still alive."""
+MOST_SKIPPED = 100
+"""Unreadable images of a run after which it ends all the same: the disk is at fault, or the folder."""
 SHARED = "/dev/shm"
 AHEAD = 2
 """Batches that a worker has ready before they are asked for."""
@@ -40,16 +42,25 @@ class TrainLoader:
     """Shuffled, augmented batches; ``batch_size`` in global images, a multiple of ``world_size``: a rank gets its part.
 
     ``steps_per_epoch``: full global batches. The images that do not fill a last one are left out (others each epoch).
-    Raises `N2NError` where there is no full batch.
+    ``skip``: an image that cannot be read is warned of, and the next one that can be takes its place, up to
+    `MOST_SKIPPED` of them. Raises `N2NError` where there is no full batch.
     """
 
     def __init__(
-        self, source: Source, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, workers: int = 0
+        self,
+        source: Source,
+        *,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        workers: int = 0,
+        skip: bool = False,
     ) -> None:
         if len(source) < batch_size:
             raise N2NError(f"{len(source)} training images are too few for one batch of batch_size {batch_size}")
         self.steps_per_epoch = len(source) // batch_size
-        self._reader = _Reader(source, seed, workers, world_size)
+        self._reader = _Reader(source, seed, workers, world_size, skip)
         self._images, self._seed, self._batch_size = len(source), seed, batch_size
         part = batch_size // world_size
         self._part = slice(rank * part, (rank + 1) * part)
@@ -83,10 +94,11 @@ class EvalLoader:
 class _Reader:
     """Turns the indices of each batch into batches: here, or in worker processes that stay alive."""
 
-    def __init__(self, source: Source, seed: int | None, workers: int, beside: int = 1):
-        """``beside``: readers like this one on this machine."""
+    def __init__(self, source: Source, seed: int | None, workers: int, beside: int = 1, skip: bool = False):
+        """``beside``: readers like this one on this machine; ``skip``: as for `TrainLoader`."""
         self._beside = beside
-        self._batches = _Batches(source, seed)
+        self._skipped: set[str] = set()
+        self._batches = _Batches(source, seed, skip)
         self._keys = _Keys()
         self._workers = workers if source.decodes else 0
         self._loader: DataLoader[Any] | None = None
@@ -94,7 +106,7 @@ class _Reader:
     def read(self, epoch: int, steps: Sequence[Tensor]) -> Iterator[Batch]:
         if not self._workers:
             for indices in steps:
-                yield self._batches.fetch(epoch, indices)
+                yield self._taken(self._batches.fetch(epoch, indices))
             return
         # Lists: tensors would travel to the workers by file descriptors, one for every batch.
         self._keys.epoch = [(epoch, indices.tolist()) for indices in steps]
@@ -108,7 +120,7 @@ class _Reader:
                 if isinstance(item, str):
                     message = item
                     break
-                yield _tensors(item)
+                yield self._taken(item)
         except RuntimeError as error:
             if "DataLoader" not in str(error):
                 raise
@@ -118,6 +130,19 @@ class _Reader:
             # queues, they cannot be told to end, and the program would wait five seconds for each.
             self._loader = batches = None
             raise N2NError(message)
+
+    def _taken(self, item: Any) -> Batch:
+        """A batch as tensors, its skipped images told. Raises N2NError for too many of them."""
+        images, labels, problems = item
+        for problem in problems:
+            if problem not in self._skipped:
+                self._skipped.add(problem)
+                print(f"n2n: warning: skipped {problem}", file=sys.stderr, flush=True)
+        if len(self._skipped) > MOST_SKIPPED:
+            raise N2NError(f"{len(self._skipped)} images cannot be read: more than data.on_error=skip puts up with")
+        if isinstance(images, np.ndarray):
+            return torch.from_numpy(images), torch.from_numpy(labels)
+        return images, labels
 
     def _start(self, images: int) -> DataLoader[Any]:
         """``images``: of the largest batch."""
@@ -139,19 +164,39 @@ class _Reader:
 
 
 class _Batches(Dataset[Any]):
-    def __init__(self, source: Source, seed: int | None):
-        self.source, self.seed = source, seed
+    def __init__(self, source: Source, seed: int | None, skip: bool):
+        self.source, self.seed, self.skip = source, seed, skip
         self.by_pipe = False  # where shared memory is too small (64 MB in a Docker container): slower, as it is copied
 
-    def fetch(self, epoch: int, indices: Tensor) -> Batch:
+    def fetch(self, epoch: int, indices: Tensor) -> tuple[Tensor, Tensor, list[str]]:
+        """Images, labels, and what was skipped."""
         draws = None if self.seed is None else uniforms(self.seed, epoch, indices, DRAWS)
-        return self.source.batch(indices, draws), self.source.labels[indices]
+        problems: list[str] = []
+        try:
+            images = self.source.batch(indices, draws)
+        except N2NError:
+            if not self.skip:
+                raise
+            indices = torch.tensor([self._readable(index, problems) for index in indices.tolist()])
+            images = self.source.batch(indices, draws)
+        return images, self.source.labels[indices], problems
+
+    def _readable(self, index: int, problems: list[str]) -> int:
+        """The image itself, or the next that can be read. Raises N2NError where `MOST_SKIPPED` in a row cannot."""
+        for step in range(MOST_SKIPPED + 1):
+            other = (index + step) % len(self.source)
+            try:
+                self.source.batch(torch.tensor([other]), None)
+                return other
+            except N2NError as error:
+                problems.append(str(error))
+        raise N2NError(problems[-1])
 
     def __getitem__(self, key: tuple[int, list[int]]) -> Any:
         # In a worker. The message is returned: an exception would come back wrapped in the worker's traceback.
         try:
-            batch = self.fetch(key[0], torch.tensor(key[1]))
-            return [part.numpy() for part in batch] if self.by_pipe else batch
+            images, labels, problems = self.fetch(key[0], torch.tensor(key[1]))
+            return (images.numpy(), labels.numpy(), problems) if self.by_pipe else (images, labels, problems)
         except N2NError as error:
             return str(error)
 
@@ -194,11 +239,6 @@ def _no_signal_of_workers() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGCHLD, before)
-
-
-def _tensors(item: Any) -> Batch:
-    images, labels = (torch.from_numpy(part) if isinstance(part, np.ndarray) else part for part in item)
-    return images, labels
 
 
 def _shared_memory() -> int:

@@ -58,7 +58,7 @@ def of_operator(run: Run) -> dict[str, Any]:
 
 
 def _told_elsewhere(key: str) -> bool:
-    return key in ("data.cache", "training.checkpoint_every_minutes") or key.split(".")[0] in (
+    return key in ("data.cache", "data.on_error", "training.checkpoint_every_minutes") or key.split(".")[0] in (
         *_OF_A_RUN,
         *_OF_A_MACHINE,
     )

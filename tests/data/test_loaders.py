@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from n2n_cli.data import EvalLoader, Source, TrainLoader, load
+from n2n_cli.data.counter import generator
 from n2n_cli.data.sources import ArraySource
 from n2n_cli.errors import N2NError
 
@@ -165,6 +166,28 @@ def test_without_shared_memory_the_batches_are_the_same(folder: Path, monkeypatc
     assert loader._reader._batches.by_pipe
     for ours, theirs in zip(piped, plain, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_unreadable_images_are_skipped_if_asked(
+    folder: Path, workers: int, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = folder / "train" / "bee" / "1.jpg"
+    data = load("imagefolder", root=folder, image_size=24, cache="none", augment="none")
+    index = [path.decode() for path in data.train.paths].index(str(bad))
+    whole = data.train.batch(torch.arange(len(data.train)), None)
+    bad.write_bytes(bad.read_bytes()[:200])
+    loader = TrainLoader(data.train, batch_size=4, seed=0, workers=workers, skip=True)
+    order = torch.randperm(len(data.train), generator=generator(0, 0))
+    order[order == index] = index + 1
+    for _ in range(2):
+        images, labels = (torch.cat(parts) for parts in zip(*loader.batches(0), strict=True))
+        assert torch.equal(images, whole[order[: len(images)]])
+        assert torch.equal(labels, data.train.labels[order[: len(labels)]])
+    assert capfd.readouterr().err.count(f"n2n: warning: skipped unreadable image {bad}: ") == 1
+    monkeypatch.setattr("n2n_cli.data.loaders.MOST_SKIPPED", 0)
+    with pytest.raises(N2NError, match=r"cannot be read: more than data.on_error=skip puts up|unreadable image"):
+        list(TrainLoader(data.train, batch_size=4, seed=0, workers=workers, skip=True).batches(0))
 
 
 def test_too_few_images(source: ArraySource) -> None:
