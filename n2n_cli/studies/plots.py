@@ -46,13 +46,19 @@ def curves(arms: Sequence[ArmStatistics], *, dark: bool = False) -> Figure:
     """Four panels: validation top-1 over the whole run and in the first epoch, training loss, final top-1.
 
     A line is the mean over an arm's finished seeds; with three or more the band is one standard deviation,
-    with two the seeds are drawn thin. Runs that are not finished are thin lines without a mean.
+    with two the seeds are drawn thin. Runs that are not finished are thin lines without a mean. Of many arms, or of
+    long names, the last panel has a row of its own.
     """
     theme = _DARK if dark else _LIGHT
     with matplotlib.rc_context(_FONT):
-        figure = Figure(figsize=(10.4, 7.9), layout=ConstrainedLayoutEngine(wspace=0.06), facecolor=theme["ground"])
+        rows, longest = len(arms), max((len(arm.title) for arm in arms), default=0)
+        many = rows > 8 or (rows > 6 and longest > 24)
+        columns = max(1, min(4, 150 // (longest + 14)))
+        height = 7.9 + (0.3 * rows if many else 0) + 0.2 * max(0, -(-(rows + 1) // columns) - 2)
+        figure = Figure(figsize=(10.4, height), layout=ConstrainedLayoutEngine(wspace=0.06), facecolor=theme["ground"])
         FigureCanvasAgg(figure)
-        whole, zoom, loss, finals = figure.subplots(2, 2).flat
+        above, panels = _panels(figure, many, 5.9, 0.3 * rows + 0.6)
+        whole, zoom, loss, finals = (panels[name] for name in ("whole", "zoom", "loss", "finals"))
         for axes, title in zip(
             (whole, zoom, loss, finals),
             (
@@ -67,17 +73,29 @@ def curves(arms: Sequence[ArmStatistics], *, dark: bool = False) -> Figure:
         handles = [_draw(arm, _look(arm, arms, theme), (whole, zoom, loss)) for arm in _students(arms)]
         handles += _teacher(arms, (whole, zoom, loss), theme)
         _ranges(arms, whole, zoom, loss)
-        _finals(arms, finals, theme)
-        figure.legend(
+        _finals(arms, finals, theme, one_line=many)
+        above.legend(
             handles=handles,
             loc="outside upper center",
-            ncols=min(4, len(handles)) if len(handles) != 6 else 3,
+            ncols=min(columns, len(handles)) if len(handles) != 6 else min(columns, 3),
             frameon=False,
             labelcolor=theme["ink"],
             handlelength=2.6,
         )
         figure.draw_without_rendering()
     return figure
+
+
+def _panels(figure: Figure, many: bool, upper: float, lower: float) -> tuple[Any, dict[str, Any]]:
+    """Where the legend goes, and the panels; of ``many`` arms, the last one has a row and margins of its own."""
+    if not many:
+        return figure, figure.subplot_mosaic([["whole", "zoom"], ["loss", "finals"]])
+    parts: Any = figure.subfigures(2, 1, height_ratios=[upper, lower])
+    above, below = parts
+    for part in (above, below):
+        part.set_facecolor(figure.get_facecolor())
+    panels = above.subplot_mosaic([["whole", "zoom"], ["loss", "loss"]], height_ratios=[3.3, 2.6])
+    return above, {**panels, "finals": below.subplots()}
 
 
 def png(figure: Figure, *, dpi: int = 170) -> bytes:
@@ -222,7 +240,7 @@ def _ranges(arms: Sequence[ArmStatistics], whole: Axes, zoom: Axes, loss: Axes) 
         zoom.xaxis.set_minor_locator(NullLocator())
         zoom.set_xlim(-0.04 * firsts[0], epoch * 1.03)
     zoom.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    zoom.set_xlabel("optimizer step (logarithmic beyond the first evaluation)")
+    zoom.set_xlabel("optimizer step (logarithmic scale)")
     zoom.set_ylim(0, min(1.0, max(tops, default=1.0) + 0.06))
     for axes in (whole, zoom):
         axes.yaxis.set_major_formatter(_PERCENT)
@@ -232,7 +250,7 @@ def _power_of_two(number: int) -> bool:
     return number & (number - 1) == 0
 
 
-def _finals(arms: Sequence[ArmStatistics], axes: Axes, theme: dict[str, str]) -> None:
+def _finals(arms: Sequence[ArmStatistics], axes: Axes, theme: dict[str, str], one_line: bool) -> None:
     """A row an arm, in the table's order: every seed a mark, the mean a bar."""
     rows = [arm for arm in arms if arm.n]
     for row, arm in enumerate(rows):
@@ -244,7 +262,8 @@ def _finals(arms: Sequence[ArmStatistics], axes: Axes, theme: dict[str, str]) ->
     teachers = [arm.final for arm in rows if arm.arm == "teacher" and arm.final is not None]
     for final in teachers[:1]:
         axes.axvline(final.mean, color=theme["teacher"], linewidth=1.1, linestyle=(0, (6, 3)), zorder=1.5)
-    axes.set_yticks(range(len(rows)), [arm.title.replace(" (", "\n(") for arm in rows], color=theme["ink"])
+    titles = [arm.title if one_line else arm.title.replace(" (", "\n(") for arm in rows]
+    axes.set_yticks(range(len(rows)), titles, color=theme["ink"])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
