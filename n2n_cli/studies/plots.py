@@ -54,10 +54,11 @@ def curves(arms: Sequence[ArmStatistics], *, dark: bool = False) -> Figure:
         rows, longest = len(arms), max((len(arm.title) for arm in arms), default=0)
         many = rows > 8 or (rows > 6 and longest > 24)
         columns = max(1, min(4, 150 // (longest + 14)))
-        height = 7.9 + (0.3 * rows if many else 0) + 0.2 * max(0, -(-(rows + 1) // columns) - 2)
+        legend = 0.22 * max(0, -(-(rows + 1) // columns) - 2)
+        height = 7.9 + legend + (0.3 * rows if many else 0)
         figure = Figure(figsize=(10.4, height), layout=ConstrainedLayoutEngine(wspace=0.06), facecolor=theme["ground"])
         FigureCanvasAgg(figure)
-        above, panels = _panels(figure, many, 5.9, 0.3 * rows + 0.6)
+        above, panels = _panels(figure, many, 6.6 + legend, 0.3 * rows + 0.6)
         whole, zoom, loss, finals = (panels[name] for name in ("whole", "zoom", "loss", "finals"))
         for axes, title in zip(
             (whole, zoom, loss, finals),
