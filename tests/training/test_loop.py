@@ -209,12 +209,14 @@ def test_a_signal_saves_the_step_and_the_run_resumes(tmp_path: Path, name: str) 
                 os.kill(os.getpid(), getattr(signal, name))
             yield batch
 
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
     handlers = [signal.getsignal(number) for number in SIGNALS]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(worker.MemoryLoader, "batches", interrupting)
         with pytest.raises(KeyboardInterrupt, match="stopped after step 6 and saved"):
             worker.run(folder, epochs=3.0)
     assert [signal.getsignal(number) for number in SIGNALS] == handlers
+    signal.signal(signal.SIGHUP, before)
     assert checkpoint.load(checkpoint.resolve(folder))["step"] == 6
     worker.run(folder, epochs=3.0)
     a, b = (checkpoint.load(checkpoint.resolve(f))["model"] for f in (whole, folder))
