@@ -138,7 +138,9 @@ def test_every_flag_of_every_command_resolves() -> None:
     for command in schema.SCHEMAS:
         keys = command_keys(command)
         for key in keys:
-            assert translate(command, [f"--{key.replace('_', '-')}=a:b", "checkpoint=x", "target=x", "root=x"]).overrides
+            assert translate(
+                command, [f"--{key.replace('_', '-')}=a:b", "checkpoint=x", "target=x", "root=x"]
+            ).overrides
 
 
 @pytest.mark.parametrize(

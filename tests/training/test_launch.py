@@ -96,6 +96,13 @@ def test_a_killed_rank_is_one_line(tmp_path: Path, rank: int) -> None:
         launch("training_worker", jobs(job), 2)
 
 
+def parent_of(process: Path) -> int | None:
+    try:
+        return int((process / "stat").read_text().rpartition(")")[2].split()[1])
+    except (OSError, ValueError):
+        return None  # it has ended meanwhile
+
+
 PARENT = """
 import json, sys
 from n2n_cli.training.launch import launch
@@ -110,7 +117,7 @@ def test_ranks_save_and_stop_when_their_parent_is_killed(tmp_path: Path) -> None
     metrics, deadline = folder / "metrics.jsonl", time.monotonic() + 90
     while not (metrics.exists() and metrics.stat().st_size > 2000) and time.monotonic() < deadline:
         time.sleep(0.05)
-    ranks_of = [int(pid) for pid in subprocess.check_output(["pgrep", "-P", str(parent.pid)], text=True).split()]
+    ranks_of = [int(path.name) for path in Path("/proc").glob("[0-9]*") if parent_of(path) == parent.pid]
     assert len(ranks_of) == 2
     parent.kill()
     parent.wait()
