@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -65,6 +64,6 @@ def _bar(progress: bool | None) -> Any:
     def watch(files: Iterable[Any], n: int) -> Iterable[Any]:
         from tqdm import tqdm
 
-        return tqdm(files, total=n, unit="file", dynamic_ncols=True, desc=os.path.basename("data check"))
+        return tqdm(files, total=n, unit="file", dynamic_ncols=True, desc="data check")
 
     return watch

@@ -30,6 +30,7 @@ FORMATS = {
     ".tiff": "TIFF",
     ".webp": "WEBP",
 }
+MODES = {"P": "palette", "RGBA": "transparency", "LA": "transparency"}
 CHUNK = 64  # files that a process is given at once
 
 
@@ -104,11 +105,7 @@ def look(path: str) -> File:
             if image.mode.startswith("I"):
                 odd.append("16 bits, scaled to 8")
             elif image.mode not in ("RGB", "L"):
-                odd.append(
-                    {"CMYK": "CMYK", "P": "palette", "RGBA": "transparency", "LA": "transparency"}.get(
-                        image.mode, image.mode
-                    )
-                )
+                odd.append(MODES.get(image.mode, image.mode))
             if min(image.size) < 8:
                 odd.append("smaller than 8 px")
     with open(path, "rb") as file:
