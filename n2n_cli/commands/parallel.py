@@ -20,7 +20,7 @@ from n2n_cli.commands import grow, machine, train
 from n2n_cli.commands.folders import PlannedRun
 from n2n_cli.errors import N2NError, RunError
 from n2n_cli.schema import Compare
-from n2n_cli.training.launch import stop_with_parent
+from n2n_cli.training.launch import heard, stop_with_parent
 from n2n_cli.training.loop import SIGNALS
 
 Result = dict[str, Any] | RunError | None
@@ -119,8 +119,7 @@ def _signals() -> Iterator[None]:
     def interrupt(number: int, frame: Any) -> None:
         raise KeyboardInterrupt(STOPPED)
 
-    heard = [s for s in SIGNALS if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]  # not under nohup
-    before = {number: signal.signal(number, interrupt) for number in heard}
+    before = {number: signal.signal(number, interrupt) for number in heard(SIGNALS)}
     try:
         yield
     finally:

@@ -16,7 +16,7 @@ import tempfile
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,11 @@ def run_rank(main: Callable[[], Any]) -> int:
         sys.stderr.flush()
         os._exit(code)
     return code
+
+
+def heard(signals: Iterable[signal.Signals]) -> list[signal.Signals]:
+    """The signals that this process shall hear: under nohup, not SIGHUP."""
+    return [s for s in signals if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]
 
 
 def stop_with_parent() -> None:
@@ -178,11 +183,7 @@ def _environment(devices: int) -> Iterator[None]:
     """What the ranks inherit: a share of the cores, unless the user said otherwise; put back at the end."""
     # C++ warnings off: DDP has one for every network that has no unused parameters.
     wanted = {
-        "TORCHELASTIC_SIGNALS_TO_HANDLE": ",".join(
-            s.name
-            for s in _SIGNALS
-            if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN  # not under nohup
-        ),
+        "TORCHELASTIC_SIGNALS_TO_HANDLE": ",".join(s.name for s in heard(_SIGNALS)),
         _LAUNCHED: "1",
         "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
     }

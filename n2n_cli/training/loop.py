@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from n2n_cli.errors import Diverged, Everywhere, N2NError
 from n2n_cli.training import checkpoint
 from n2n_cli.training.evaluate import Loader
+from n2n_cli.training.launch import heard
 from n2n_cli.training.options import FitOptions
 from n2n_cli.training.ranks import Ranks
 from n2n_cli.training.runlog import RunLog
@@ -290,8 +291,7 @@ def _signals() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield received  # only the main thread may set handlers
         return
-    heard = [s for s in SIGNALS if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]  # not under nohup
-    before = {s: signal.signal(s, handler) for s in heard}
+    before = {s: signal.signal(s, handler) for s in heard(SIGNALS)}
     try:
         yield received
     finally:
