@@ -96,12 +96,9 @@ def functions(cfg: Any) -> tuple[str, ...]:
 
 def read_run(tree: Mapping[str, Any], check: bool = True) -> schema.RunConfig:
     """The config of a run from what its config.yaml holds. Raises N2NError; with ``check`` also if data is missing."""
-    tree = {
-        "weights": None,
-        "weights_key": None,
-        "accept_images": False,
-        **tree,
-    }  # runs of an older n2n have none, nor the ones below
+    # Runs of an older n2n have none of these, nor of the ones below.
+    older = {"weights": None, "weights_key": None, "accept_images": False, "accept_versions": False}
+    tree = {**older, "launch": {"max_restarts": 0}, **tree}
     later: dict[str, Any] = {
         "data": {"holdout": 0, "cache": "auto", "on_error": "raise"},
         "training": {"checkpoint_every_minutes": 15.0},

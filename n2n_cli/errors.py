@@ -21,6 +21,10 @@ class RunError(N2NError):
     """This run cannot be made as it is asked for; others of its study can."""
 
 
+class RankLost(N2NError):
+    """A rank of a run ended from outside: a run that is started again goes on from its checkpoint."""
+
+
 class Diverged(RunError):
     """A loss, a gradient or an output that is not finite: what the run holds from here on is worth nothing."""
 

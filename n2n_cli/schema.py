@@ -197,6 +197,11 @@ class Study:
 
 
 @dataclass
+class Launch:
+    max_restarts: Whole
+
+
+@dataclass
 class RunConfig:
     """What every run has. ``out`` and the keys below it say where and how to run, not what it is.
 
@@ -220,6 +225,8 @@ class RunConfig:
     max_steps: Count | None
     prepare_only: bool
     accept_images: bool
+    accept_versions: bool
+    launch: Launch
 
 
 @dataclass
@@ -312,7 +319,11 @@ MACHINE = (
     "max_steps",
     "prepare_only",
     "accept_images",
+    "accept_versions",
+    "launch",
     "jobs",
     "retry",
 )
 """Keys that say where and how a run is made. They may differ between runs that are the same."""
+NO_MATTER = ("data.cache", "data.on_error", "training.checkpoint_every_minutes")
+"""Keys of a setting that change no weight of its runs."""

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Callable
 from typing import Any
 
 import yaml
 
+from n2n_cli import records
 from n2n_cli.commands import dataset, folders, networks, prepare, worker
 from n2n_cli.commands.folders import PlannedRun
 from n2n_cli.config import functions
+from n2n_cli.errors import N2NError
 from n2n_cli.schema import RunConfig
 from n2n_cli.training.launch import launch
 
@@ -45,9 +46,9 @@ def fit_run(planned: PlannedRun, cfg: RunConfig, write: Callable[[], None]) -> d
     if cfg.prepare_only:
         print(f"torchrun --nproc-per-node {cfg.devices} -m {worker.__name__} {' '.join(words)}", flush=True)
         return None
-    if cfg.devices > 1:
+    if cfg.devices > 1 or cfg.launch.max_restarts:
         try:
-            launch(worker.__name__, words, cfg.devices)
+            launch(worker.__name__, words, cfg.devices, cfg.launch.max_restarts)
         except KeyboardInterrupt:  # the ranks have saved; the agent only knows the signal's number
             raise KeyboardInterrupt("stopped; the same command goes on from there") from None
     else:
@@ -66,8 +67,8 @@ def check_images(planned: PlannedRun, cfg: RunConfig) -> None:
         return
     try:
         root = yaml.safe_load((planned.folder / "config.yaml").read_text())["data"]["root"]
-        info = json.loads((planned.folder / "run.json").read_text())
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        info = records.read(planned.folder / "run.json", records.RUN)
+    except (N2NError, OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
         return  # a damaged run says so itself
     if os.path.abspath(root) != os.path.abspath(str(cfg.data.root)):
         prepare.check_images(planned.folder, info, dataset.load(cfg.data), cfg.accept_images)

@@ -17,14 +17,13 @@ from typing import Any
 
 import yaml
 
+from n2n_cli import records
 from n2n_cli.arms import ARMS
 from n2n_cli.config import conf_dir
 from n2n_cli.errors import N2NError, RunError
-from n2n_cli.schema import MACHINE, Compare, Grow, Op, RunConfig, Student
+from n2n_cli.schema import MACHINE, NO_MATTER, Compare, Grow, Op, RunConfig, Student
 
 FAILED = "failed.json"
-NO_MATTER = ("data.cache", "data.on_error", "training.checkpoint_every_minutes")
-"""Keys of a setting that change no weight of its runs."""
 
 
 @dataclass(frozen=True)
@@ -51,36 +50,29 @@ class PlannedRun:
     @property
     def done(self) -> dict[str, Any] | None:
         """What done.json says, or None as long as the run is not finished."""
-        path = self.folder / "done.json"
         try:
-            done = json.loads(path.read_text())
+            return records.read(self.folder / "done.json", records.DONE)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
-            raise N2NError(f"cannot read {path}: {error}; without it, the run goes on from its checkpoint") from error
-        return done if isinstance(done, dict) else None
+        except records.Damaged as error:
+            raise N2NError(f"{error}; without it, the run goes on from its checkpoint") from error
 
     @property
     def failed(self) -> str | None:
         """Why a study gave this run up; None if it did not."""
-        path = self.folder / FAILED
         try:
-            return str(json.loads(path.read_text())["reason"])
+            return str(records.read(self.folder / FAILED, records.FAILED, ["reason"])["reason"])
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise N2NError(f"cannot read {path}: {error}; remove it to try the run again") from error
+        except records.Damaged as error:
+            raise N2NError(f"{error}; remove it to try the run again") from error
 
 
 def fail(planned: PlannedRun, error: RunError) -> None:
     """Notes in the run's folder that it cannot be made, and why; `PlannedRun.failed` reads it."""
     told = {"arm": planned.arm, "label": planned.label, "seed": planned.seed, "lr_scale": planned.lr_scale}
     told |= {"epochs": planned.epochs, "reason": " ".join(str(error).split()).removeprefix(f"{planned.folder}: ")}
-    try:
-        planned.folder.mkdir(parents=True, exist_ok=True)
-        (planned.folder / FAILED).write_text(json.dumps(told, indent=1) + "\n")
-    except OSError as problem:
-        raise N2NError(f"cannot write {planned.folder / FAILED}: {problem.strerror}") from problem
+    records.write(planned.folder / FAILED, told)
 
 
 def setting(cfg: RunConfig) -> Path:

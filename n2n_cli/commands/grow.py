@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from collections.abc import Collection
 from functools import partial
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from n2n_cli import data, growth, lineage, models
+from n2n_cli import data, growth, lineage, models, records
 from n2n_cli.arms import ARMS
 from n2n_cli.commands import dataset, fitting, folders, networks, prepare, travel
 from n2n_cli.commands.folders import PlannedRun
@@ -46,8 +45,8 @@ def write_grown(planned: PlannedRun, cfg: Student) -> None:
     teacher, steps = networks.teacher(planned, cfg, images)
     images = dataset.in_order(images, steps, str(planned.teacher))
     if planned.teacher.parent == planned.folder.parent:  # of this very setting
-        with contextlib.suppress(OSError, ValueError):
-            told = json.loads((planned.teacher / "run.json").read_text())
+        with contextlib.suppress(OSError):
+            told = records.read(planned.teacher / "run.json", records.RUN)
             prepare.check_images(planned.teacher, told, images, cfg.accept_images)
     batch = dataset.example(images)
     with torch.inference_mode():

@@ -9,13 +9,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torchvision
 from torch import nn
 
+import n2n_cli
 from n2n_cli.errors import RunError
 from n2n_cli.models import describe
 from n2n_cli.schema import RunConfig
 
 ONE_THREAD_BELOW = 100_000  # parameters
+VERSIONS = ("n2n", "torch", "torchvision", "python")
+"""Of what `described` says, what changes the numbers of a run without anybody asking for it."""
 runs_at_once = 1  # processes like this one that share the cores (`parallel` sets it in each of them)
 
 
@@ -61,7 +65,10 @@ def described(cfg: RunConfig) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
         "devices": cfg.devices,
         "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "n2n": n2n_cli.__version__,
         "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
         "python": platform.python_version(),
         "system": platform.system(),
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from n2n_cli import data, lineage
+from n2n_cli import data, lineage, records
 from n2n_cli.commands import dataset, machine
 from n2n_cli.commands.folders import PlannedRun
 from n2n_cli.config import functions
@@ -41,8 +40,6 @@ def stored(path: Path, typed: Collection[str] = (), key: str = "model") -> tuple
     ``typed``, ``key``: as for `lineage.build`. Raises N2NError.
     """
     state = checkpoint.load(path)
-    if missing := [key for key in ("lineage", "step", "config") if key not in state]:
-        raise N2NError(f"{path} is not an n2n checkpoint (no '{missing[0]}' in it)")
     model = lineage.build(state["lineage"], typed, key)
     try:
         model.load_state_dict(checkpoint.weights(state))
@@ -108,8 +105,8 @@ def check_same_weights(planned: PlannedRun, cfg: RunConfig) -> None:
     if cfg.weights is None or not (folder / "run.json").is_file():
         return
     try:
-        began = json.loads((folder / "run.json").read_text())["lineage"]["steps"][0]["weights"]["sha256"]
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        began = records.read(folder / "run.json", records.RUN)["lineage"]["steps"][0]["weights"]["sha256"]
+    except (N2NError, KeyError, TypeError, IndexError):
         return  # a damaged run says so itself
     if began != weights.sha256(Path(cfg.weights)):
         raise N2NError(f"weights: {folder} began from other weights in {cfg.weights}: remove it, or change out=")

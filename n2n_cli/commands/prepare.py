@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import yaml
 from torch import nn
 
-from n2n_cli import data
+from n2n_cli import data, records
 from n2n_cli.commands import machine
 from n2n_cli.commands.folders import PlannedRun
 from n2n_cli.errors import N2NError
@@ -102,7 +101,7 @@ def write_run(
         "machine": machine.described(cfg),
     }
     text = write_config(planned)
-    _write(planned.folder / "run.json", json.dumps(info, indent=1) + "\n")
+    records.write(planned.folder / "run.json", info)
     state = {
         "format": checkpoint.FORMAT,
         "lineage": lineage,
@@ -118,16 +117,44 @@ def _counted(images: data.Dataset) -> dict[str, Any]:
     return {"train": len(images.train), "val": len(images.val), "files": images.files}
 
 
-def check_images(folder: Path, info: dict[str, Any], images: data.Dataset, accept: bool) -> None:
-    """Whether the images are those that the run in ``folder`` began with (``info``: its run.json).
+def check_machine(folder: Path, info: dict[str, Any], cfg: RunConfig, begun: bool) -> dict[str, Any]:
+    """Notes in run.json (``info``) which machine the run in ``folder`` is trained on; returns run.json.
+
+    A run that has ``begun`` keeps what was noted before. Other devices, threads and cores are what somebody asked for;
+    other versions of what computes are not.
+
+    Raises:
+        N2NError: another version, and ``accept_versions`` does not say that this is meant.
+    """
+    was, now = info.get("machine") or {}, machine.described(cfg)
+    changed = [f"{key} {was[key]} -> {now[key]}" for key in now if key in was and was[key] != now[key]]
+    if not begun or not changed:
+        if was != now:
+            info = {**info, "machine": now}
+            records.write(folder / "run.json", info)
+        return info
+    other = [told for told in changed if told.split(" ")[0] in machine.VERSIONS]
+    if other and not cfg.accept_versions:
+        raise N2NError(
+            f"{folder}: the run began with other versions ({', '.join(other)}); give them back, or go on all the same "
+            "with accept_versions=true"
+        )
+    noted = {**info, "machine": now, "machines_before": [*info.get("machines_before", []), was]}
+    records.write(folder / "run.json", noted)
+    print(f"{folder}: goes on with {', '.join(changed)}, noted in run.json", flush=True)
+    return noted
+
+
+def check_images(folder: Path, info: dict[str, Any], images: data.Dataset, accept: bool) -> dict[str, Any]:
+    """Whether the images are those that the run in ``folder`` began with (``info``: its run.json); returns run.json.
 
     Raises:
         N2NError: they are others, and ``accept`` does not say that this is meant; if it does, run.json notes it.
     """
     was, now = info.get("images"), _counted(images)
     if was is None or was == now:
-        return
-    changed = [f"{was[part]} -> {now[part]} {part}" for part in ("train", "val") if was[part] != now[part]]
+        return info
+    changed = [f"{was.get(part)} -> {now[part]} {part}" for part in ("train", "val") if was.get(part) != now[part]]
     what = ", ".join(changed) if changed else "as many as before, with other names"
     if not accept:
         raise N2NError(
@@ -135,13 +162,14 @@ def check_images(folder: Path, info: dict[str, Any], images: data.Dataset, accep
             "or go on all the same with accept_images=true"
         )
     noted = {**info, "images": now, "images_before": [*info.get("images_before", []), was]}
-    _write(folder / "run.json", json.dumps(noted, indent=1) + "\n")
+    records.write(folder / "run.json", noted)
     print(f"{folder}: goes on with other images ({what}), noted in run.json", flush=True)
+    return noted
 
 
 def _write(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        checkpoint.atomic_write(path, text.encode())
+        records.atomic_write(path, text.encode())
     except OSError as error:
         raise N2NError(f"cannot write {path}: {error.strerror}") from error

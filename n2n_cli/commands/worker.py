@@ -8,8 +8,6 @@ typed, and ``prepare_only=true`` prints it in the line to type.
 from __future__ import annotations
 
 import contextlib
-import json
-import re
 import sys
 from collections.abc import Collection
 from dataclasses import asdict
@@ -20,7 +18,7 @@ from typing import Any
 import yaml
 from torch import nn
 
-from n2n_cli import data, growth, lineage
+from n2n_cli import data, growth, lineage, records
 from n2n_cli.commands import dataset, machine, prepare
 from n2n_cli.config import read_run
 from n2n_cli.errors import N2NError
@@ -41,7 +39,7 @@ def fit_folder(folder: Path, typed: Collection[str] = (), *, alone: bool = False
     try:
         text = (folder / "config.yaml").read_text()
         cfg = read_run(yaml.safe_load(text))
-        info = json.loads((folder / "run.json").read_text())
+        info = records.read(folder / "run.json", records.RUN, ["lr", "lineage"])
     except OSError as error:
         raise N2NError(f"no run in {folder}: {error.strerror}: {error.filename}") from error
     except (ValueError, yaml.YAMLError) as error:
@@ -50,15 +48,14 @@ def fit_folder(folder: Path, typed: Collection[str] = (), *, alone: bool = False
         model = lineage.build(info["lineage"], typed)
         machine.limit_threads(model, mine.world_size)
         images = dataset.in_order(dataset.load(cfg.data), info["lineage"], str(folder))
+        begun = checkpoint.newest_step(folder / "checkpoints")
         if mine.main:
-            prepare.check_images(folder, info, images, cfg.accept_images)
+            info = prepare.check_images(folder, info, images, cfg.accept_images)
+            if not (folder / "done.json").exists():
+                info = prepare.check_machine(folder, info, cfg, begun > 0)
         workers = machine.workers(cfg.workers, mine.world_size, not images.train.decodes)
         place = {"rank": mine.rank, "world_size": mine.world_size, "workers": workers}
-        stop_after = None
-        if cfg.max_steps is not None:
-            newest, _ = checkpoint.newest(folder / "checkpoints")
-            done = re.match(r"step_(\d+)", newest.name) if newest else None
-            stop_after = (int(done[1]) if done else 0) + cfg.max_steps
+        stop_after = None if cfg.max_steps is None else begun + cfg.max_steps
         options, given_up = settled(
             model,
             _options(cfg, info, stop_after),

@@ -155,6 +155,11 @@ class Equivariant:
         given = [(parameters[name], r) for name, r in rates.items() if id(parameters[name]) in mine]
         if rates and not given:
             raise GrowthError("this optimizer holds none of the student's parameters that grew")
+        for name, pair in rates.items():
+            if len(pair) != 2 or any(
+                torch.broadcast_shapes(r.shape, parameters[name].shape) != parameters[name].shape for r in pair
+            ):
+                raise GrowthError(f"the rates of {name} are not two, of its shape")
         self.rates = rates
         self._outward = [(p, r.to(p.device, p.dtype)) for p, (r, _) in given if bool((r != 1).any())]
         self._inward = [(p, r.to(p.device, p.dtype)) for p, (_, r) in given if bool((r != 1).any())]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from n2n_cli import records
 from n2n_cli.arms import ARMS
 from n2n_cli.errors import N2NError
 
@@ -128,14 +128,10 @@ def collect(folder: str | Path) -> list[Run]:
 
 def read_run(folder: Path) -> Run:
     """One run folder, without its teacher. Raises N2NError for a file that cannot be read."""
-    failed = _json(folder / "failed.json") if (folder / "failed.json").exists() else {}
-    info = _json(folder / "run.json") if (folder / "run.json").exists() or not failed else failed
-    missing = [key for key in ("arm", "seed") if key not in info]
-    if missing:
-        raise N2NError(f"{folder / 'run.json'}: no '{missing[0]}'")
-    done = folder / "done.json"
-    rows, ended = _rows(folder / "metrics.jsonl"), _json(done) if done.exists() else None
-    return Run(folder, info, rows, ended, failed=str(failed["reason"]) if failed.get("reason") else None)
+    failed = _read(folder / "failed.json", records.FAILED) or {}
+    info = _read(folder / "run.json", records.RUN, ["arm", "seed"]) or failed
+    rows, done = records.rows(folder / "metrics.jsonl"), _read(folder / "done.json", records.DONE)
+    return Run(folder, info, rows, done, failed=failed.get("reason"))
 
 
 def _order(run: Run) -> tuple[int, str, float, str, int]:
@@ -156,32 +152,8 @@ def _teacher(run: Run, found: dict[Path, Run]) -> Run | None:
     return same[0] if len(same) == 1 else None
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _read(path: Path, kinds: Mapping[str, Any], needed: Sequence[str] = ()) -> dict[str, Any] | None:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise N2NError(f"cannot read {path}: {error}") from None
-    if not isinstance(value, dict):
-        raise N2NError(f"cannot read {path}: expected a JSON object")
-    return value
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    """The log's rows; a last line that was cut off by a kill is left out, any other bad line is an error."""
-    if not path.exists():
-        return []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise N2NError(f"cannot read {path}: {error}") from None
-    rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            row["step"] = int(row["step"])
-        except (ValueError, TypeError, KeyError):
-            if number == len(lines):
-                break
-            raise N2NError(f"cannot read {path}: line {number} is not a row of metrics") from None
-        rows.append(row)
-    return rows
+        return records.read(path, kinds, needed)
+    except FileNotFoundError:
+        return None

@@ -8,11 +8,11 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped, unused-ignore]
 
+from n2n_cli.schema import MACHINE, NO_MATTER
 from n2n_cli.studies.runs import Run
 
-# What belongs to a run, an arm or a machine, and is told elsewhere in the report.
+# What belongs to a run or an arm, and is told elsewhere in the report.
 _OF_A_RUN = ("arm", "seed", "teacher", "teacher_epochs", "epochs", "lr_scale", "op")
-_OF_A_MACHINE = ("out", "progress", "max_steps", "device", "devices", "workers")
 
 
 def config(run: Run) -> dict[str, Any]:
@@ -58,10 +58,7 @@ def of_operator(run: Run) -> dict[str, Any]:
 
 
 def _told_elsewhere(key: str) -> bool:
-    return key in ("data.cache", "data.on_error", "training.checkpoint_every_minutes") or key.split(".")[0] in (
-        *_OF_A_RUN,
-        *_OF_A_MACHINE,
-    )
+    return key in NO_MATTER or key.split(".")[0] in (*_OF_A_RUN, *MACHINE)
 
 
 def _flat(tree: Mapping[str, Any], where: str = "") -> dict[str, Any]:

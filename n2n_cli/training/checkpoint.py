@@ -25,11 +25,33 @@ from typing import Any
 import torch
 
 from n2n_cli.errors import N2NError
+from n2n_cli.records import TEMPORARY, Number, atomic_write, fits
 
 FORMAT = 1
 _NAME = re.compile(r"(?:step_(?P<step>\d{8,})|best)-(?P<sha>[0-9a-f]{16})\.pt")
 HOLDER = ".training"
-_TEMPORARY = ".tmp-"
+
+
+_TENSORS = {"*": torch.Tensor}
+STATE: dict[str, Any] = {
+    "lineage": {"steps": list, "classes": list},
+    "config": str,
+    "model": _TENSORS,
+    "ema": _TENSORS,
+    "step": int,
+    "epoch": Number,
+    "images": int,
+    "optimizer": {"state": dict, "param_groups": list},
+    "scaler": dict,
+    "rates": dict,
+    "ema_age": int,
+    "start": {"*": Number},
+    "best": {"*": Number},
+    "last": {"*": Number},
+    "steps_since_row": torch.Tensor,
+    "time_s": Number,
+}
+"""What a checkpoint holds: types of the values that are there and not None; ``*``: of every other key."""
 
 
 class CheckpointError(N2NError):
@@ -70,10 +92,16 @@ def load(path: Path) -> dict[str, Any]:
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling fails in many ways, all of them the file's fault
         raise CheckpointError(f"{path} is not an n2n checkpoint ({type(error).__name__} while loading)") from error
-    if not isinstance(state, dict) or "format" not in state or "model" not in state:
+    if not isinstance(state, dict) or "format" not in state or state.get("model") is None:
         raise CheckpointError(f"{path} is not an n2n checkpoint (no 'format' and 'model' in it)")
     if state["format"] != FORMAT:
         raise CheckpointError(f"{path} has checkpoint format {state['format']!r}; this n2n reads format {FORMAT}")
+    for key in ("lineage", "config", "step"):
+        if state.get(key) is None:
+            raise CheckpointError(f"{path} is not an n2n checkpoint (no '{key}' in it)")
+    for key, value in state.items():
+        if not fits(value, STATE.get(key)):
+            raise CheckpointError(f"{path} is damaged: its '{key}' is not what a checkpoint holds there")
     return state
 
 
@@ -93,6 +121,13 @@ def newest(folder: Path) -> tuple[Path | None, list[CheckpointError]]:
         else:
             return path, damaged
     return None, damaged
+
+
+def newest_step(folder: Path) -> int:
+    """The step of the `newest` checkpoint; 0 where there is none."""
+    path, _ = newest(folder)
+    name = _NAME.fullmatch(path.name) if path else None
+    return int(name["step"]) if name else 0
 
 
 def warn(damaged: list[CheckpointError]) -> None:
@@ -126,7 +161,7 @@ def resolve(path: Path | str) -> Path:
 
 def clean(folder: Path) -> None:
     """Remove temporary files that a killed run left behind."""
-    for stale in Path(folder).glob(_TEMPORARY + "*"):
+    for stale in Path(folder).glob(TEMPORARY + "*"):
         stale.unlink(missing_ok=True)
 
 
@@ -174,34 +209,6 @@ def _holder(folder: Path) -> str:
     with contextlib.suppress(OSError, UnicodeDecodeError):
         return f" ({(Path(folder) / HOLDER).read_text()[:200]})"
     return ""
-
-
-def atomic_write(path: Path, data: bytes | memoryview) -> None:
-    """Write ``path`` so that a crash leaves either the old file or the new one, whole.
-
-    Raises:
-        OSError: as the file system says; the temporary file is gone.
-    """
-    temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
-    try:
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-        try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(handle, view) :]
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-        os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _write(folder: Path, state: dict[str, Any], stem: str) -> Path:

@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from n2n_cli.errors import N2NError, RunError
+from n2n_cli.errors import N2NError, RankLost, RunError
 
 _LAUNCHED = "N2N_LAUNCHED"  # in the environment of ranks that `launch` started
 _INTERRUPTED = (130, -signal.SIGINT, -signal.SIGTERM)
@@ -32,16 +32,29 @@ class RankFailure(RuntimeError):
     """A rank ended by something that is no user's mistake; the message holds its traceback."""
 
 
-def launch(module: str, args: list[str], devices: int) -> None:
+def launch(module: str, args: list[str], devices: int, max_restarts: int = 0) -> None:
     """Run ``python -m module *args`` as ``devices`` ranks of this machine and wait for them.
 
     The module's main goes through `run_rank`. Signals reach the ranks, which save and stop.
 
+    Args:
+        max_restarts: how often all ranks are started anew, after one was killed or failed by no mistake of the user's.
+
     Raises:
-        N2NError: what a rank raised, the same one line.
+        N2NError: what a rank raised, the same one line; RankLost: a rank was killed.
         RankFailure: a rank failed otherwise, with its traceback.
         KeyboardInterrupt: a signal (SIGINT, SIGTERM, ...) stopped the agent.
     """
+    for restart in range(1, max_restarts + 1):
+        try:
+            return _launch(module, args, devices)
+        except (RankLost, RankFailure) as error:
+            lines = str(error).splitlines()
+            print(f"n2n: warning: {lines[-1]}: restart {restart} of {max_restarts}", file=sys.stderr, flush=True)
+    return _launch(module, args, devices)
+
+
+def _launch(module: str, args: list[str], devices: int) -> None:
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -157,7 +170,7 @@ def _told(error: Any, logs: str) -> BaseException:
         return KeyboardInterrupt(f"rank {rank} was interrupted")
     killed = [number for number, f in error.failures.items() if f.exitcode == -signal.SIGKILL]
     if killed:  # what the others report is that they lost it
-        return N2NError(
+        return RankLost(
             f"rank {killed[0]} was killed (signal 9; out of memory?); the same command goes on from its checkpoint"
         )
     if reports:

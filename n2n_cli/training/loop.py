@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import threading
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from n2n_cli import records
 from n2n_cli.errors import Diverged, Everywhere, N2NError
 from n2n_cli.training import checkpoint
 from n2n_cli.training.evaluate import Loader
@@ -233,10 +233,10 @@ def _line(error: Batch | Exception) -> str:
 def _done(folder: Path, total_steps: int) -> dict[str, Any] | None:
     """What done.json says if it speaks of a run of ``total_steps``."""
     try:
-        done = json.loads((folder / "done.json").read_text())
-    except (OSError, ValueError):
+        done = records.read(folder / "done.json", records.DONE)
+    except FileNotFoundError:
         return None
-    return done if isinstance(done, dict) and done.get("step") == total_steps else None
+    return done if done.get("step") == total_steps else None
 
 
 def _hparams(options: FitOptions, lineage: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from n2n_cli import growth
 from n2n_cli.errors import N2NError, suggest
@@ -149,13 +149,35 @@ def restored(
         N2NError: the state is that of another optimizer or network.
     """
     optimizer = build_optimizer(model, **options)
-    try:
-        optimizer.load_state_dict(state)
-    except (ValueError, KeyError, TypeError) as error:
-        raise N2NError(f"the optimizer's state does not fit: {' '.join(str(error).split())[:200]}") from error
+    load_state(optimizer, state)
     if rates:
         Equivariant(optimizer, model.named_parameters(), rates)
     return optimizer
+
+
+def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Give ``optimizer`` what a checkpoint holds of its parameters; rate, decay and momentum stay its own.
+
+    Args:
+        state: the state dict of an optimizer of the same class and network.
+
+    Raises:
+        N2NError: the state is that of another optimizer or network.
+    """
+    groups = optimizer.state_dict()["param_groups"]
+    try:
+        numbers = [list(group["params"]) for group in state["param_groups"]]
+        if numbers != [group["params"] for group in groups]:
+            raise ValueError("it is of other parameters")
+        optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
+        needed = {"mean_square", "momentum_buffer"} if isinstance(optimizer, TFRMSprop) else set()
+        for parameter, kept in optimizer.state.items():
+            if kept and not needed <= kept.keys():
+                raise ValueError("it is of another optimizer")
+            if any(not isinstance(value, Tensor) or value.shape != parameter.shape for value in kept.values()):
+                raise ValueError("it is of a network of other shapes")
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, IndexError) as error:
+        raise N2NError(f"the optimizer's state does not fit: {' '.join(str(error).split())[:200]}") from error
 
 
 def travelled(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import sys
@@ -12,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from n2n_cli import records
 from n2n_cli.errors import N2NError
-from n2n_cli.training.checkpoint import atomic_write
 
 LINE_EVERY_S = 10.0
 
@@ -75,7 +74,7 @@ class RunLog:
         if not self.main:
             return
         row = {"step": step, "epoch": epoch, "images": images, "time_s": round(time_s, 4), **values}
-        self._waiting += (json.dumps(row) + "\n").encode()
+        self._waiting += records.line(row)
         try:
             self._write()
         except OSError as error:  # the checkpoint will ask again, and be refused if there still is no room
@@ -146,11 +145,10 @@ class RunLog:
     def _cut(self, start_step: int) -> None:
         if not self.path.exists():
             return
-        old = self.path.read_bytes()
-        kept = [json.dumps(r) for r in read_rows(self.path) if start_step > 0 and r["step"] <= start_step]
-        new = "".join(line + "\n" for line in kept).encode()
-        if new != old:
-            atomic_write(self.path, new)
+        kept = [row for row in records.rows(self.path) if start_step > 0 and row["step"] <= start_step]
+        new = b"".join(records.line(row) for row in kept)
+        if new != self.path.read_bytes():
+            records.atomic_write(self.path, new)
 
     def _tensorboard(self, start_step: int, hparams: dict[str, Any]) -> Any:
         try:
@@ -200,16 +198,3 @@ class RunLog:
                 self._last_line, self._last_epoch = now, int(epoch)
                 where = f"{self.folder.name}: step {step}/{self.total_steps}, epoch {epoch:.2f}"
                 print(", ".join([where, *shown]), file=sys.stderr, flush=True)
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; a line that is none, as one cut short by a kill, is left out."""
-    rows: list[dict[str, Any]] = []
-    for line in Path(path).read_text().splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(row, dict) and "step" in row:
-            rows.append(row)
-    return rows

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import random
 import time
@@ -17,12 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from n2n_cli import records
 from n2n_cli.errors import Diverged, N2NError
 from n2n_cli.growth.optimizer import Equivariant, Rates
 from n2n_cli.training import checkpoint
 from n2n_cli.training.ema import EMA
 from n2n_cli.training.evaluate import Loader, Normalize, evaluate, main_output
-from n2n_cli.training.optim import build_optimizer, lr_at
+from n2n_cli.training.optim import build_optimizer, load_state, lr_at
 from n2n_cli.training.options import FitOptions, check_batch
 from n2n_cli.training.precision import autocast_dtype, use_channels_last
 from n2n_cli.training.ranks import Ranks
@@ -268,11 +268,7 @@ class Run:
         """Write done.json, with what else was measured: the run is complete."""
         summary = {**self.summary(), **more}
         if self.ranks.main:
-            path = self.folder / "done.json"
-            try:
-                checkpoint.atomic_write(path, json.dumps(summary, indent=1).encode())
-            except OSError as error:
-                raise N2NError(f"cannot write {path}: {error.strerror}") from error
+            records.write(self.folder / "done.json", summary)
         return summary
 
     def _weights(self) -> dict[str, Any]:
@@ -298,28 +294,28 @@ class Run:
             self.model.load_state_dict(state["model"])
             if self.ema is not None:
                 self.ema.load_state_dict(checkpoint.weights(state))
-                self.ema.age = int(state.get("ema_age", 0))
-            if "optimizer" in state:
-                self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError) as error:
+                self.ema.age = state.get("ema_age") or 0
+            if state.get("optimizer"):
+                load_state(self.optimizer, state["optimizer"])
+            self.rates = state.get("rates") or {}
+            if self.rates:
+                Equivariant(self.optimizer, self.model.named_parameters(), self.rates)
+            if state.get("scaler"):
+                self.scaler.load_state_dict(state["scaler"])
+            self._steps = state.get("steps_since_row", self._steps).double().reshape(-1, 2)
+        except (N2NError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise checkpoint.CheckpointError(f"{path} holds another network or optimizer: {reason}") from error
-        self.rates = state.get("rates") or {}
-        if self.rates:
-            if self.options.clip_grad_norm:
-                raise N2NError("training.clip_grad_norm: the norm counts copies, so op.optimizer=equivariant has none")
-            Equivariant(self.optimizer, self.model.named_parameters(), self.rates)
-        if state.get("scaler"):
-            self.scaler.load_state_dict(state["scaler"])
-        self.step = self.saved = int(state["step"])
+        if self.rates and self.options.clip_grad_norm:
+            raise N2NError("training.clip_grad_norm: the norm counts copies, so op.optimizer=equivariant has none")
+        self.step = self.saved = state["step"]
         if self.step:
             self.lr = self._lr(self.step - 1)
-        if self.step > self.total_steps:
+        if not 0 <= self.step <= self.total_steps:
             raise checkpoint.CheckpointError(
                 f"{path} is at step {self.step}, beyond the {self.total_steps} steps of this run"
             )
-        self.time_s = float(state.get("time_s", 0.0))
-        self._steps = state.get("steps_since_row", self._steps)
+        self.time_s = float(state.get("time_s") or 0.0)
         self.start, self.best, self.last = (dict(state.get(k) or {}) for k in ("start", "best", "last"))
 
     def _parallel(self) -> nn.Module:

@@ -17,13 +17,14 @@ import torch
 import torch.nn.functional as F
 import training_worker as worker
 
+from n2n_cli import records
 from n2n_cli.errors import Diverged, N2NError
+from n2n_cli.records import rows as read_rows
 from n2n_cli.training import checkpoint
 from n2n_cli.training.evaluate import Normalize
 from n2n_cli.training.loop import SIGNALS
 from n2n_cli.training.optim import lr_at
 from n2n_cli.training.ranks import Ranks
-from n2n_cli.training.runlog import read_rows
 from n2n_cli.training.state import Run
 
 
@@ -58,7 +59,7 @@ def test_the_loop_is_plain_sgd(tmp_path: Path) -> None:
 def test_what_a_run_leaves(tmp_path: Path) -> None:
     folder = worker.start(tmp_path / "run")
     summary = worker.run(folder, ema_decay=0.9)
-    assert json.loads((folder / "done.json").read_text()) == summary
+    assert records.read(folder / "done.json", records.DONE) == summary
     assert summary["step"] == 10 and summary["images"] == 80 and summary["epochs"] == 2.0
     rows = read_rows(folder / "metrics.jsonl")
     evaluated = [r for r in rows if "val/top1" in r]

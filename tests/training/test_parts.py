@@ -16,10 +16,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 
 from n2n_cli.errors import N2NError
+from n2n_cli.records import rows as read_rows
 from n2n_cli.training.ema import EMA
 from n2n_cli.training.evaluate import Normalize, evaluate, main_output
 from n2n_cli.training.precision import autocast_dtype, use_channels_last
-from n2n_cli.training.runlog import RunLog, read_rows
+from n2n_cli.training.runlog import RunLog
 
 CPU = torch.device("cpu")
 

@@ -12,9 +12,10 @@ import pytest
 import torch
 import training_worker as worker
 
+from n2n_cli import records
+from n2n_cli.records import rows as read_rows
 from n2n_cli.training import checkpoint
 from n2n_cli.training.launch import launch
-from n2n_cli.training.runlog import read_rows
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "sgd": dict(ema_decay=0.9, accumulate=2, clip_grad_norm=1.0, model=dict(dropout=0.5)),
@@ -72,7 +73,7 @@ def assert_same_run(a: Path, b: Path) -> None:
     assert differences(final_state(a), final_state(b)) == []
     assert differences(best(a), best(b)) == []
     assert rows(a) == rows(b)
-    done = [json.loads((f / "done.json").read_text()) for f in (a, b)]
+    done = [records.read(f / "done.json", records.DONE) for f in (a, b)]
     for summary in done:
         del summary["time_s"]
     assert done[0] == done[1]
