@@ -117,3 +117,11 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         if hint is float and math.isfinite(value):
             return float(value)
     raise _Mismatch({bool: "true or false", str: "a text", int: "a whole number", float: "a number"}[hint])
+
+
+def flat(tree: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """A nested mapping by dotted keys: ``{"optim": {"lr": 0.1}}`` -> ``{"optim.lr": 0.1}``; empty ones stay."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= flat(value, f"{where}{key}.") if isinstance(value, Mapping) and value else {f"{where}{key}": value}
+    return found

@@ -32,7 +32,7 @@ RUN: dict[str, Any] = {
     "warmup_epochs": Number,
     "epochs": Number,
     "lineage": {"steps": list, "classes": list},
-    "function_gap": {"*": float},
+    "function_gap": {"*": (float, int)},
     "teacher": str,
     "data": str,
     "images": {"train": int, "val": int, "files": str},

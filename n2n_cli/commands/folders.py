@@ -20,6 +20,7 @@ import yaml
 from n2n_cli import records
 from n2n_cli.arms import ARMS
 from n2n_cli.config import conf_dir
+from n2n_cli.convert import flat
 from n2n_cli.errors import N2NError, RunError
 from n2n_cli.schema import MACHINE, NO_MATTER, Compare, Grow, Op, RunConfig, Student
 
@@ -172,7 +173,7 @@ def check_same(planned: PlannedRun) -> None:
         there = yaml.safe_load(path.read_text()) or {}
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise N2NError(f"cannot read {path}: {' '.join(str(error).split())}") from error
-    old, new = _flat(there), _flat(planned.config)
+    old, new = flat(there), flat(planned.config)
     for key in sorted(old.keys() & new.keys()):
         if (
             key.split(".")[0] not in (*MACHINE, "teacher", "weights")
@@ -224,10 +225,3 @@ def _default_op(name: str) -> dict[str, Any]:
 
 def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:6]
-
-
-def _flat(tree: dict[str, Any], where: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{where}{key}.") if isinstance(value, dict) else {where + str(key): value}
-    return flat

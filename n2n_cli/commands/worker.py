@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Collection
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ from torch import nn
 from n2n_cli import data, growth, lineage, records
 from n2n_cli.commands import dataset, machine, prepare
 from n2n_cli.config import read_run
+from n2n_cli.convert import flat
 from n2n_cli.errors import N2NError
 from n2n_cli.models import custom
-from n2n_cli.schema import RunConfig
+from n2n_cli.schema import MACHINE, OPS, RunConfig
 from n2n_cli.training import checkpoint
 from n2n_cli.training.launch import run_rank
 from n2n_cli.training.loop import FitOptions, fit
@@ -38,7 +39,8 @@ def fit_folder(folder: Path, typed: Collection[str] = (), *, alone: bool = False
     """
     try:
         text = (folder / "config.yaml").read_text()
-        cfg = read_run(yaml.safe_load(text))
+        tree = yaml.safe_load(text)
+        cfg = read_run(tree)
         info = records.read(folder / "run.json", records.RUN, ["lr", "lineage"])
     except OSError as error:
         raise N2NError(f"no run in {folder}: {error.strerror}: {error.filename}") from error
@@ -85,7 +87,28 @@ def fit_folder(folder: Path, typed: Collection[str] = (), *, alone: bool = False
             std=images.std,
             progress=cfg.progress,
             at_end=partial(_copies_left, images) if len(info["lineage"]["steps"]) > 1 else None,
+            hparams=_hparams(cfg, tree, info),
         )
+
+
+def _hparams(cfg: RunConfig, tree: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
+    """All settings of a run, under the same names and with the same types in every run, as TensorBoard wants them.
+
+    What is often compared, as numbers; everything else, which may be null or belong to another operator, as text.
+    """
+    numbers = {
+        "seed": cfg.seed,
+        "epochs": cfg.epochs,
+        "lr": info["lr"],
+        "lr_scale": info.get("lr_scale") or 1.0,
+        "parameters": info.get("parameters") or 0,
+        "batch_size": cfg.training.batch_size,
+        "weight_decay": cfg.optim.weight_decay,
+    }
+    every = dict.fromkeys(f"op.{field.name}" for op in OPS.values() for field in fields(op))
+    settings = every | {k: v for k, v in flat(tree).items() if k.split(".")[0] not in (*MACHINE, *numbers, "op")}
+    settings |= {k: v for k, v in flat(tree).items() if k in every}
+    return numbers | {key: "" if value is None else str(value) for key, value in sorted(settings.items())}
 
 
 def _copies_left(images: data.Dataset, model: nn.Module) -> dict[str, Any]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import yaml  # type: ignore[import-untyped, unused-ignore]
 
+from n2n_cli.convert import flat
 from n2n_cli.schema import MACHINE, NO_MATTER
 from n2n_cli.studies.runs import Run
 
@@ -21,7 +22,7 @@ def config(run: Run) -> dict[str, Any]:
         tree = yaml.safe_load(text(run))
     except yaml.YAMLError:
         return {}
-    return _flat(tree) if isinstance(tree, dict) else {}
+    return flat(tree) if isinstance(tree, dict) else {}
 
 
 def text(run: Run) -> str:
@@ -59,10 +60,3 @@ def of_operator(run: Run) -> dict[str, Any]:
 
 def _told_elsewhere(key: str) -> bool:
     return key in NO_MATTER or key.split(".")[0] in (*_OF_A_RUN, *MACHINE)
-
-
-def _flat(tree: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{where}{key}.") if isinstance(value, dict) and value else {f"{where}{key}": value}
-    return flat

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ def fit(
     std: Sequence[float],
     progress: bool | None = None,
     at_end: Callable[[nn.Module], dict[str, Any]] | None = None,
+    hparams: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Train ``model`` in the run folder ``folder`` from its newest checkpoint to the end.
 
@@ -65,6 +66,7 @@ def fit(
         mean, std: of images in [0, 1], by channel.
         progress: True a bar, False nothing, None a bar on a terminal and plain lines elsewhere.
         at_end: what to measure on the trained network, for done.json and metrics.jsonl.
+        hparams: plain values for TensorBoard's HParams page, which needs the same keys in every run.
 
     Returns:
         What done.json says: ``step``, ``images``, ``epochs``, ``time_s`` and the ``start``, ``best`` and
@@ -106,7 +108,7 @@ def fit(
             total_steps=run.total_steps,
             progress=progress,
             main=ranks.main,
-            hparams=_hparams(options, lineage),
+            hparams=hparams,
         )
         stack.callback(log.close)
         signals = stack.enter_context(_signals())
@@ -237,21 +239,6 @@ def _done(folder: Path, total_steps: int) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     return done if done.get("step") == total_steps else None
-
-
-def _hparams(options: FitOptions, lineage: dict[str, Any]) -> dict[str, Any]:
-    """Plain values for TensorBoard's HParams page, which needs the same keys in every run."""
-    steps = lineage.get("steps") or [{}]
-    values = {
-        "model": steps[0].get("name", ""),
-        "grown_by": "+".join(s.get("op", "") for s in steps[1:]) or "none",
-        "optimizer": options.optimizer.get("name", "sgd"),
-        "schedule": options.schedule.get("name", "cosine"),
-        "weight_decay": options.optimizer.get("weight_decay", 0.0),
-        "ema_decay": options.ema_decay or 0.0,
-    }
-    same = ("epochs", "batch_size", "lr", "label_smoothing", "seed", "precision")
-    return values | {key: getattr(options, key) for key in same}
 
 
 @contextlib.contextmanager
