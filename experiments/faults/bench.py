@@ -30,6 +30,7 @@ SHORT = [
 ]  # fmt: skip
 STEPS = 160  # of the teacher
 MARK = "N2N_FAULTS"  # in the environment of a command and of all that it starts
+fork = True  # false where this process has run something already
 _marks: dict[int, bytes] = {}
 PATIENCE_S = 30  # within which everything ends when a part of it died
 
@@ -54,27 +55,92 @@ def check(true: Any, told: str) -> None:
         raise Failed(told)
 
 
-def n2n(*words: str, where: Path, inject: str = "", module: str = "n2n_cli", **env: str) -> subprocess.Popen[bytes]:
-    """A command of its own process group, one thread, its error output kept.
+class Forked:
+    """A command in a fork of this process, which has imported everything and run nothing: without the seconds that
+    its imports take. As far as it is asked here, a `subprocess.Popen`."""
+
+    def __init__(self, words: Sequence[str], where: Path, env: dict[str, str]):
+        self.returncode: int | None = None
+        self._err = tempfile.TemporaryFile()  # noqa: SIM115
+        sys.stdout.flush()
+        self.pid = os.fork()
+        if self.pid == 0:
+            code = 1
+            try:
+                os.setsid()
+                _hear_hangups()
+                os.chdir(where)
+                os.environ.update(env)
+                null = os.open(os.devnull, os.O_RDWR)
+                for handle, to in ((0, null), (1, null), (2, self._err.fileno())):
+                    os.dup2(to, handle)
+                sys.argv = ["n2n", *words]
+                code = cli.main(list(words))
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def wait(self, timeout: float = 3600) -> int:
+        deadline = time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired("n2n", timeout)
+            time.sleep(0.005)
+        return code
+
+    def communicate(self, timeout: float = 3600) -> tuple[None, bytes]:
+        self.wait(timeout)
+        self._err.seek(0)
+        return None, self._err.read()
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
+Process = subprocess.Popen[bytes] | Forked
+
+
+def _hear_hangups() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # this program may have been started by nohup
+
+
+def n2n(*words: str, where: Path, inject: str = "", **env: str) -> Process:
+    """A command in a session of its own, one thread, its error output kept.
 
     ``inject``: a fault for ``inject/sitecustomize.py``; ``env``: more environment.
     """
-    paths = [str(ROOT), *([str(Path(__file__).parent / "inject")] if inject else [])]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ":".join(paths), "N2N_INJECT": inject, **env}
-    environment[MARK] = uuid.uuid4().hex
-    process = subprocess.Popen(
-        [sys.executable, "-m", module, *words], cwd=where, env=environment, start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    _marks[process.pid] = f"{MARK}={environment[MARK]}".encode()
+    own = {"OMP_NUM_THREADS": "1", MARK: uuid.uuid4().hex, **env}
+    if (
+        fork
+        and not inject
+        and not any(word.startswith(("devices=", "workers=", "launch.", "--jobs", "-m")) for word in words)
+    ):
+        process: Process = Forked(words, where, own)
+    else:
+        paths = [str(ROOT), *([str(Path(__file__).parent / "inject")] if inject else [])]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "n2n_cli", *words], cwd=where, start_new_session=True, preexec_fn=_hear_hangups,
+            env={**os.environ, **own, "PYTHONPATH": ":".join(paths), "N2N_INJECT": inject},
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        )  # fmt: skip
+    _marks[process.pid] = f"{MARK}={own[MARK]}".encode()
     return process
 
 
-def teacher(where: Path, *more: str, inject: str = "", **env: str) -> subprocess.Popen[bytes]:
+def teacher(where: Path, *more: str, inject: str = "", **env: str) -> Process:
     return n2n("train", "teacher", *SHORT, *more, where=where, inject=inject, **env)
 
 
-def finished(process: subprocess.Popen[bytes], expected: int | Sequence[int] = 0, wait_s: float = 300) -> str:
+def finished(process: Process, expected: int | Sequence[int] = 0, wait_s: float = 300) -> str:
     """Its error output, once it has ended with the exit code that is expected."""
     try:
         _, err = process.communicate(timeout=wait_s)
@@ -87,7 +153,7 @@ def finished(process: subprocess.Popen[bytes], expected: int | Sequence[int] = 0
     return err.decode()
 
 
-def killed(process: subprocess.Popen[bytes]) -> bool:
+def killed(process: Process) -> bool:
     """SIGKILL to the command and all that it started; whether it was still there."""
     alive = process.poll() is None
     for pid in members(process):
@@ -159,7 +225,7 @@ def step(run: Path) -> int:
         return -1
 
 
-def until(true: Callable[[], bool], process: subprocess.Popen[bytes], wait_s: float = 120) -> bool:
+def until(true: Callable[[], bool], process: Process, wait_s: float = 120) -> bool:
     """Waits for something to become true while the process lives; whether it did."""
     deadline = time.monotonic() + wait_s
     while process.poll() is None and time.monotonic() < deadline:
@@ -169,26 +235,28 @@ def until(true: Callable[[], bool], process: subprocess.Popen[bytes], wait_s: fl
     return false_alarm(process)
 
 
-def false_alarm(process: subprocess.Popen[bytes]) -> bool:
+def false_alarm(process: Process) -> bool:
     check(process.poll() is not None, "waited in vain")
     return False
 
 
-def at_step(number: int, where: Path, process: subprocess.Popen[bytes], name: str = "teacher-seed0") -> bool:
+def at_step(number: int, where: Path, process: Process, name: str = "teacher-seed0") -> bool:
     return until(lambda: step(run_of(where, name)) >= number, process)
 
 
-def members(process: subprocess.Popen[bytes]) -> list[int]:
+def members(process: Process) -> list[int]:
     """The living processes that a command started, itself included, whatever became their parent or session."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if _marks[process.pid] in (path / "environ").read_bytes().split(b"\0"):
+            state, _, _, session = (path / "stat").read_text().rpartition(")")[2].split()[:4]
+            marked = _marks[process.pid] in (path / "environ").read_bytes().split(b"\0")
+            if state != "Z" and (marked or int(session) == process.pid):
                 found.append(int(path.name))
     return found
 
 
-def gone(process: subprocess.Popen[bytes], wait_s: float = PATIENCE_S) -> float:
+def gone(process: Process, wait_s: float = PATIENCE_S) -> float:
     """Seconds until nothing of its session is left."""
     began = time.monotonic()
     while members(process):

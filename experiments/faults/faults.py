@@ -25,7 +25,7 @@ import files
 import stops
 import torch
 import world
-from bench import Failed, Row, folder, inside, run_of
+from bench import Failed, Row, finished, folder, run_of, teacher
 
 HEAD = """# The fault matrix
 
@@ -72,7 +72,8 @@ FAULTS: dict[str, tuple[Callable[[int, Path], Row], int]] = {
     "memory": (world.memory, 1),
     "soak": (world.soak, 30),
 }
-"""How a fault is injected, and how often (``soak``: minutes)."""
+"""How a fault is injected, and how often (``soak``: minutes); first those in forks of this process, see `bench.Forked`.
+"""
 
 
 def inject(name: str, times: int, whole: Path) -> tuple[Row, str]:
@@ -107,9 +108,7 @@ def main() -> int:
     machine = f"{len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}, torch {torch.__version__}"
     failed = 0
     with folder() as place:
-        code, told = inside(place, *files.TEACHER)
-        if code:
-            raise SystemExit(told)
+        finished(teacher(place))
         for name in given.only.split(",") if given.only else list(FAULTS):
             began = time.monotonic()
             row, why = inject(name, given.times or FAULTS[name][1], run_of(place))

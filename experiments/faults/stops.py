@@ -17,6 +17,7 @@ from bench import (
     PATIENCE_S,
     SHORT,
     STEPS,
+    Process,
     Row,
     at_step,
     check,
@@ -220,10 +221,9 @@ def signals(times: int, whole: Path) -> Row:
             saving = number % 3 == 2
             process = teacher(place, inject="pause:3" if saving else "")
             if saving:
-                check(process.stderr, "no error output")
-                for line in process.stderr or ():
-                    if b"saving" in line:
-                        break
+                assert isinstance(process, subprocess.Popen) and process.stderr
+                while b"saving" not in process.stderr.readline():
+                    check(process.poll() is None, "it saved nothing")
                 time.sleep(0.5)
             else:
                 at_step(random.randint(5, STEPS // 2), place, process)
@@ -279,7 +279,7 @@ def sweep_stopped(times: int, whole: Path) -> Row:
     return Row("4", "a signal to a sweep", "the sweep stops too, exit code 130", "", times)
 
 
-def ranks(process: subprocess.Popen[bytes]) -> list[int]:
+def ranks(process: Process) -> list[int]:
     """The processes of the ranks that a command started."""
     return [pid for pid in members(process) if b"commands.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 

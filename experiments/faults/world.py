@@ -277,7 +277,7 @@ def workers(times: int, whole: Path) -> Row:
             with folder() as place:
                 kind = ("kill_worker", "hang")[number % 2]
                 words = ("workers=2", *of_images(images))
-                process = teacher(place, *words, inject=f"{kind}:{random.randint(1, 10)}")
+                process = teacher(place, *words, inject=f"{kind}:{random.randint(4, 10)}")
                 told = finished(process, 2, 90)
                 check("data workers:" in told and len(errors(told)) == 1 and "saved after step" in told, told)
                 finished(teacher(place, *words))

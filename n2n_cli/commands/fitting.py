@@ -14,7 +14,7 @@ from n2n_cli.commands import dataset, folders, networks, prepare, worker
 from n2n_cli.commands.folders import PlannedRun
 from n2n_cli.config import functions
 from n2n_cli.errors import N2NError
-from n2n_cli.schema import RunConfig
+from n2n_cli.schema import MACHINE, RunConfig
 from n2n_cli.training.launch import launch
 
 
@@ -40,6 +40,7 @@ def fit_run(planned: PlannedRun, cfg: RunConfig, write: Callable[[], None]) -> d
         prepare.write_config(planned)  # devices and workers may be others than when it was prepared
     else:
         _tell_of_shorter(planned)
+        _tell_of_other_classes(planned)
         write()
     typed = functions(cfg)
     words = [str(folder), *(f"model={name}" for name in typed)]
@@ -85,6 +86,22 @@ def _tell_of_shorter(planned: PlannedRun) -> None:
                 print(
                     f"{path.parent} is finished, for {config['epochs']:g} epochs: {planned.epochs:g} are another run, "
                     f"from step 0 (n2n grow --op continue teacher={path.parent} goes on from there)",
+                    flush=True,
+                )
+
+
+def _tell_of_other_classes(planned: PlannedRun) -> None:
+    """Says so where the same settings over the same folder have begun a run, and that folder has other classes now."""
+    study = planned.folder.parent
+    same = {**planned.config, **dict.fromkeys(MACHINE)}
+    for path in sorted(study.parent.glob(f"{study.name.rpartition('-')[0]}-*/{planned.folder.name}/run.json")):
+        with contextlib.suppress(OSError, N2NError, KeyError, TypeError, yaml.YAMLError):
+            config = yaml.safe_load((path.parent / "config.yaml").read_text())
+            if path.parent != planned.folder and {**config, **dict.fromkeys(MACHINE)} == same:
+                classes = records.read(path, records.RUN)["lineage"]["classes"]
+                print(
+                    f"{path.parent} was begun when {planned.config['data']['root']} held {len(classes)} classes: with "
+                    "others, this is another run, from step 0",
                     flush=True,
                 )
 

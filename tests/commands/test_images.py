@@ -90,6 +90,19 @@ def test_other_images_under_a_stopped_run(place: Path, change: str, capfd: pytes
     assert cli.main(["train", "teacher", *words(root)]) == 0  # it is done, and needs no leave any more
 
 
+def test_a_class_added_under_a_stopped_run(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    root = draw(place / "images")
+    assert cli.main(["train", "teacher", *words(root), "max_steps=5"]) == 0
+    for part in ("train", "val"):
+        shutil.copytree(root / part / "bee", root / part / "wasp")
+    dataset._load.cache_clear()
+    capfd.readouterr()
+    assert cli.main(["train", "teacher", *words(root), "max_steps=1"]) == 0
+    said = capfd.readouterr().out
+    assert f"teacher-seed0 was begun when {root} held 3 classes: with others, this is another run" in said
+    assert len(list(place.glob("runs/*/teacher-seed0"))) == 2
+
+
 def test_a_finished_run_is_not_one_of_other_images(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
     first, second = draw(place / "first"), draw(place / "second")
     (second / "train" / "bee" / "7.png").unlink()
