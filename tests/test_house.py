@@ -20,13 +20,14 @@ FLOORS = (
     "completion",
     "app",
     "commands",
+    "studies",
     "config overrides",
     "schema words",
     "convert",
-    "studies",
     "training",
     "lineage",
     "growth models data",
+    "records",
     "errors arms",
 )
 """The rooms of n2n_cli, top to bottom. A file imports from its own room and from floors below; the rooms of one floor

@@ -213,7 +213,7 @@ def tmpfs(size: str) -> Iterator[Path]:
         try:
             yield place
         finally:
-            subprocess.run(["umount", place], check=True)
+            subprocess.run(["umount", "-l", place], check=True)
 
 
 def step(run: Path) -> int:

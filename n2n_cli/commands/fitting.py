@@ -31,11 +31,11 @@ def fit_run(planned: PlannedRun, cfg: RunConfig, write: Callable[[], None]) -> d
     folders.check_same(planned)
     networks.check_same_weights(planned, cfg)
     folder = planned.folder
-    (folder / folders.FAILED).unlink(missing_ok=True)
     if done := planned.done:
         check_images(planned, cfg)
         print(f"{folder} is done: {_result(done)}", flush=True)
         return done
+    (folder / folders.FAILED).unlink(missing_ok=True)
     if prepare.prepared(planned):
         prepare.write_config(planned)  # devices and workers may be others than when it was prepared
     else:

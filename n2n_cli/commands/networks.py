@@ -39,7 +39,7 @@ def stored(path: Path, typed: Collection[str] = (), key: str = "model") -> tuple
 
     ``typed``, ``key``: as for `lineage.build`. Raises N2NError.
     """
-    state = checkpoint.load(path)
+    state = checkpoint.load(path, ("lineage", "step", "config"))
     model = lineage.build(state["lineage"], typed, key)
     try:
         model.load_state_dict(checkpoint.weights(state))

@@ -46,7 +46,9 @@ def fit_folder(folder: Path, typed: Collection[str] = (), *, alone: bool = False
         raise N2NError(f"no run in {folder}: {error.strerror}: {error.filename}") from error
     except (ValueError, yaml.YAMLError) as error:
         raise N2NError(f"cannot read the run in {folder}: {' '.join(str(error).split())}") from error
-    with ranks(cfg.device, alone=alone) as mine, machine.enough_memory():
+    with contextlib.ExitStack() as stack:
+        mine = stack.enter_context(ranks(cfg.device, alone=alone))
+        stack.enter_context(machine.enough_memory())
         model = lineage.build(info["lineage"], typed)
         machine.limit_threads(model, mine.world_size)
         images = dataset.in_order(dataset.load(cfg.data), info["lineage"], str(folder))
@@ -68,17 +70,16 @@ def fit_folder(folder: Path, typed: Collection[str] = (), *, alone: bool = False
         options = mine.broadcast(options)  # what rank 0 gave up, all do
         for line in given_up if mine.main else []:
             print(f"{folder}: {line}", flush=True)
+        size, skip = cfg.training.batch_size, cfg.data.on_error == "skip"
+        train = data.TrainLoader(images.train, batch_size=size, seed=cfg.seed, skip=skip, **place)
+        val = data.EvalLoader(images.val, batch_size=cfg.training.eval_batch_size, **place)
+        for loader in (train, val):
+            stack.callback(loader.close)
         return fit(
             folder,
             model,
-            data.TrainLoader(
-                images.train,
-                batch_size=cfg.training.batch_size,
-                seed=cfg.seed,
-                skip=cfg.data.on_error == "skip",
-                **place,
-            ),
-            data.EvalLoader(images.val, batch_size=cfg.training.eval_batch_size, **place),
+            train,
+            val,
             options,
             ranks=mine,
             lineage=info["lineage"],

@@ -65,6 +65,10 @@ class TrainLoader:
         part = batch_size // world_size
         self._part = slice(rank * part, (rank + 1) * part)
 
+    def close(self) -> None:
+        """End the worker processes, if there are any."""
+        self._reader.close()
+
     def batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """(uint8 ``[b, 3, H, W]``, int64 ``[b]``) for this rank, from step ``start_step`` of the epoch on."""
         order = torch.randperm(self._images, generator=generator(self._seed, epoch))
@@ -85,6 +89,10 @@ class EvalLoader:
         self._indices = own.split(batch_size) if len(own) else ()
         self.steps_per_epoch = len(self._indices)
         self._reader = _Reader(source, None, workers, world_size)
+
+    def close(self) -> None:
+        """As of `TrainLoader`."""
+        self._reader.close()
 
     def batches(self, epoch: int = 0, start_step: int = 0) -> Iterator[Batch]:
         """As those of `TrainLoader`; the same in every epoch."""
@@ -126,10 +134,16 @@ class _Reader:
                 raise
             message = f"data workers: {' '.join(str(error).split())}"  # killed, or silent for TIMEOUT_S
         if message:
-            # End the workers now, with nothing left that refers to them: collected later, together with their
-            # queues, they cannot be told to end, and the program would wait five seconds for each.
-            self._loader = batches = None
+            self.close()
             raise N2NError(message)
+
+    def close(self) -> None:
+        """Ends the workers. Collected later, together with their queues, they could not be told to end: the program
+        would wait five seconds for each, and until then they hold what this process had open, such as a run's lock."""
+        running = self._loader and self._loader._iterator
+        if running:
+            running._shutdown_workers()  # type: ignore[attr-defined]
+        self._loader = None
 
     def _taken(self, item: Any) -> Batch:
         """A batch as tensors, its skipped images told. Raises N2NError for too many of them."""

@@ -17,7 +17,7 @@ import socket
 import sys
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -80,8 +80,10 @@ def save_best(folder: Path, state: dict[str, Any]) -> Path:
     return path
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path, needed: Iterable[str] = ()) -> dict[str, Any]:
     """The state in ``path``, tensors on the CPU; the file's hash is verified before anything is parsed.
+
+    ``needed``: keys that must be there, beside ``format`` and ``model``.
 
     Raises:
         CheckpointError: no such file; damaged; not one of our checkpoints; written by a newer n2n.
@@ -96,7 +98,7 @@ def load(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is not an n2n checkpoint (no 'format' and 'model' in it)")
     if state["format"] != FORMAT:
         raise CheckpointError(f"{path} has checkpoint format {state['format']!r}; this n2n reads format {FORMAT}")
-    for key in ("lineage", "config", "step"):
+    for key in needed:
         if state.get(key) is None:
             raise CheckpointError(f"{path} is not an n2n checkpoint (no '{key}' in it)")
     for key, value in state.items():

@@ -289,7 +289,7 @@ class Run:
         path = self.ranks.broadcast(str(newest) if newest else None)
         if path is None:
             raise checkpoint.CheckpointError(f"no good checkpoint in {self.checkpoints} to start from")
-        state = checkpoint.load(Path(path))
+        state = checkpoint.load(Path(path), ["step"])
         try:
             self.model.load_state_dict(state["model"])
             if self.ema is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shlex
 import shutil
@@ -17,7 +18,7 @@ from PIL import Image
 
 import n2n_cli
 from n2n_cli import cli, data
-from n2n_cli.commands import dataset
+from n2n_cli.commands import dataset, worker
 from n2n_cli.errors import N2NError
 from n2n_cli.training import checkpoint
 
@@ -254,3 +255,15 @@ def test_every_file_is_looked_at(place: Path, capfd: pytest.CaptureFixture[str])
     assert ["train/ant/0.png", "train/ant/again.png", "val/ant/0.png"] in found["leaks"]
     assert found["hidden"] == {"train": 1, "val": 0} and found["others"]["train"] == {".txt": 1}
     assert found["classes"]["val"] == {"ant": 4, "cat": 4} and found["images"] == {"train": 29, "val": 8}
+
+
+def test_the_workers_of_a_run_that_fails_end_with_it(place: Path) -> None:
+    root = draw(place / "images")
+    (root / "train" / "bee" / "3.png").write_bytes(b"no image")
+    assert cli.main(["train", "teacher", *words(root), "data.cache=none", "workers=1", "prepare_only=true"]) == 0
+    (run,) = place.glob("runs/*/teacher-seed0")
+    with pytest.raises(N2NError, match=r"3\.png") as caught:
+        worker.fit_folder(run, alone=True)
+    assert caught and multiprocessing.active_children() == []  # though the error holds on to the frames of the loop
+    with checkpoint.exclusive(run, patience=0):
+        pass
