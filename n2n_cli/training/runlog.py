@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,6 +55,8 @@ class RunLog:
             self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
         except OSError as error:
             raise N2NError(f"cannot write {self.path}: {error.strerror}") from error
+        self._hook = threading.excepthook
+        threading.excepthook = self._in_a_thread
         self._board = self._tensorboard(start_step, dict(hparams or {}))
         terminal = sys.stderr.isatty()
         self._waiting, self._warned = b"", False
@@ -128,6 +131,12 @@ class RunLog:
             except OSError as error:
                 self._no_board(error)
             self._board = None
+        threading.excepthook = self._hook
+
+    def _in_a_thread(self, args: threading.ExceptHookArgs) -> None:
+        """TensorBoard writes in a thread of its own, whose error comes back with the next event: no traceback here."""
+        if not (type(args.thread).__module__.startswith("tensorboard") and isinstance(args.exc_value, OSError)):
+            self._hook(args)
 
     def _write(self) -> None:
         """The rows that wait, whole or not at all. Raises OSError."""

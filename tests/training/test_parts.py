@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -194,6 +196,24 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     runlog.sync()
     assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [1, 2, 3]
     runlog.close()
+
+
+def test_a_full_disk_in_tensorboards_own_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    seen: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", seen.append)
+    monkeypatch.setattr(RecordWriter, "write", full)
+    log(tmp_path, 0, range(3))
+    log(tmp_path, 3, range(4, 2000))
+    assert seen == [] and capsys.readouterr().err.count("no more TensorBoard events") >= 1
+    assert len(read_rows(tmp_path / "metrics.jsonl")) == 1999
+    threading.Thread(target=full).start()  # of any other thread it is told
+    while not seen:
+        time.sleep(0.01)
 
 
 def test_tensorboards_clock_leaves_out_pauses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
