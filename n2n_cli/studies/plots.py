@@ -29,6 +29,7 @@ _VARIANTS: tuple[tuple[float, Any], ...] = (
     (0.55, (0, (2, 1.2))),
     (-0.2, (0, (6, 1.5, 1.5, 1.5))),
 )
+_MARKERS = ("o", "s", "^")  # of more variants than there are dashes
 _LIGHT = {"ground": "#ffffff", "ink": "#222222", "grid": "#e4e4e4", "teacher": "#555555"}
 _DARK = {"ground": "#16181b", "ink": "#d8d8d4", "grid": "#303338", "teacher": "#b0b0aa"}
 _FONT: Any = {
@@ -139,7 +140,9 @@ def _look(arm: ArmStatistics, arms: Sequence[ArmStatistics], theme: dict[str, st
     """Colour, marker and dashes of an arm: its name's own, changed by its place among the variants."""
     (on_white, on_dark), marker = find(arm.arm).colours, find(arm.arm).marker
     place = [other.key for other in arms if other.arm == arm.arm].index(arm.key)
-    amount, dashes = _VARIANTS[place % len(_VARIANTS)]
+    turn, place = divmod(place, len(_VARIANTS))
+    amount, dashes = _VARIANTS[place]
+    amount, marker = amount + 0.25 * (turn % 2), (marker, *_MARKERS)[turn % (len(_MARKERS) + 1)]
     here = to_rgb(on_dark if theme is _DARK else on_white)
     there = to_rgb(theme["ink"] if amount > 0 else theme["ground"])
     red, green, blue = ((1 - abs(amount)) * a + abs(amount) * b for a, b in zip(here, there, strict=True))
