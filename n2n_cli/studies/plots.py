@@ -142,7 +142,8 @@ def _look(arm: ArmStatistics, arms: Sequence[ArmStatistics], theme: dict[str, st
     place = [other.key for other in arms if other.arm == arm.arm].index(arm.key)
     turn, place = divmod(place, len(_VARIANTS))
     amount, dashes = _VARIANTS[place]
-    amount, marker = amount + 0.25 * (turn % 2), (marker, *_MARKERS)[turn % (len(_MARKERS) + 1)]
+    markers = [marker, *(other for other in _MARKERS if other != marker)]
+    amount, marker = amount + 0.25 * (turn % 2), markers[turn % len(markers)]
     here = to_rgb(on_dark if theme is _DARK else on_white)
     there = to_rgb(theme["ink"] if amount > 0 else theme["ground"])
     red, green, blue = ((1 - abs(amount)) * a + abs(amount) * b for a, b in zip(here, there, strict=True))

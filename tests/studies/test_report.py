@@ -3,6 +3,7 @@
 import json
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -171,3 +172,12 @@ def test_a_hairline_parts_the_arms_in_the_table_of_seeds(make_study: Study) -> N
     page = write(make_study(("teacher", "wider", "random_init"), seeds=2)).report.read_text()
     assert page.count('<tr class="group">') == 2 and page.count("<tr class") == 2
     assert "<td>–</td>" in page
+
+
+def test_variants_of_one_arm_look_different(make_study: Study) -> None:
+    (arm,) = studies.statistics(studies.collect(make_study(("wider",), seeds=1)))
+    arms = [replace(arm, key=f"wider-{number}") for number in range(12)]
+    for theme in (plots._LIGHT, plots._DARK):
+        assert len({plots._look(one, arms, theme) for one in arms}) == 12
+        drawn = [plots._look(one, arms, theme)[1:] for one in arms]
+        assert len(set(drawn)) == 12  # for those who cannot tell the colours apart
