@@ -100,7 +100,7 @@ def read_run(tree: Mapping[str, Any], check: bool = True) -> schema.RunConfig:
     older = {"weights": None, "weights_key": None, "accept_images": False, "accept_versions": False}
     tree = {**older, "launch": {"max_restarts": 0}, **tree}
     later: dict[str, Any] = {
-        "data": {"holdout": 0, "cache": "auto", "on_error": "raise"},
+        "data": {"holdout": 0, "cache": "auto", "decoder": "auto", "on_error": "raise"},
         "training": {"checkpoint_every_minutes": 15.0},
     }
     for group, values in later.items():

@@ -56,6 +56,7 @@ class SomeData:
     difficulty: Difficulty | None
     holdout: Whole | None
     cache: Literal["auto", "memory", "none"] | None
+    decoder: Literal["auto", "pil"] | None
     on_error: Literal["raise", "skip"] | None
 
 
@@ -66,6 +67,7 @@ class Data(SomeData):
     augment: Literal["auto", "none", "crop", "imagenet"]
     holdout: Whole
     cache: Literal["auto", "memory", "none"]
+    decoder: Literal["auto", "pil"]
     on_error: Literal["raise", "skip"]
 
 
@@ -325,5 +327,5 @@ MACHINE = (
     "retry",
 )
 """Keys that say where and how a run is made. They may differ between runs that are the same."""
-NO_MATTER = ("data.cache", "data.on_error", "training.checkpoint_every_minutes")
+NO_MATTER = ("data.cache", "data.decoder", "data.on_error", "training.checkpoint_every_minutes")
 """Keys of a setting that change no weight of its runs."""

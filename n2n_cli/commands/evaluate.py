@@ -63,7 +63,8 @@ def data_config(stored: schema.Data, wanted: schema.SomeData, own_size: bool) ->
     given = {key: value for key, value in asdict(wanted).items() if value is not None}
     base = asdict(stored)
     if given.get("name", stored.name) != stored.name:
-        base = dict.fromkeys(base) | {"augment": "auto", "seed": 0, "holdout": 0, "cache": "auto", "on_error": "raise"}
+        base = dict.fromkeys(base) | {"augment": "auto", "seed": 0, "holdout": 0}
+        base |= {"cache": "auto", "decoder": "auto", "on_error": "raise"}
         if own_size:
             given["image_size"] = stored.image_size
     merged = schema.Data(**(base | given))

@@ -21,6 +21,7 @@ from n2n_cli.errors import N2NError, suggest
 NAMES = ("shapes", "imagefolder", "cifar10", "fake")
 AUGMENTS = ("auto", "none", "crop", "imagenet")
 CACHES = ("auto", "memory", "none")
+DECODERS = ("auto", "pil")
 CACHE_SHARE = 1 / 16
 """Of this machine's memory, that `cache=auto` takes in each process: there may be as many as devices or jobs."""
 CIFAR_LIKE_PX = 64
@@ -91,6 +92,7 @@ def load(
     difficulty: float = 1.0,
     holdout: int = 0,
     cache: str = "auto",
+    decoder: str = "auto",
     val_alone: bool = False,
 ) -> Dataset:
     """The data set ``name``. An argument that is None is the data set's own default.
@@ -110,6 +112,7 @@ def load(
             validation images: for choices that those must not see.
         cache: of `imagefolder`. "memory": images are decoded once and kept; "none": every time; "auto": kept where
             they are small, `CACHE_SHARE` of the memory at most.
+        decoder: of `imagefolder`, see `read_image`: the images are the same.
         val_alone: of `imagefolder`, without a holdout: train/ is not read, and ``train`` holds the validation images.
 
     Raises:
@@ -120,6 +123,10 @@ def load(
     if augment not in AUGMENTS:
         near = suggest(augment, AUGMENTS)
         raise N2NError(f"data.augment must be one of {', '.join(AUGMENTS)}, not '{augment}'{near}")
+    if decoder not in DECODERS:
+        raise N2NError(
+            f"data.decoder must be one of {', '.join(DECODERS)}, not '{decoder}'{suggest(decoder, DECODERS)}"
+        )
     if cache not in CACHES:
         raise N2NError(f"data.cache must be one of {', '.join(CACHES)}, not '{cache}'{suggest(cache, CACHES)}")
     counts = {
@@ -141,7 +148,7 @@ def load(
     else:
         parts = (("train", "train") if holdout else ("val", "val")) if val_alone else ("train", "val")
         kept = (train_images if parts[0] == "train" else None, val_images if parts[1] == "val" else None)
-        data = _imagefolder(root, image_size or 224, resize_size, augment, kept, seed, parts)
+        data = _imagefolder(root, image_size or 224, resize_size, augment, kept, seed, parts, decoder)
     if num_classes is not None and num_classes != data.num_classes:
         raise N2NError(f"data {name} has {data.num_classes} classes, not num_classes={num_classes}")
     return _cached(_held_out(data, holdout, seed), cache)
@@ -256,6 +263,7 @@ def _imagefolder(
     counts: tuple[int | None, int | None],
     seed: int,
     parts: tuple[str, str],
+    decoder: str,
 ) -> Dataset:
     """``parts``: the folders of the training and of the validation images."""
     resize = resize or (size if size <= CIFAR_LIKE_PX else round(size * 256 / 224))
@@ -269,8 +277,8 @@ def _imagefolder(
             first = sorted(missing)
             listed = ", ".join(map(repr, first[:3])) + (f" and {len(first) - 3} more" if len(first) > 3 else "")
             raise N2NError(f"imagefolder: no class {listed} in {folder / part}")
-    train = FolderSource(found.paths, found.labels, size, resize, _augment(augment, size))
-    val = FolderSource(validation.paths, validation.labels, size, resize)
+    train = FolderSource(found.paths, found.labels, size, resize, _augment(augment, size), decoder)
+    val = FolderSource(validation.paths, validation.labels, size, resize, decoder=decoder)
     keep = [_subset(len(source), counts[i], i == 0, seed) for i, source in enumerate((train, val))]
     every = sorted(path[len(str(folder)) :] for path in (*found.paths, *validation.paths))
     over = {part: files.passed_over() for part, files in scanned.items()}

@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import functional as F
 
 Augment = Literal["none", "crop", "imagenet"]
@@ -46,8 +47,8 @@ def random_resized_crop_flip(image: Tensor, draws: Tensor, size: int) -> Tensor:
     """torchvision's RandomResizedCrop (8 to 100 % of the area, aspect 3:4 to 4:3), then a flip."""
     numbers: list[float] = draws.tolist()
     top, left, height, width = crop_box(image.shape[-2], image.shape[-1], numbers[1:])
-    image = F.resized_crop(image, top, left, height, width, [size, size], antialias=True)
-    return image if numbers[0] < 0.5 else F.horizontal_flip(image)
+    part = _resized(image[:, top : top + height, left : left + width], size, size)
+    return part if numbers[0] < 0.5 else part.flip(-1)
 
 
 def crop_box(height: int, width: int, numbers: list[float]) -> tuple[int, int, int, int]:
@@ -67,6 +68,15 @@ def crop_box(height: int, width: int, numbers: list[float]) -> tuple[int, int, i
 
 def resize_center_crop(image: Tensor, resize: int, size: int) -> Tensor:
     """Short side to ``resize`` (bilinear, antialiased), then the ``size`` x ``size`` centre."""
-    if min(image.shape[-2:]) != resize:
-        image = F.resize(image, [resize], antialias=True)
+    height, width = image.shape[-2:]
+    if min(height, width) != resize:
+        short = min(height, width)
+        image = _resized(image, int(resize * height / short), int(resize * width / short))
     return F.center_crop(image, [size, size])
+
+
+def _resized(image: Tensor, height: int, width: int) -> Tensor:
+    """uint8 ``[3, height, width]``: bilinear, antialiased, the bytes of torchvision's resize in half its time."""
+    # In this memory format PyTorch resizes bytes fast; of a part of an image, only once it lies by itself.
+    image = image[None].contiguous(memory_format=torch.channels_last)
+    return interpolate(image, (height, width), mode="bilinear", antialias=True)[0]

@@ -148,7 +148,7 @@ def test_a_killed_worker_is_found_by_looking(folder: Path, monkeypatch: pytest.M
 def test_a_silent_worker_is_waited_for_as_long_as_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("n2n_cli.data.loaders.LOOK_S", 1)
     monkeypatch.setattr("n2n_cli.data.loaders.TIMEOUT_S", 3)
-    monkeypatch.setattr("n2n_cli.data.sources.read_image", lambda path: time.sleep(60))
+    monkeypatch.setattr("n2n_cli.data.sources.read_image", lambda path, decoder: time.sleep(60))
     data = load("imagefolder", root=folder, image_size=24, cache="none")
     began = time.monotonic()
     with pytest.raises(N2NError, match="data workers: DataLoader timed out after 3 seconds"):
