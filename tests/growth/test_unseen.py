@@ -334,6 +334,36 @@ class Flat(nn.Module):
         return self.fc(self.conv(x).permute(0, 2, 3, 1).flatten(1))
 
 
+class Mamba(nn.Module):
+    """A state space block: what it remembers decays as the input says; in fp32, whatever the network's precision."""
+
+    def __init__(self, width=8, inner=16, state=4, rank=3):
+        super().__init__()
+        self.state, self.rank = state, rank
+        self.embed, self.norm, self.head = nn.Linear(3, width), nn.RMSNorm(width), nn.Linear(width, 2)
+        self.enter, self.leave = nn.Linear(width, 2 * inner, bias=False), nn.Linear(inner, width, bias=False)
+        self.conv = nn.Conv1d(inner, inner, 3, groups=inner, padding=2)
+        self.select, self.step = nn.Linear(inner, rank + 2 * state, bias=False), nn.Linear(rank, inner)
+        self.decay = nn.Parameter(torch.arange(1.0, state + 1).repeat(inner, 1).log())
+        self.skip = nn.Parameter(torch.ones(inner))
+
+    def forward(self, x):
+        x = self.embed(x)
+        h, gate = self.enter(self.norm(x)).chunk(2, -1)
+        weight = self.conv.weight.squeeze(1).unsqueeze(1)
+        h = F.conv1d(h.transpose(1, 2), weight, self.conv.bias, padding=2, groups=len(weight))
+        h = F.silu(h[..., : x.shape[1]]).transpose(1, 2)
+        step, write, read = self.select(h).split([self.rank, self.state, self.state], -1)
+        step = F.softplus(self.step(step))[..., None].float()
+        kept, new = (step * -self.decay.float().exp()).exp(), step * write[:, :, None].float() * h[..., None].float()
+        memory, out = torch.zeros_like(new[:, 0]), []
+        for t in range(x.shape[1]):
+            memory = kept[:, t] * memory + new[:, t]
+            out.append((memory.to(read.dtype) @ read[:, t, :, None])[..., 0])
+        h = (torch.stack(out, 1) + h * self.skip) * F.silu(gate)
+        return self.head((x + self.leave(h)).mean(1))
+
+
 GROWS = {  # network, example, how much larger at a factor of 2
     "a number that looks like a width": (MinSize, normal(2, 3, 32, 32), 1.9),
     "a size as a number": (Divided, X, 1.4),
@@ -353,6 +383,7 @@ GROWS = {  # network, example, how much larger at a factor of 2
     "unpooling": (Unpool, normal(2, 3, 8, 8), 1.9),
     "bags of words": (Bags, torch.arange(12).view(4, 3) % 9, 1.8),
     "shapes in place": (Squeezed, normal(2, 3, 4, 4), 2.0),
+    "a state space": (Mamba, normal(2, 6, 3), 3.0),
     "no fp64": (OnlySingle, X, 1.9),
     "a thousand places": (lambda: Flat(32), normal(2, 3, 32, 32), 1.9),
 }
