@@ -337,10 +337,10 @@ class Flat(nn.Module):
 class Mamba(nn.Module):
     """A state space block: what it remembers decays as the input says; in fp32, whatever the network's precision."""
 
-    def __init__(self, width=8, inner=16, state=4, rank=3):
+    def __init__(self, width=24, inner=48, state=4, rank=3):
         super().__init__()
         self.state, self.rank = state, rank
-        self.embed, self.norm, self.head = nn.Linear(3, width), nn.RMSNorm(width), nn.Linear(width, 2)
+        self.embed, self.head = nn.Embedding(9, width), nn.Linear(width, 2)
         self.enter, self.leave = nn.Linear(width, 2 * inner, bias=False), nn.Linear(inner, width, bias=False)
         self.conv = nn.Conv1d(inner, inner, 3, groups=inner, padding=2)
         self.select, self.step = nn.Linear(inner, rank + 2 * state, bias=False), nn.Linear(rank, inner)
@@ -349,7 +349,8 @@ class Mamba(nn.Module):
 
     def forward(self, x):
         x = self.embed(x)
-        h, gate = self.enter(self.norm(x)).chunk(2, -1)
+        normed = x.float() * (x.float().pow(2).mean(-1, keepdim=True) + 1e-5).rsqrt()
+        h, gate = self.enter(normed.to(x.dtype)).chunk(2, -1)
         weight = self.conv.weight.squeeze(1).unsqueeze(1)
         h = F.conv1d(h.transpose(1, 2), weight, self.conv.bias, padding=2, groups=len(weight))
         h = F.silu(h[..., : x.shape[1]]).transpose(1, 2)
@@ -383,7 +384,7 @@ GROWS = {  # network, example, how much larger at a factor of 2
     "unpooling": (Unpool, normal(2, 3, 8, 8), 1.9),
     "bags of words": (Bags, torch.arange(12).view(4, 3) % 9, 1.8),
     "shapes in place": (Squeezed, normal(2, 3, 4, 4), 2.0),
-    "a state space": (Mamba, normal(2, 6, 3), 3.0),
+    "a state space": (Mamba, torch.arange(88).view(8, 11) % 9, 2.5),
     "no fp64": (OnlySingle, X, 1.9),
     "a thousand places": (lambda: Flat(32), normal(2, 3, 32, 32), 1.9),
 }
