@@ -365,6 +365,30 @@ class Mamba(nn.Module):
         return self.head((x + self.leave(h)).mean(1))
 
 
+class ShuffleUnit(nn.Module):
+    """ShuffleNet v1: a channel shuffle between two grouped convolutions, beside a shortcut."""
+
+    def __init__(self, ins, outs, groups, stride):
+        super().__init__()
+        mid, made = outs // 4, outs - ins * (stride == 2)
+        self.a, self.a_norm = nn.Conv2d(ins, mid, 1, groups=groups, bias=False), nn.BatchNorm2d(mid)
+        self.b, self.b_norm = nn.Conv2d(mid, mid, 3, stride, 1, groups=mid, bias=False), nn.BatchNorm2d(mid)
+        self.c, self.c_norm = nn.Conv2d(mid, made, 1, groups=groups, bias=False), nn.BatchNorm2d(made)
+        self.groups, self.stride = groups, stride
+
+    def forward(self, x):
+        n, _, h, w = x.shape
+        y = self.a_norm(self.a(x)).relu()
+        y = y.view(n, self.groups, -1, h, w).transpose(1, 2).contiguous().view(n, -1, h, w)
+        y = self.c_norm(self.c(self.b_norm(self.b(y))))
+        return (torch.cat([F.avg_pool2d(x, 3, 2, 1), y], 1) if self.stride == 2 else x + y).relu()
+
+
+def shuffle_net(groups=3):
+    units = [ShuffleUnit(12, 60, groups, 2), ShuffleUnit(60, 60, groups, 1), ShuffleUnit(60, 60, groups, 1)]
+    return nn.Sequential(nn.Conv2d(3, 12, 3), *units, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(60, 5))
+
+
 GROWS = {  # network, example, how much larger at a factor of 2
     "a number that looks like a width": (MinSize, normal(2, 3, 32, 32), 1.9),
     "a size as a number": (Divided, X, 1.4),
@@ -385,6 +409,7 @@ GROWS = {  # network, example, how much larger at a factor of 2
     "bags of words": (Bags, torch.arange(12).view(4, 3) % 9, 1.8),
     "shapes in place": (Squeezed, normal(2, 3, 4, 4), 2.0),
     "a state space": (Mamba, torch.arange(88).view(8, 11) % 9, 2.5),
+    "shuffles between grouped convolutions": (shuffle_net, normal(2, 3, 8, 8), 3.0),
     "no fp64": (OnlySingle, X, 1.9),
     "a thousand places": (lambda: Flat(32), normal(2, 3, 32, 32), 1.9),
 }

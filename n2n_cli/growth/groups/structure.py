@@ -264,6 +264,7 @@ class Context:
     roles: dict[tuple[str, int], set[Role]] = field(default_factory=dict)  # of every parameter axis that was read
     readers: dict[str, str] = field(default_factory=dict)
     grouped: dict[str, bool] = field(default_factory=dict)
+    repeated: list[tuple[Fork, Axis]] = field(default_factory=list)  # axes of one group several times; choice 1: apart
     met: list[Axis] = field(default_factory=list)  # axes of results that are no longer a parameter's own
     counts: dict[int, list[Axis]] = field(default_factory=dict)  # results that are positions along these axes
     ran: set[str] = field(default_factory=set)  # paths of modules that performed an operation

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from labels import I, P, labelled, shown
 
+from n2n_cli.growth.groups.relations.lengths import EqualLengths
+
 TWO = "a sum over two activations or two parameters"
 SPATIAL, KERNEL = "a spatial axis", "a kernel axis"
 STAY = "its inner channels stay, whole groups grow"
@@ -140,6 +142,13 @@ def test_the_other_way_of_a_grouped_convolution_replicates_whole_groups():
     assert found.text == "a2 b2*2 !5 !5, b2*3 !2 !3 !3, b2*3 -> a2 b2*3 !3 !3"
     assert found.reasons == [SPATIAL, STAY, KERNEL] and found.ctx.grouped == {"p1": True}
     assert labelled(grouped(2), *given).ctx.grouped == {"p1": False}
+
+
+def test_outputs_of_a_grouped_convolution_may_have_a_remapping_for_each_group():
+    found = labelled(grouped(2), (2, 4, 5, 5), P(6, 2, 3, 3), P(6), choices={("", "conv2d", 1, 1): 1})
+    assert found.text == "a2 b2+b2 !5 !5, c3+d3 /b2 !3 !3, c3+d3 -> a2 c3+d3 !3 !3"
+    ((c, d),) = found.relation(EqualLengths).bonds()
+    assert (c.n, d.n) == (3, 3) and c is not d and not found.ctx.repeated
 
 
 @pytest.mark.parametrize(
