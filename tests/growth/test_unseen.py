@@ -389,6 +389,26 @@ def shuffle_net(groups=3):
     return nn.Sequential(nn.Conv2d(3, 12, 3), *units, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(60, 5))
 
 
+class Condensed(nn.Module):
+    """CondenseNet: a layer of a dense network takes channels in the order that a buffer says, and shuffles."""
+
+    def __init__(self, ins, each=8, groups=4):
+        super().__init__()
+        self.register_buffer("order", torch.randint(ins, (4 * groups * 2,)))
+        self.groups, width = groups, len(self.order)
+        self.norm, self.a = nn.BatchNorm2d(width), nn.Conv2d(width, 4 * each, 1, groups=groups, bias=False)
+        self.inner, self.b = nn.BatchNorm2d(4 * each), nn.Conv2d(4 * each, each, 3, padding=1, groups=groups)
+
+    def forward(self, x):
+        y = F.channel_shuffle(self.a(self.norm(x.index_select(1, self.order)).relu()), self.groups)
+        return torch.cat([x, self.b(self.inner(y).relu())], 1)
+
+
+def condense_net():
+    layers = [Condensed(10 + 8 * n) for n in range(3)]
+    return nn.Sequential(nn.Conv2d(3, 10, 3), *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(34, 5))
+
+
 GROWS = {  # network, example, how much larger at a factor of 2
     "a number that looks like a width": (MinSize, normal(2, 3, 32, 32), 1.9),
     "a size as a number": (Divided, X, 1.4),
@@ -410,6 +430,7 @@ GROWS = {  # network, example, how much larger at a factor of 2
     "shapes in place": (Squeezed, normal(2, 3, 4, 4), 2.0),
     "a state space": (Mamba, torch.arange(88).view(8, 11) % 9, 2.5),
     "shuffles between grouped convolutions": (shuffle_net, normal(2, 3, 8, 8), 3.0),
+    "channels that a buffer takes": (condense_net, normal(2, 3, 8, 8), 3.0),
     "no fp64": (OnlySingle, X, 1.9),
     "a thousand places": (lambda: Flat(32), normal(2, 3, 32, 32), 1.9),
 }

@@ -155,6 +155,10 @@ class Relation:
         """Parameters whose first axis is multiplied by more than copies ask for: all of shape ``[n']``, in fp64."""
         return {}
 
+    def places(self, remappings: Remappings) -> dict[str, Tensor]:
+        """Buffers that hold positions -> where each of these stands in the student: [the teacher's positions]."""
+        return {}
+
     def attributes(self, remappings: Remappings) -> Attributes:
         """Attributes of modules that must change, other than sizes."""
         return {}
