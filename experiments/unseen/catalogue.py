@@ -276,14 +276,14 @@ def pytorchcv() -> dict[str, Build]:
     def build(family: str) -> tuple[nn.Module, Inputs]:
         with torch.device("meta"):
             sized = {name: sum(p.numel() for p in _models[name]().parameters()) for name in families[family]}
-        model, error = _models[min(sized, key=sized.__getitem__)](), None
+        make, error = _models[min(sized, key=sized.__getitem__)], None
         # batch norm on maps of 1 x 1 sees two values or so, and is chaotic
         for side in (32,) if "cifar" in family else (64, 96, 128, 224, 299, 480):
-            try:
-                model.in_size = (side, side)
-                return runs(model, images(3, side, side))
-            except Exception as wrong:  # not this size
-                error = error or wrong
+            for options in ({"in_size": (side, side)}, {}):
+                try:
+                    return runs(make(**options), images(3, side, side))
+                except Exception as wrong:  # not this size, or no such option
+                    error = error or wrong
         raise RuntimeError(f"runs on no image of up to 480 pixels: {error}")
 
     # sound, video, meshes, pairs of images
