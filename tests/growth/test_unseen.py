@@ -409,6 +409,19 @@ def condense_net():
     return nn.Sequential(nn.Conv2d(3, 10, 3), *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(34, 5))
 
 
+class Gated(nn.Module):
+    """Hyper-connections: a gate from a product with a vector."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(3, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+        self.gate = nn.Parameter(torch.randn(8))
+
+    def forward(self, x):
+        h = self.a(x)
+        return self.head(h * (h.relu() @ self.gate).tanh()[:, None] + self.b(h.relu()))
+
+
 GROWS = {  # network, example, how much larger at a factor of 2
     "a number that looks like a width": (MinSize, normal(2, 3, 32, 32), 1.9),
     "a size as a number": (Divided, X, 1.4),
@@ -431,6 +444,7 @@ GROWS = {  # network, example, how much larger at a factor of 2
     "a state space": (Mamba, torch.arange(88).view(8, 11) % 9, 2.5),
     "shuffles between grouped convolutions": (shuffle_net, normal(2, 3, 8, 8), 3.0),
     "channels that a buffer takes": (condense_net, normal(2, 3, 8, 8), 3.0),
+    "a product with a vector": (Gated, X, 2.5),
     "no fp64": (OnlySingle, X, 1.9),
     "a thousand places": (lambda: Flat(32), normal(2, 3, 32, 32), 1.9),
 }

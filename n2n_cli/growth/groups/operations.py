@@ -100,7 +100,7 @@ ROWS: dict[str, Operation] = {
     **_rows("linear", Operation(contractions.linear, linear=True, weight=1, bias=2)),
     **_rows("conv1d conv2d conv3d", _CONVOLUTION),
     **_rows("conv_transpose1d conv_transpose2d conv_transpose3d", _TRANSPOSED),
-    **_rows("matmul mm bmm", Operation(contractions.matmul, linear=True, zero="any")),
+    **_rows("matmul mm bmm mv dot", Operation(contractions.matmul, linear=True, zero="any")),
     **_rows("_grouped_mm", Operation(contractions.grouped_matmul, linear=True, zero="any")),
     **_rows("addmm addmm_", Operation(contractions.add_matmul, linear=True, zero="all", terms=(0, 2))),
     **_rows("baddbmm baddbmm_", Operation(contractions.add_matmul, linear=True)),

@@ -34,9 +34,14 @@ def linear(ctx: Context, op: Op) -> None:
 
 
 def matmul(ctx: Context, op: Op) -> None:
-    """mm, bmm, matmul on matrices and stacks of matrices."""
+    """mm, bmm, mv, dot; matmul on vectors, matrices and stacks of matrices."""
     x, y = op.args[:2]
-    ctx.put(op, _product(ctx, op, x, y))
+    if x.ndim > 1 and y.ndim > 1:
+        return ctx.put(op, _product(ctx, op, x, y))
+    contracted = y.ndim - 2 if y.ndim > 1 else 0
+    contract(ctx, op, (x, x.ndim - 1), (y, contracted))
+    left = [ctx.use(x, d) for d in range(x.ndim - 1)]
+    ctx.put(op, [*left, *(ctx.use(y, d) for d in range(y.ndim) if d != contracted)])
 
 
 def add_matmul(ctx: Context, op: Op) -> None:

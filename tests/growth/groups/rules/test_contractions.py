@@ -39,7 +39,11 @@ CASES = {
         "one value for many",
         TWO,
     ),
-    "by a vector": (torch.matmul, [(2, 3), (3,)], "!2 !3, !3 -> !2", "no rule for this operation"),
+    "by a vector": (torch.matmul, [(5, 2, 3), P(3)], "a5 b2 c3, /c3 -> a5 b2"),
+    "by a vector from the left": (torch.matmul, [P(3), (5, 3, 4)], "/a3, b5 a3 c4 -> b5 c4"),
+    "a matrix by a vector": (torch.mv, [(2, 3), P(3)], "a2 b3, /b3 -> a2"),
+    "of two vectors": (torch.dot, [(3,), P(3)], "a3, /a3 -> ()"),
+    "of two activations, one a vector": (torch.matmul, [(2, 3), (3,)], "a2 !3, !3 -> a2", TWO),
     "experts": (
         lambda x, w: torch._grouped_mm(x, w, offs=torch.tensor([2, 5], dtype=torch.int32)),
         [(5, 8), P(2, 8, 16)],
