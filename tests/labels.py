@@ -36,6 +36,11 @@ def I(*shape: int) -> Tensor:  # noqa: E743 - beside P
     return torch.zeros(shape, dtype=torch.long)
 
 
+def B(*shape: int) -> nn.Buffer:
+    """A buffer of positions."""
+    return nn.Buffer(I(*shape))
+
+
 @dataclass
 class Labelled:
     """``text``: as the module shows it; ``reasons``: of what may not grow, each once, in the order of the text."""
@@ -66,11 +71,13 @@ class _Call(nn.Module):
         for at, tensor in enumerate(given):
             if isinstance(tensor, nn.Parameter):
                 self.register_parameter(f"p{at}", tensor)
+            elif isinstance(tensor, nn.Buffer):
+                self.register_buffer(f"p{at}", tensor)
 
     def forward(self, _: Tensor) -> Any:
         arguments = [
             getattr(self, f"p{at}")
-            if isinstance(given, nn.Parameter)
+            if hasattr(self, f"p{at}")
             else torch.zeros(given.shape if isinstance(given, Tensor) else given, dtype=getattr(given, "dtype", None))
             for at, given in enumerate(self.given)
         ]
@@ -87,7 +94,8 @@ def labelled(
     student: Any = None,
     modules: Mapping[str, nn.Module] | None = None,
 ) -> Labelled:
-    """The labels of ``call(*given)``: a shape stands for an activation, `P` for a parameter, `I` for indices.
+    """The labels of ``call(*given)``: a shape stands for an activation, `P` for a parameter, `I` for indices, `B`
+    for a buffer.
 
     ``relations``: the kinds that take part; all that are not relaxing unless given. ``choices``: at forks.
     ``student``: the same arguments in the sizes of a student, where a choice follows it.
@@ -97,9 +105,10 @@ def labelled(
         net = _Call(call, arguments)
         recordings.append((net, record(net, torch.zeros(1), OPERATIONS, training=True)))
     (net, recording), beside = recordings[0], recordings[-1][1].ops
-    names = {name: [fresh(n) for n in p.shape] for name, p in net.named_parameters()}
+    named = [*net.named_parameters(), *net.named_buffers()]
+    names = {name: [fresh(n) for n in tensor.shape] for name, tensor in named}
     kinds = [kind for kind in RELATIONS if not kind.relaxing] if relations is None else relations
-    ctx = Context(names, OPERATIONS, [kind() for kind in kinds], choices or {}, modules or {}, strict=True)
+    ctx = Context(names, OPERATIONS, [kind() for kind in kinds], choices or {}, modules or {"": net}, strict=True)
     recording.inputs, recording.outputs = [], []  # which would be fixed
     ctx.run(recording, beside if student is not None else [None] * len(recording.ops))
     writer = _Writer(ctx)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from n2n_cli.growth.build.initialize import initialize
+from n2n_cli.growth.build.weights import places
 from n2n_cli.growth.proof.gap import Gap, measured_gap
 from n2n_cli.growth.report import GroupInfo, Growth, group_infos, held_units, recipe_of, warnings_of
 from n2n_cli.growth.sizes.solve import Plan
@@ -47,10 +48,12 @@ def random_pad(model: nn.Module, example_input: Any, plan: Plan, *, seed: int = 
     if grown.given is None:
         initialize(student, seed)
     state = {name: tensor.detach() for name, tensor in named_tensors(student)}
+    where = places(grown.structure, grown.remappings)
     with torch.no_grad():
         for name, tensor in named_tensors(model):
             if name not in state:
                 continue
+            tensor = where[name][tensor] if name in where else tensor
             place = tuple(
                 (axis.first if axis is not None else torch.ones(n, dtype=torch.bool)).nonzero().flatten()
                 for axis, n in zip(grown.maps[name], state[name].shape, strict=True)

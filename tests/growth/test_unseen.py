@@ -334,6 +334,94 @@ class Flat(nn.Module):
         return self.fc(self.conv(x).permute(0, 2, 3, 1).flatten(1))
 
 
+class Mamba(nn.Module):
+    """A state space block: what it remembers decays as the input says; in fp32, whatever the network's precision."""
+
+    def __init__(self, width=24, inner=48, state=4, rank=3):
+        super().__init__()
+        self.state, self.rank = state, rank
+        self.embed, self.head = nn.Embedding(9, width), nn.Linear(width, 2)
+        self.enter, self.leave = nn.Linear(width, 2 * inner, bias=False), nn.Linear(inner, width, bias=False)
+        self.conv = nn.Conv1d(inner, inner, 3, groups=inner, padding=2)
+        self.select, self.step = nn.Linear(inner, rank + 2 * state, bias=False), nn.Linear(rank, inner)
+        self.decay = nn.Parameter(torch.arange(1.0, state + 1).repeat(inner, 1).log())
+        self.skip = nn.Parameter(torch.ones(inner))
+
+    def forward(self, x):
+        x = self.embed(x)
+        normed = x.float() * (x.float().pow(2).mean(-1, keepdim=True) + 1e-5).rsqrt()
+        h, gate = self.enter(normed.to(x.dtype)).chunk(2, -1)
+        weight = self.conv.weight.squeeze(1).unsqueeze(1)
+        h = F.conv1d(h.transpose(1, 2), weight, self.conv.bias, padding=2, groups=len(weight))
+        h = F.silu(h[..., : x.shape[1]]).transpose(1, 2)
+        step, write, read = self.select(h).split([self.rank, self.state, self.state], -1)
+        step = F.softplus(self.step(step))[..., None].float()
+        kept, new = (step * -self.decay.float().exp()).exp(), step * write[:, :, None].float() * h[..., None].float()
+        memory, out = torch.zeros_like(new[:, 0]), []
+        for t in range(x.shape[1]):
+            memory = kept[:, t] * memory + new[:, t]
+            out.append((memory.to(read.dtype) @ read[:, t, :, None])[..., 0])
+        h = (torch.stack(out, 1) + h * self.skip) * F.silu(gate)
+        return self.head((x + self.leave(h)).mean(1))
+
+
+class ShuffleUnit(nn.Module):
+    """ShuffleNet v1: a channel shuffle between two grouped convolutions, beside a shortcut."""
+
+    def __init__(self, ins, outs, groups, stride):
+        super().__init__()
+        mid, made = outs // 4, outs - ins * (stride == 2)
+        self.a, self.a_norm = nn.Conv2d(ins, mid, 1, groups=groups, bias=False), nn.BatchNorm2d(mid)
+        self.b, self.b_norm = nn.Conv2d(mid, mid, 3, stride, 1, groups=mid, bias=False), nn.BatchNorm2d(mid)
+        self.c, self.c_norm = nn.Conv2d(mid, made, 1, groups=groups, bias=False), nn.BatchNorm2d(made)
+        self.groups, self.stride = groups, stride
+
+    def forward(self, x):
+        n, _, h, w = x.shape
+        y = self.a_norm(self.a(x)).relu()
+        y = y.view(n, self.groups, -1, h, w).transpose(1, 2).contiguous().view(n, -1, h, w)
+        y = self.c_norm(self.c(self.b_norm(self.b(y))))
+        return (torch.cat([F.avg_pool2d(x, 3, 2, 1), y], 1) if self.stride == 2 else x + y).relu()
+
+
+def shuffle_net(groups=3):
+    units = [ShuffleUnit(12, 60, groups, 2), ShuffleUnit(60, 60, groups, 1), ShuffleUnit(60, 60, groups, 1)]
+    return nn.Sequential(nn.Conv2d(3, 12, 3), *units, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(60, 5))
+
+
+class Condensed(nn.Module):
+    """CondenseNet: a layer of a dense network takes channels in the order that a buffer says, and shuffles."""
+
+    def __init__(self, ins, each=8, groups=4):
+        super().__init__()
+        self.register_buffer("order", torch.randint(ins, (4 * groups * 2,)))
+        self.groups, width = groups, len(self.order)
+        self.norm, self.a = nn.BatchNorm2d(width), nn.Conv2d(width, 4 * each, 1, groups=groups, bias=False)
+        self.inner, self.b = nn.BatchNorm2d(4 * each), nn.Conv2d(4 * each, each, 3, padding=1, groups=groups)
+
+    def forward(self, x):
+        y = F.channel_shuffle(self.a(self.norm(x.index_select(1, self.order)).relu()), self.groups)
+        return torch.cat([x, self.b(self.inner(y).relu())], 1)
+
+
+def condense_net():
+    layers = [Condensed(10 + 8 * n) for n in range(3)]
+    return nn.Sequential(nn.Conv2d(3, 10, 3), *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(34, 5))
+
+
+class Gated(nn.Module):
+    """Hyper-connections: a gate from a product with a vector."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(3, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+        self.gate = nn.Parameter(torch.randn(8))
+
+    def forward(self, x):
+        h = self.a(x)
+        return self.head(h * (h.relu() @ self.gate).tanh()[:, None] + self.b(h.relu()))
+
+
 GROWS = {  # network, example, how much larger at a factor of 2
     "a number that looks like a width": (MinSize, normal(2, 3, 32, 32), 1.9),
     "a size as a number": (Divided, X, 1.4),
@@ -353,6 +441,10 @@ GROWS = {  # network, example, how much larger at a factor of 2
     "unpooling": (Unpool, normal(2, 3, 8, 8), 1.9),
     "bags of words": (Bags, torch.arange(12).view(4, 3) % 9, 1.8),
     "shapes in place": (Squeezed, normal(2, 3, 4, 4), 2.0),
+    "a state space": (Mamba, torch.arange(88).view(8, 11) % 9, 2.5),
+    "shuffles between grouped convolutions": (shuffle_net, normal(2, 3, 8, 8), 3.0),
+    "channels that a buffer takes": (condense_net, normal(2, 3, 8, 8), 3.0),
+    "a product with a vector": (Gated, X, 2.5),
     "no fp64": (OnlySingle, X, 1.9),
     "a thousand places": (lambda: Flat(32), normal(2, 3, 32, 32), 1.9),
 }

@@ -23,14 +23,14 @@ def grown_weights(
     ``noise``: standard deviation of the noise on all but the first copy of each unit, relative to that of the weight.
     """
     generator = torch.Generator().manual_seed(seed + 0x5EED)
-    special = multipliers(structure, remappings)
+    special, where = multipliers(structure, remappings), places(structure, remappings)
     state: dict[str, Tensor] = {}
     plain = dict(plain_tensors(model))
     with torch.no_grad():
         for name, tensor in named_tensors(model):
             if structure.aliases[name] != name or (name in plain and not any(maps[name])):
                 continue
-            grown = grow_tensor(name, tensor.detach(), structure, maps[name], special)
+            grown = grow_tensor(name, tensor.detach(), structure, maps[name], special, where)
             if noise and isinstance(tensor, nn.Parameter):
                 grown = _with_noise(name, grown, structure, maps[name], noise, generator)
             state[name] = grown.clone() if grown.data_ptr() == tensor.data_ptr() else grown
@@ -41,13 +41,13 @@ def weights_in_double(
     model: nn.Module, structure: Structure, remappings: Remappings, maps: Maps, random: RandomEntries
 ) -> dict[str, Callable[[], Tensor]]:
     """The noiseless student's parameters and buffers in fp64, each made when it is asked for and not kept."""
-    special = multipliers(structure, remappings)
+    special, where = multipliers(structure, remappings), places(structure, remappings)
     source = dict(named_tensors(model))
 
     def one(first: str) -> Tensor:
         tensor = source[first].detach()
         tensor = tensor.double() if tensor.is_floating_point() else tensor
-        return random.write(first, grow_tensor(first, tensor, structure, maps[first], special))
+        return random.write(first, grow_tensor(first, tensor, structure, maps[first], special, where))
 
     plain = dict(plain_tensors(model))
     stay = {name for name in plain if not any(maps[structure.aliases[name]])}
@@ -62,17 +62,25 @@ def multipliers(structure: Structure, remappings: Remappings) -> dict[str, Tenso
     return found
 
 
+def places(structure: Structure, remappings: Remappings) -> dict[str, Tensor]:
+    """Buffers that hold positions -> where each of these stands in the student."""
+    return {name: where for relation in structure.relations for name, where in relation.places(remappings).items()}
+
+
 def grow_tensor(
     name: str,
     tensor: Tensor,
     structure: Structure,
     maps: list[AxisMap | None],
     special: Mapping[str, Tensor] = MappingProxyType({}),
+    where: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> Tensor:
     """``U[o, c] = W[g_out(o), g_in(c)] / r_in(c)``, on as many axes as the tensor has.
 
-    ``special[name]`` multiplies the first axis (see `multipliers`).
+    ``special[name]`` multiplies the first axis (see `multipliers`); ``where``: see `places`.
     """
+    if name in where:
+        tensor = where[name].to(tensor.device, tensor.dtype)[tensor.long()]
     for dim, axis in reversed(list(enumerate(maps))):  # inner axes first, while the tensor is small
         if axis is None:
             continue

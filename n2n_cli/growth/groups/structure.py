@@ -155,6 +155,10 @@ class Relation:
         """Parameters whose first axis is multiplied by more than copies ask for: all of shape ``[n']``, in fp64."""
         return {}
 
+    def places(self, remappings: Remappings) -> dict[str, Tensor]:
+        """Buffers that hold positions -> where each of these stands in the student: [the teacher's positions]."""
+        return {}
+
     def attributes(self, remappings: Remappings) -> Attributes:
         """Attributes of modules that must change, other than sizes."""
         return {}
@@ -264,6 +268,7 @@ class Context:
     roles: dict[tuple[str, int], set[Role]] = field(default_factory=dict)  # of every parameter axis that was read
     readers: dict[str, str] = field(default_factory=dict)
     grouped: dict[str, bool] = field(default_factory=dict)
+    repeated: list[tuple[Fork, Axis]] = field(default_factory=list)  # axes of one group several times; choice 1: apart
     met: list[Axis] = field(default_factory=list)  # axes of results that are no longer a parameter's own
     counts: dict[int, list[Axis]] = field(default_factory=dict)  # results that are positions along these axes
     ran: set[str] = field(default_factory=set)  # paths of modules that performed an operation

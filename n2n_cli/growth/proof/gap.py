@@ -149,11 +149,20 @@ def _outputs(
 def _stand_in(name: str, tensor: Tensor, weights: Weights | None, clones: bool) -> Tensor:
     """Parameters as they are; buffers, which a forward pass may change, are cloned (in fp64 with ``weights``)."""
     if isinstance(tensor, nn.Parameter):
-        return tensor.detach().clone() if clones else tensor
+        return tensor.detach().clone() if clones else tensor if weights is None else _of_this_pass(tensor)
     if weights is None:
         return tensor.clone()
     found = weights[name]() if name in weights else tensor
     return found.double() if found.dtype in NARROW else found.clone()
+
+
+def _of_this_pass(tensor: Tensor) -> Tensor:
+    """The same memory, as a tensor made in inference mode. A view of any other one counts versions, and fails where
+    `InDouble` puts a tensor that has none in its place."""
+    if tensor.layout != torch.strided:
+        return tensor
+    alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    return alias.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
 
 
 def runs(model: nn.Module, batch: Any) -> bool:

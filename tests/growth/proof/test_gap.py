@@ -108,6 +108,34 @@ def test_arithmetic_in_fp64_on_a_model_of_less():
     assert torch.get_default_dtype() == torch.float32 and model[3].bias.dtype == torch.float32
 
 
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda w: w.t().t(),
+        lambda w: w[:, :, None].squeeze(2),
+        lambda w: w[:, :5],
+        lambda w: w.data,
+        lambda w: w.detach(),
+    ],
+)
+def test_views_of_weights_are_also_taken_in_fp64(view):
+    """Beside code that rounds to fp32, which a copy in fp64 would do as well: Mamba."""
+
+    class Viewed(nn.Linear):
+        def forward(self, x):
+            return nn.functional.linear(x, view(self.weight).float(), self.bias)
+
+    torch.manual_seed(0)
+    model, x = Viewed(5, 4), torch.randn(6, 5).double()
+    wanted = x @ model.weight.double().t() + model.bias.double()
+    (found,) = outputs(model, x, training=False, weights={})
+    torch.testing.assert_close(found, wanted, rtol=1e-14, atol=1e-14)
+    twice = {"weight": lambda: 2 * model.weight.detach().double()}
+    (found,) = outputs(model, x, training=False, weights=twice)
+    torch.testing.assert_close(found, 2 * wanted - model.bias.double(), rtol=1e-14, atol=1e-14)
+    assert model.weight.dtype == torch.float32 and not model.weight.is_inference()
+
+
 def test_what_does_not_run_or_returns_nothing_is_named():
     broken = nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.Linear(5, 2)))
     with pytest.raises(GrowthError, match=r"Sequential does not run: in 1\.0: mat1 and mat2"):

@@ -34,9 +34,14 @@ def linear(ctx: Context, op: Op) -> None:
 
 
 def matmul(ctx: Context, op: Op) -> None:
-    """mm, bmm, matmul on matrices and stacks of matrices."""
+    """mm, bmm, mv, dot; matmul on vectors, matrices and stacks of matrices."""
     x, y = op.args[:2]
-    ctx.put(op, _product(ctx, op, x, y))
+    if x.ndim > 1 and y.ndim > 1:
+        return ctx.put(op, _product(ctx, op, x, y))
+    contracted = y.ndim - 2 if y.ndim > 1 else 0
+    contract(ctx, op, (x, x.ndim - 1), (y, contracted))
+    left = [ctx.use(x, d) for d in range(x.ndim - 1)]
+    ctx.put(op, [*left, *(ctx.use(y, d) for d in range(y.ndim) if d != contracted)])
 
 
 def add_matmul(ctx: Context, op: Op) -> None:
@@ -115,9 +120,9 @@ def _grouped(ctx: Context, op: Op, x: tuple[Tensor, int], weight: Tensor, groups
         unify(axis, [(shared, 1)] * groups)
         unify(ctx.axes(weight)[1], [(shared, 1)])
         ctx.role(weight, 1, "in")
-        per_group = Group(weight.shape[0] // groups)
-        unify(ctx.use(weight, 0), [(per_group, 1)] * groups)
-        ctx.forks[fork] = ([(shared, 1), (per_group, 1)], 2)
+        outputs = _outputs_of_groups(ctx, op, weight.shape[0] // groups, groups)
+        unify(ctx.use(weight, 0), outputs)
+        ctx.forks[fork] = ([(shared, 1), *outputs], 2)
         if ctx.origins(weight)[1] is None:
             fix(axis, reason)
         return ctx.use(weight, 0)
@@ -127,6 +132,19 @@ def _grouped(ctx: Context, op: Op, x: tuple[Tensor, int], weight: Tensor, groups
     unify(ctx.use(weight, 0), [(whole, weight.shape[0] // groups)])
     ctx.forks[fork] = ([(whole, 1)], 2)
     return scaled([(whole, 1)], op.outputs[0].shape[channel] // groups)
+
+
+def _outputs_of_groups(ctx: Context, op: Op, each: int, groups: int) -> Axis:
+    """All share one remapping as well, unless something behind them (a shuffle) needs one for each."""
+    fork = ctx.fork(op, 1)
+    if ctx.choice(fork) == 0:
+        axis = [(Group(each), 1)] * groups
+        ctx.repeated.append((fork, axis))
+        return axis
+    axis = [(Group(each), 1) for _ in range(groups)]
+    for span in axis[1:]:
+        ctx.keep_equal(op, axis[:1], [span])
+    return axis
 
 
 def embedding(ctx: Context, op: Op) -> None:

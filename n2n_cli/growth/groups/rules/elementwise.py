@@ -81,6 +81,12 @@ def factory(ctx: Context, op: Op) -> None:
     ctx.put(op, [fresh(n) for n in op.outputs[0].shape])
 
 
+def counted(ctx: Context, op: Op) -> None:
+    """arange, linspace, eye: the code makes them from a size, so that a longer one holds other numbers, not copies."""
+    reason = ctx.reason(op, "numbers that the code counts out")
+    ctx.put(op, [constant(n, reason) for n in op.outputs[0].shape])
+
+
 def prelu(ctx: Context, op: Op) -> None:
     """A slope for every channel, or one for all."""
     x, weight = op.args[:2]

@@ -55,10 +55,32 @@ def _addressed(ctx: Context, op: Op, x: Tensor, where: Sequence[Tensor | None]) 
 
 def index(ctx: Context, op: Op) -> None:
     """``x[i, j]`` with tensors of positions, or a mask, on neighbouring axes."""
-    x = op.args[0]
+    x, where = op.args[0], op.args[1]
+    given = [dim for dim, one in enumerate(where) if one is not None]
+    if len(given) == 1 and _taken(ctx, op, given[0], where[given[0]]):
+        return
     first, behind, count = _addressed(ctx, op, x, op.args[1])
     found = [constant(n, ctx.reason(op, INDEX)) for n in op.outputs[0].shape[first : first + count]]
     ctx.put(op, [*(ctx.use(x, d) for d in range(first)), *found, *(ctx.use(x, d) for d in range(behind, x.ndim))])
+
+
+def index_select(ctx: Context, op: Op) -> None:
+    """``index_select(x, dim, index)``."""
+    x, dim, where = op.args[:3]
+    if not _taken(ctx, op, dim % max(x.ndim, 1), where):
+        reorder(ctx, op)
+
+
+def _taken(ctx: Context, op: Op, dim: int, where: Tensor) -> bool:
+    """Whether a buffer of the network says which positions along ``dim`` are taken, of anything but a table of
+    parameters; the result is labelled then."""
+    x = op.args[0]
+    taken = None
+    if x.ndim and ctx.origins(x)[dim] is None:
+        taken = ctx.relate("places", op, where, ctx.axes(x)[dim])
+    if taken is not None:
+        ctx.put(op, [taken if d == dim else ctx.use(x, d) for d in range(x.ndim)])
+    return taken is not None
 
 
 def index_put(ctx: Context, op: Op) -> None:
@@ -81,7 +103,7 @@ def index_put(ctx: Context, op: Op) -> None:
 
 
 def reorder(ctx: Context, op: Op, *, dims_at: int = 1, name: str = "dim") -> None:
-    """flip, roll, index_select, cumsum: the axes they work on are fixed, the others pass.
+    """flip, roll, index_select by an activation, cumsum: the axes they work on are fixed, the others pass.
 
     ``dims_at`` and ``name``: which argument says what they work on.
     """

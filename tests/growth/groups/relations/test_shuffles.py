@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from labels import labelled
-from nets import double_gap, inferred, only_group
+from labels import P, labelled
+from nets import double_gap, inferred, only_group, perturb
 from torch import nn
 
 from n2n_cli import growth
@@ -152,3 +152,80 @@ def test_a_shuffle_whose_result_is_fixed_fixes_its_source():
     assert found.text.startswith("a2 b8")
     found.relation(Shuffles).settle(found.ctx)
     assert found.axis(0, 1)[0][0].fixed.text == "its entries share one sum"
+
+
+class Grouped(nn.Module):
+    """ShuffleNet v1: a shuffle between two grouped convolutions."""
+
+    def __init__(self, each, groups, op=True):
+        super().__init__()
+        self.a, self.norm = nn.Conv2d(3 * groups, each * groups, 1, groups=groups), nn.BatchNorm2d(each * groups)
+        self.b, self.c = nn.Conv2d(each * groups, 4 * groups, 1, groups=groups), nn.Conv2d(4 * groups, 2, 1)
+        self.groups, self.op = groups, op
+
+    def forward(self, x):
+        x = self.norm(self.a(x)).relu()
+        if self.op:
+            return self.c(self.b(F.channel_shuffle(x, self.groups)).relu())
+        n, _, h, w = x.shape
+        return self.c(self.b(x.view(n, self.groups, -1, h, w).transpose(1, 2).reshape(n, -1, h, w)).relu())
+
+
+def two_grouped(x, v, w):
+    return F.conv2d(F.channel_shuffle(F.conv2d(x, v, groups=2), 2), w, groups=2)
+
+
+def test_a_result_that_repeats_a_group_asks_for_a_source_that_does_not():
+    given = (2, 4, 5, 5), P(6, 2, 1, 1), P(2, 3, 1, 1)
+    first = labelled(two_grouped, *given)
+    assert first.text == "a2 b2+b2 !5 !5, c3+c3 /b2 !1 !1, d1+d1 /e3 !1 !1 -> a2 d1+d1 !5 !5"
+    first.relation(Shuffles).settle(first.ctx)
+    assert first.ctx.wanted == {("", "conv2d", 1, 1): 1}
+    again = labelled(two_grouped, *given, choices=first.ctx.wanted)
+    assert again.text == "a2 b2+b2 !5 !5, c3+d3 /b2 !1 !1, e1+e1 /f3 !1 !1 -> a2 e1+e1 !5 !5"
+    shuffles = again.relation(Shuffles)
+    shuffles.settle(again.ctx)
+    assert all(not group.fixed for group in shuffles.live()[0].groups())
+
+
+def test_units_of_a_repeated_result_are_copied_where_all_repeats_read_the_same_groups():
+    """The example of ``drawn_from_its_end``."""
+    structure = inferred(Grouped(3, 2), torch.zeros(2, 6, 1, 1))
+    shuffles = next(r for r in structure.relations if isinstance(r, Shuffles))
+    a, b, c = dict.fromkeys(shuffles.found[0].groups())
+    for n, ours in ((4, None), (5, 5), (6, 5)):
+        sizes = dict.fromkeys((a, b, c), n)
+        fitted, holds = shuffles.fit(structure, sizes, Wish(sizes, "factor"))
+        assert not holds and set(fitted.values()) == {ours or 5}
+    for seed in range(20):
+        drawn = shuffles.draw(structure, dict.fromkeys((a, b, c), 5), torch.Generator().manual_seed(seed))
+        index = {group: found.index.tolist() for group, found in drawn.items()}
+        assert index[c][:3:2] == [0, 2] and index[c][4] in (0, 2) and index[c][1] == index[c][3] == 1
+        first, second = [(a, 0), (b, 0), (a, 1)], [(b, 1), (a, 2), (b, 2)]
+        for place, (group, unit) in enumerate([(a, 0), (b, 0), (a, 1), (b, 1), (a, 2)]):
+            assert (group, index[group][unit]) == first[index[c][place]]
+        for place, (group, unit) in enumerate([(b, 2), (a, 3), (b, 3), (a, 4), (b, 4)]):
+            assert (group, index[group][unit]) == second[index[c][place]]
+
+
+@pytest.mark.parametrize(("each", "groups"), [(3, 2), (4, 2), (5, 3), (2, 4), (20, 3)])
+@pytest.mark.parametrize("op", [True, False])
+def test_a_shuffle_between_two_grouped_convolutions(each, groups, op):
+    torch.manual_seed(0)
+    net, x = perturb(Grouped(each, groups, op)).double(), torch.randn(3, 3 * groups, 2, 2, dtype=torch.float64)
+    for factor in (1.5, 2.0):
+        student = growth.widen(net, x, factor).student
+        assert student.a.out_channels > each * groups and student.a.groups == student.b.groups == groups
+        assert double_gap(net, student, x) < 1e-10 and double_gap(net, student, x[:2].flip(1)) < 1e-10
+
+
+def test_a_shuffle_from_and_to_repeats_that_others_share_stays():
+    """The result is added to its source: no remapping serves both."""
+
+    class Added(Grouped):
+        def forward(self, x):
+            x = self.a(x).relu()
+            return self.c(self.b(x + F.channel_shuffle(x, self.groups)).relu())
+
+    student = growth.widen(Added(4, 2), torch.randn(2, 6, 2, 2), 2.0).student
+    assert student.a.out_channels == 8 and student.b.out_channels == 16

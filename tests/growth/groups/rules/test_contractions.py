@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from labels import I, P, labelled, shown
 
+from n2n_cli.growth.groups.relations.lengths import EqualLengths
+
 TWO = "a sum over two activations or two parameters"
 SPATIAL, KERNEL = "a spatial axis", "a kernel axis"
 STAY = "its inner channels stay, whole groups grow"
@@ -37,7 +39,11 @@ CASES = {
         "one value for many",
         TWO,
     ),
-    "by a vector": (torch.matmul, [(2, 3), (3,)], "!2 !3, !3 -> !2", "no rule for this operation"),
+    "by a vector": (torch.matmul, [(5, 2, 3), P(3)], "a5 b2 c3, /c3 -> a5 b2"),
+    "by a vector from the left": (torch.matmul, [P(3), (5, 3, 4)], "/a3, b5 a3 c4 -> b5 c4"),
+    "a matrix by a vector": (torch.mv, [(2, 3), P(3)], "a2 b3, /b3 -> a2"),
+    "of two vectors": (torch.dot, [(3,), P(3)], "a3, /a3 -> ()"),
+    "of two activations, one a vector": (torch.matmul, [(2, 3), (3,)], "a2 !3, !3 -> a2", TWO),
     "experts": (
         lambda x, w: torch._grouped_mm(x, w, offs=torch.tensor([2, 5], dtype=torch.int32)),
         [(5, 8), P(2, 8, 16)],
@@ -140,6 +146,13 @@ def test_the_other_way_of_a_grouped_convolution_replicates_whole_groups():
     assert found.text == "a2 b2*2 !5 !5, b2*3 !2 !3 !3, b2*3 -> a2 b2*3 !3 !3"
     assert found.reasons == [SPATIAL, STAY, KERNEL] and found.ctx.grouped == {"p1": True}
     assert labelled(grouped(2), *given).ctx.grouped == {"p1": False}
+
+
+def test_outputs_of_a_grouped_convolution_may_have_a_remapping_for_each_group():
+    found = labelled(grouped(2), (2, 4, 5, 5), P(6, 2, 3, 3), P(6), choices={("", "conv2d", 1, 1): 1})
+    assert found.text == "a2 b2+b2 !5 !5, c3+d3 /b2 !3 !3, c3+d3 -> a2 c3+d3 !3 !3"
+    ((c, d),) = found.relation(EqualLengths).bonds()
+    assert (c.n, d.n) == (3, 3) and c is not d and not found.ctx.repeated
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,8 @@ CASES = {
     "like": (torch.ones_like, [(2, 3)], "a2 b3 -> a2 b3"),
     "zeros": (lambda x: x + torch.zeros(2, 3), [(2, 3)], "a2 b3 -> a2 b3"),
     "new zeros": (lambda x: torch.cat([x.new_zeros(4), x]), [(3,)], "a3 -> b4+a3"),
+    "counted": (lambda x: x + torch.arange(3), [(2, 3)], "a2 !3 -> a2 !3", "numbers that the code counts out"),
+    "one and zeros": (lambda x: x * torch.eye(3), [(3, 3)], "!3 !3 -> !3 !3", "numbers that the code counts out"),
     # slopes
     "prelu": (F.prelu, [(2, 3, 4), P(3)], "a2 b3 c4, b3 -> a2 b3 c4"),
     "one slope": (F.prelu, [(2, 3, 4), P(1)], "a2 b3 c4, !1 -> a2 b3 c4", "one value for many"),
