@@ -120,15 +120,13 @@ def load(
     """
     if name not in NAMES:
         raise N2NError(f"unknown data '{name}'{suggest(name, NAMES)}; expected {', '.join(NAMES)}")
-    if augment not in AUGMENTS:
-        near = suggest(augment, AUGMENTS)
-        raise N2NError(f"data.augment must be one of {', '.join(AUGMENTS)}, not '{augment}'{near}")
-    if decoder not in DECODERS:
-        raise N2NError(
-            f"data.decoder must be one of {', '.join(DECODERS)}, not '{decoder}'{suggest(decoder, DECODERS)}"
-        )
-    if cache not in CACHES:
-        raise N2NError(f"data.cache must be one of {', '.join(CACHES)}, not '{cache}'{suggest(cache, CACHES)}")
+    for field, value, choices in (
+        ("augment", augment, AUGMENTS),
+        ("cache", cache, CACHES),
+        ("decoder", decoder, DECODERS),
+    ):
+        if value not in choices:
+            raise N2NError(f"data.{field} must be one of {', '.join(choices)}, not '{value}'{suggest(value, choices)}")
     counts = {
         "train_images": train_images,
         "val_images": val_images,

@@ -155,13 +155,13 @@ class CachedSource:
 def read_image(path: str, decoder: str = "auto") -> Tensor:
     """uint8 RGB ``[3, H, W]`` of any file that Pillow reads (by its content: ImageNet has a PNG called JPEG).
 
-    ``decoder``: "auto": JPEG files by torchvision, which gives the same pixels in less time (and reads some broken headers
-    that Pillow does not), and everything that it does not decode by Pillow; "pil": Pillow alone.
+    ``decoder``: "auto": JPEG files by torchvision, which gives the same pixels in less time (and reads some broken
+    headers that Pillow does not), and everything that it does not decode by Pillow; "pil": Pillow alone.
 
     Raises `N2NError` that names the path of a file that is missing, truncated or no image.
     """
-    if decoder == "auto" and (image := _jpeg(path)) is not None:
-        return image
+    if decoder == "auto" and (decoded := _jpeg(path)) is not None:
+        return decoded
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # broken EXIF, palette transparency: the pixels are fine
