@@ -133,10 +133,10 @@ def load(
         "num_classes": num_classes,
         "holdout": holdout or None,
     }
-    for field, value in {**counts, "image_size": image_size, "resize_size": resize_size}.items():
+    for field, number in {**counts, "image_size": image_size, "resize_size": resize_size}.items():
         least = 8 if field.endswith("size") else 1
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-            raise N2NError(f"data.{field} must be a whole number >= {least}, not {value!r}")
+        if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < least):
+            raise N2NError(f"data.{field} must be a whole number >= {least}, not {number!r}")
     if name == "shapes":
         data = _shapes(seed, train_images, val_images, image_size or 32, augment, difficulty)
     elif name == "fake":
