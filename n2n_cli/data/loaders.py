@@ -42,6 +42,7 @@ class TrainLoader:
     """Shuffled, augmented batches; ``batch_size`` in global images, a multiple of ``world_size``: a rank gets its part.
 
     ``steps_per_epoch``: full global batches. The images that do not fill a last one are left out (others each epoch).
+    ``remedy``: what to try where training waits for images.
     ``skip``: an image that cannot be read is warned of, and the next one that can be takes its place, up to
     `MOST_SKIPPED` of them. Raises `N2NError` where there is no full batch.
     """
@@ -62,6 +63,11 @@ class TrainLoader:
         self.steps_per_epoch = len(source) // batch_size
         self._reader = _Reader(source, seed, workers, world_size, skip)
         self._images, self._seed, self._batch_size = len(source), seed, batch_size
+        self.remedy = (
+            f"try workers= above {workers} (of {len(os.sched_getaffinity(0))} cores), a faster disk, or smaller files"
+            if source.decodes
+            else ""
+        )
         part = batch_size // world_size
         self._part = slice(rank * part, (rank + 1) * part)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,6 +33,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 """Ctrl-C, the end of a job, of a terminal, and SLURM's warning of the end: the run saves and stops."""
 ECHO_S = 0.5
 """Seconds within which a signal is the first one again: a parent that is killed sends one for each of its threads."""
+WAIT_SHARE = 0.1
+"""Share of the time spent waiting for images from which on people are told."""
 Batch = tuple[Tensor, Tensor]
 
 
@@ -134,15 +137,16 @@ def _train(run: Run, train: Loader, val: Loader, log: RunLog, signals: list[int]
     )
     saves = multiples(options.checkpoint_every_epochs, run.steps_per_epoch, total) | {total}
     clock = time.perf_counter() - run.time_s  # goes on where the stopped run was
-    since, since_step = time.perf_counter(), run.step  # of the throughput; evaluation and saving do not count
+    pace = _Pace(options.batch_size, run.step)
 
     def measure() -> bool:
         """The row of this step, if one is due; whether it was. An error in here leaves it due."""
         step, row = run.step, {}
         if run.unlogged and (step % options.log_every == 0 or step == total):
             row = run.training_means()  # waits for the device, so the time below is true
-            if step > since_step:
-                row["perf/images_per_s"] = (step - since_step) * options.batch_size / (time.perf_counter() - since)
+            row |= pace.row(step)
+            if ranks.main:
+                pace.warn(folder=run.folder, remedy=getattr(train, "remedy", ""))
         if step in evaluations and run.last.get("step") != step:
             row |= run.evaluate(val)
         run.time_s = time.perf_counter() - clock
@@ -155,18 +159,18 @@ def _train(run: Run, train: Loader, val: Loader, log: RunLog, signals: list[int]
     if measure() and run.step:  # of step 0; of a resumed run, what an error kept it from
         log.sync()
         run.save()
-    since = time.perf_counter()
+    pace.restart(run.step)
     while run.step < total and run.step != options.stop_after:
         epoch, within = divmod(run.step, run.steps_per_epoch)
         epoch_end = min(total, (epoch + 1) * run.steps_per_epoch)
-        for batch in _with_errors(train.batches(epoch, start_step=within)):
+        for batch in _with_errors(pace.waiting(train.batches(epoch, start_step=within))):
             failed, interrupted, due = ranks.any(isinstance(batch, Exception), bool(signals), run.due)
             if failed:
                 told = ranks.first(_line(batch))
                 raise Everywhere(told) if not isinstance(batch, Exception) or isinstance(batch, N2NError) else batch
             if interrupted or due:
                 _save(run, log)
-                since, since_step = time.perf_counter(), run.step
+                pace.restart(run.step)
             if interrupted:
                 raise KeyboardInterrupt(f"stopped after step {run.step} and saved; the same command goes on from there")
             run.optimizer_step(*batch)  # type: ignore[misc]
@@ -177,7 +181,7 @@ def _train(run: Run, train: Loader, val: Loader, log: RunLog, signals: list[int]
             if step in saves or stopping:
                 _save(run, log)
             if measured or step in saves:
-                since, since_step = time.perf_counter(), step
+                pace.restart(step)
             if stopping or step == epoch_end:
                 break
         else:
@@ -185,6 +189,45 @@ def _train(run: Run, train: Loader, val: Loader, log: RunLog, signals: list[int]
     if run.step < total:
         return run.summary() | {"stopped": True}
     return run.summary()
+
+
+class _Pace:
+    """Throughput since the last restart, and the share of that time in which the loop waited for images. Evaluation and
+    saving do not count."""
+
+    def __init__(self, batch_size: int, step: int) -> None:
+        self._batch_size, self._shares = batch_size, list[float]()
+        self.restart(step)
+
+    def restart(self, step: int) -> None:
+        self._since, self._step, self._waited = time.perf_counter(), step, 0.0
+
+    def waiting(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches, the time until each of them counted."""
+        while True:
+            began = time.perf_counter()
+            batch = next(batches, None)
+            self._waited += time.perf_counter() - began
+            if batch is None:
+                return
+            yield batch
+
+    def row(self, step: int) -> dict[str, float]:
+        if step == self._step:
+            return {}
+        seconds = time.perf_counter() - self._since
+        self._shares.append(min(1.0, self._waited / seconds))
+        images = (step - self._step) * self._batch_size
+        return {"perf/images_per_s": images / seconds, "perf/data_wait": self._shares[-1]}
+
+    def warn(self, folder: Path, remedy: str) -> None:
+        """Says once, if so, that images are what is waited for. The first row is left out: it has the start in it."""
+        if remedy and len(self._shares) == 3 and (share := sum(self._shares[1:]) / 2) > WAIT_SHARE:
+            print(
+                f"n2n: warning: {folder}: {100 * share:.0f} % of the time is spent waiting for images; {remedy}",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def _save(run: Run, log: RunLog) -> None:

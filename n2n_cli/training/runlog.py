@@ -198,6 +198,8 @@ class RunLog:
             shown.append(f"val top-1 {100 * self._shown['val/top1']:.2f} %")
         if "perf/images_per_s" in self._shown:
             shown.append(f"{self._shown['perf/images_per_s']:.0f} images/s")
+        if self._shown.get("perf/data_wait", 0.0) >= 0.01:
+            shown.append(f"waits {100 * self._shown['perf/data_wait']:.0f} % for images")
         if self._bar is not None:
             self._bar.set_postfix_str(", ".join(shown), refresh=False)
         elif self._lines:

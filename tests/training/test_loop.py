@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -68,7 +69,8 @@ def test_what_a_run_leaves(tmp_path: Path) -> None:
     assert summary["start"]["val/top1"] == evaluated[0]["val/top1"]
     assert summary["final"]["val/loss"] == evaluated[-1]["val/loss"]
     assert summary["best"]["val/top1"] == max(r["val/top1"] for r in evaluated)
-    assert rows[-1].keys() >= {"step", "epoch", "images", "time_s", "lr", "perf/images_per_s", "train/top1", "val/top5"}
+    measured = {"step", "epoch", "images", "time_s", "lr", "train/top1", "val/top5"}
+    assert rows[-1].keys() >= measured | {"perf/images_per_s", "perf/data_wait"}
     state = checkpoint.load(checkpoint.resolve(folder))
     assert state["lineage"] == worker.LINEAGE and state["config"] == "a: 1\n"
     weights = checkpoint.weights(state)
@@ -303,7 +305,7 @@ def test_a_failed_evaluation_is_made_when_the_run_goes_on(tmp_path: Path) -> Non
         with pytest.raises(N2NError, match=r"dog.jpg: truncated; saved after step"):
             worker.run(folder, log_every=5)
     worker.run(folder, log_every=5)
-    timing = ("time_s", "perf/images_per_s")
+    timing = ("time_s", "perf/images_per_s", "perf/data_wait")
     ours, theirs = (
         [{k: v for k, v in row.items() if k not in timing} for row in read_rows(f / "metrics.jsonl")]
         for f in (folder, whole)
@@ -404,3 +406,25 @@ def test_compiled(tmp_path: Path) -> None:
     plain, compiled = worker.start(tmp_path / "plain"), worker.start(tmp_path / "compiled")
     a = worker.run(plain)["final"]["val/loss"]
     assert worker.run(compiled, compile=True)["final"]["val/loss"] == pytest.approx(a, rel=1e-3)
+
+
+@pytest.mark.parametrize("slow", [True, False])
+def test_waiting_for_images_is_measured_and_told_once(
+    tmp_path: Path, slow: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    batches = worker.MemoryLoader.batches
+
+    def late(self: Any, *words: Any, **more: Any) -> Any:
+        for batch in batches(self, *words, **more):
+            time.sleep(0.05 if slow and self.train else 0)
+            yield batch
+
+    monkeypatch.setattr(worker.MemoryLoader, "batches", late)
+    monkeypatch.setattr(worker.MemoryLoader, "remedy", "buy a disk", raising=False)
+    folder = worker.start(tmp_path / "run")
+    worker.run(folder, log_every=1, epochs=4.0)
+    waits = [row["perf/data_wait"] for row in read_rows(folder / "metrics.jsonl") if "perf/data_wait" in row]
+    assert len(waits) == 20 and all(0 <= wait <= 1 for wait in waits)
+    assert (min(waits) > 0.5) if slow else (sorted(waits)[10] < 0.5)
+    told = [line for line in capsys.readouterr().err.splitlines() if "is spent waiting for images; buy a disk" in line]
+    assert len(told) == 1 if slow else len(told) <= 1
