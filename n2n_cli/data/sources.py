@@ -107,7 +107,8 @@ class FolderSource:
 
 def _batch(images: list[Tensor]) -> Tensor:
     """Images of one size as one tensor, in the memory format that they come in and that training takes."""
-    batch = torch.empty(len(images), *images[0].shape, dtype=torch.uint8).to(memory_format=torch.channels_last)
+    shape = (len(images), *images[0].shape)
+    batch = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)
     for place, image in zip(batch, images, strict=True):
         place.copy_(image)
     return batch

@@ -8,7 +8,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
-from torchvision.transforms.v2 import functional as F
 
 Augment = Literal["none", "crop", "imagenet"]
 """Of training images. none: as in evaluation; crop: padded by reflection, cropped, flipped; imagenet: a random part,
@@ -72,7 +71,8 @@ def resize_center_crop(image: Tensor, resize: int, size: int) -> Tensor:
     if min(height, width) != resize:
         short = min(height, width)
         image = _resized(image, int(resize * height / short), int(resize * width / short))
-    return F.center_crop(image, [size, size])
+    top, left = (round((side - size) / 2) for side in image.shape[-2:])
+    return image[:, top : top + size, left : left + size]
 
 
 def _resized(image: Tensor, height: int, width: int) -> Tensor:

@@ -1,0 +1,112 @@
+"""Images a second and core: n2n's image folder against torchvision's classification reference.
+
+    python experiments/benchmarks/images.py FOLDER [--rounds 5] [--batches 8]
+
+FOLDER holds photographs (in any subfolders). The peer is the pipeline that torchvision's classification reference
+describes, with its default backend PIL, made of torchvision's own classes: its loader, RandomResizedCrop, flip, and for
+validation Resize and CenterCrop; then to tensor, to float, normalised, collated. Ours ends with uint8 batches, which
+are normalised on the device; "normalised" counts that too, on the same core. Every round times both on the same files,
+one after the other, in CPU seconds of one thread; a ratio is the peer's time over ours in the same round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import PIL
+import torch
+import torchvision
+from torch.utils.data import default_collate
+from torchvision import transforms as T
+from torchvision.datasets.folder import IMG_EXTENSIONS, pil_loader
+
+from n2n_cli.data.counter import uniforms
+from n2n_cli.data.datasets import IMAGENET_MEAN, IMAGENET_STD
+from n2n_cli.data.sources import FolderSource
+from n2n_cli.data.transforms import DRAWS
+from n2n_cli.training.evaluate import Normalize
+
+BATCH = 32
+
+
+def peer(crop: list[object]) -> Callable[[list[str]], object]:
+    to_float = [T.PILToTensor(), T.ConvertImageDtype(torch.float), T.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
+    transform = T.Compose([*crop, *to_float])
+    return lambda paths: default_collate([transform(pil_loader(path)) for path in paths])
+
+
+def ours(augment: str, decoder: str, normalised: bool = False) -> Callable[[list[str]], object]:
+    normalize = Normalize(IMAGENET_MEAN, IMAGENET_STD, torch.device("cpu"), channels_last=True)
+
+    def batch(paths: list[str]) -> object:
+        source = FolderSource(paths, [0] * len(paths), 224, 256, augment, decoder)  # type: ignore[arg-type]
+        indices = torch.arange(len(paths))
+        images = source.batch(indices, uniforms(0, 0, indices, DRAWS) if augment != "none" else None)
+        return normalize(images) if normalised else images
+
+    return batch
+
+
+PEERS = {
+    "training": peer([T.RandomResizedCrop(224, antialias=True), T.RandomHorizontalFlip()]),
+    "validation": peer([T.Resize(256, antialias=True), T.CenterCrop(224)]),
+}
+OURS = {
+    (what, name): ours(augment, decoder, normalised)
+    for what, augment in (("training", "imagenet"), ("validation", "none"))
+    for name, decoder, normalised in (
+        ("data=imagefolder", "auto", False),
+        ("normalised", "auto", True),
+        ("data.decoder=pil", "pil", False),
+    )
+}
+
+
+def seconds(make: Callable[[list[str]], object], batches: list[list[str]]) -> float:
+    began = time.process_time()
+    for paths in batches:
+        make(paths)
+    return time.process_time() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batches", type=int, default=8, help=f"of {BATCH} images, in each round others")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    files = sorted(str(path) for path in given.folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)
+    random.Random(0).shuffle(files)
+    need = BATCH * given.batches
+    ratios: dict[tuple[str, str], list[float]] = {}
+    speed: dict[tuple[str, str], list[float]] = {}
+    for number in range(given.rounds + 1):
+        chosen = [files[(number * need + i) % len(files)] for i in range(need)]
+        batches = [chosen[i : i + BATCH] for i in range(0, need, BATCH)]
+        for what, reference in PEERS.items():
+            theirs = seconds(reference, batches)
+            for key in (key for key in OURS if key[0] == what):
+                mine = seconds(OURS[key], batches)
+                if number:  # the first warms up
+                    ratios.setdefault(key, []).append(theirs / mine)
+                    speed.setdefault(key, []).append(need / mine)
+            if number:
+                speed.setdefault((what, "reference"), []).append(need / theirs)
+    versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}, Pillow {PIL.__version__}"
+    print(f"{versions}; {len(files)} files, {given.rounds} rounds of {need} images, one thread\n")
+    print("| | images/s a core | over the reference (median, least to most) |\n|---|---|---|")
+    for key, values in speed.items():
+        told = "1"
+        if key in ratios:
+            told = f"{statistics.median(ratios[key]):.2f} ({min(ratios[key]):.2f} to {max(ratios[key]):.2f})"
+        print(f"| {key[0]}, {key[1]} | {statistics.median(values):.0f} | {told} |")
+
+
+if __name__ == "__main__":
+    main()
