@@ -24,6 +24,7 @@ n2n: growth studies after Net2Net. Grow a trained network, keep its function, go
   n2n evaluate CHECKPOINT      top-1, top-5 and loss
   n2n inspect CHECKPOINT|MODEL layers, parameters, MACs, lineage, groups that grow together; a plan's dry run (--op)
   n2n data check ROOT          every image file opened once: damaged, odd, hidden, twice
+  n2n data pack ROOT TO        a smaller copy in a few large files, for data=packed data.root=TO
   n2n completion bash|zsh      what to eval for completion
 
 Everything is KEY=VALUE or --KEY VALUE (seed=1, --lr 0.05, model=resnet18, data=imagefolder data.root=DIR);

@@ -72,7 +72,7 @@ def check(command: str, tree: Mapping[str, Any]) -> Any:
         raise N2NError(f"no such run folder or checkpoint: {cfg.checkpoint}{_near_path(cfg.checkpoint)}")
     if isinstance(cfg, schema.Inspect):
         _check_inspect(cfg)
-    if isinstance(cfg, schema.DataCheck) and not Path(cfg.root).is_dir():
+    if isinstance(cfg, schema.DataCheck | schema.DataPack) and not Path(cfg.root).is_dir():
         what = "this is a file, expected a folder" if Path(cfg.root).exists() else "no such folder"
         raise N2NError(f"root: {what}: {cfg.root}{_near_path(cfg.root)}")
     return cfg
@@ -84,7 +84,7 @@ def functions(cfg: Any) -> tuple[str, ...]:
     ``cfg`` must be the config of the command line, where ``app`` has checked that each of them was typed. Never ask for
     those of a config from a run folder or a checkpoint: names in there are information, and allow nothing.
     """
-    if isinstance(cfg, schema.DataCheck):
+    if isinstance(cfg, schema.DataCheck | schema.DataPack):
         return ()
     names = [cfg.model.name if isinstance(cfg, schema.RunConfig) else cfg.model]
     if isinstance(cfg, schema.Student):
@@ -147,6 +147,13 @@ def check_data(data: schema.Data, parts: Sequence[str] = ("train", "val")) -> No
         for part in parts:
             if not (root / part).is_dir():
                 raise N2NError(f"data.root: no folder {part}/ in {data.root} (expected train/CLASS/, val/CLASS/)")
+    if data.name == "packed" and not (Path(data.root or "") / "manifest.json").is_file():
+        if data.root is None or not Path(data.root).is_dir():
+            near = "" if data.root is None else f": no such folder: {data.root}{_near_path(data.root)}"
+            raise N2NError(f"data.root{near or ': data=packed needs data.root=FOLDER, made by `n2n data pack`'}")
+        begun = (Path(data.root) / "plan.json").is_file()
+        what = "is not packed to its end: type `n2n data pack` again" if begun else "holds no packed images"
+        raise N2NError(f"data.root: {data.root} {what}")
     if data.root is not None and data.name in ("shapes", "fake"):
         raise N2NError(
             f"data.root: data={data.name} reads no files; did you mean data=imagefolder data.root={data.root}"
@@ -158,7 +165,7 @@ def check_data(data: schema.Data, parts: Sequence[str] = ("train", "val")) -> No
         need = 8 * labels + (256 if data.name == "fake" else labels) * 3 * (data.image_size or 0) ** 2
         if need > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
             raise N2NError(f"data: {need / 1e9:,.0f} GB of images are more than the memory of this machine")
-    size = data.image_size or (224 if data.name == "imagefolder" else 0)  # null: what `data.load` takes
+    size = data.image_size or (224 if data.name in ("imagefolder", "packed") else 0)  # null: what `data.load` takes
     if data.resize_size and data.resize_size < size:
         raise N2NError(f"data.resize_size: {data.resize_size} px are fewer than data.image_size={size}")
 

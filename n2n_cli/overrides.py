@@ -13,6 +13,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from n2n_cli import schema
 from n2n_cli.convert import takes
 from n2n_cli.errors import N2NError, suggest
+from n2n_cli.words import TOOLS
 
 PLAIN = {"-m": "--multirun", "-r": "--run", "-h": "--help"} | {
     flag: flag for flag in ("--multirun", "--run", "--help", "--hydra-help", "--resolve")
@@ -24,8 +25,14 @@ CHOICES = {
     "--cfg": ("job", "hydra", "all"),
     "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
 }
-PATHS = ("out", "teacher", "weights", "checkpoint", "target", "picture", "data.root", "root")
-POSITIONAL = {"compare": "study", "evaluate": "checkpoint", "inspect": "target", "data_check": "root"}
+PATHS = ("out", "teacher", "weights", "checkpoint", "target", "picture", "data.root", "root", "to")
+POSITIONAL = {
+    "compare": ["study"],
+    "evaluate": ["checkpoint"],
+    "inspect": ["target"],
+    "data_check": ["root"],
+    "data_pack": ["root", "to"],
+}
 
 
 ELSEWHERE = {
@@ -100,7 +107,7 @@ def translate(command: str, words: list[str]) -> Line:
     """
     keys = command_keys(command)
     line, rest = Line(), list(words)
-    positional = POSITIONAL.get(command)
+    positional = list(POSITIONAL.get(command, []))
     multirun = not {"-m", "--multirun"}.isdisjoint(words)
     while rest:
         word = rest.pop(0)
@@ -128,17 +135,18 @@ def translate(command: str, words: list[str]) -> Line:
             path = name in PATHS and not (multirun and "," in value)
             line.overrides.append(_open(keys, f"{name}={quote(value)}" if path and value else word))
         elif positional:
-            line.overrides.append(f"{positional}={quote(word) if positional != 'study' else word}")
-            positional = None
+            key = positional.pop(0)
+            line.overrides.append(f"{key}={quote(word) if key != 'study' else word}")
         else:
             raise N2NError(_stray(command, word))
     for override in line.overrides:
         allows = override.startswith("model=") and ":" in override  # a function that the checkpoint may be built by
         if command == "evaluate" and override.lstrip("+~").startswith(("model", "optim", "training")) and not allows:
             raise N2NError(f"'{override}': evaluate takes all but data from the checkpoint")
-    wanted = {"evaluate": "RUN_FOLDER_OR_CHECKPOINT", "inspect": "CHECKPOINT_OR_MODEL", "data_check": "ROOT"}
-    if command in wanted and line.runs:
-        key, name = POSITIONAL[command], command.replace("_", " ")
+    wanted = {"evaluate": "RUN_FOLDER_OR_CHECKPOINT", "inspect": "CHECKPOINT_OR_MODEL"}
+    wanted |= {f"data_{tool}": words for tool, words in TOOLS.items()}
+    for key in POSITIONAL[command] if command in wanted and line.runs else ():
+        name = command.replace("_", " ")
         enough = (f"{key}=", "model=") if command == "inspect" else f"{key}="
         if not any(override.startswith(enough) for override in line.overrides):
             raise N2NError(f"{name}: which {key}? Type: n2n {name} {wanted[command]}")

@@ -44,7 +44,7 @@ class Model:
 class SomeData:
     """Of a data set, what is not null: null leaves the default, in evaluate what the checkpoint says."""
 
-    name: Literal["shapes", "imagefolder", "cifar10", "fake"] | None
+    name: Literal["shapes", "imagefolder", "packed", "cifar10", "fake"] | None
     root: str | None
     image_size: Pixels | None
     resize_size: Pixels | None
@@ -62,7 +62,7 @@ class SomeData:
 
 @dataclass
 class Data(SomeData):
-    name: Literal["shapes", "imagefolder", "cifar10", "fake"]
+    name: Literal["shapes", "imagefolder", "packed", "cifar10", "fake"]
     seed: Seed
     augment: Literal["auto", "none", "crop", "imagenet"]
     holdout: Whole
@@ -303,6 +303,19 @@ class DataCheck:
     json: bool
 
 
+@dataclass
+class DataPack:
+    """``root``: an image folder; ``to``: the folder to be made."""
+
+    root: str
+    to: str
+    size: Pixels
+    format: Literal["jpeg", "raw"]
+    quality: Annotated[int, Rule("a whole number from 1 to 100", lambda v: 1 <= v <= 100)]
+    workers: Literal["auto"] | Whole
+    progress: bool | None
+
+
 SCHEMAS: dict[str, type[Any]] = {
     "train_teacher": RunConfig,
     "train_student": RunConfig,
@@ -311,6 +324,7 @@ SCHEMAS: dict[str, type[Any]] = {
     "evaluate": Evaluate,
     "inspect": Inspect,
     "data_check": DataCheck,
+    "data_pack": DataPack,
 }
 MACHINE = (
     "out",

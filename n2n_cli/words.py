@@ -5,7 +5,7 @@ from __future__ import annotations
 from n2n_cli.errors import N2NError, suggest
 
 ROLES = ("teacher", "student")
-TOOLS = ("check",)
+TOOLS = {"check": "ROOT", "pack": "ROOT TO"}
 COMMANDS = ("train", "grow", "compare", "evaluate", "inspect", "data", "completion", "help")
 SHELLS = ("bash", "zsh")
 
@@ -28,7 +28,8 @@ def parse(words: list[str]) -> tuple[str, list[str]]:
         tool = rest[0] if rest else ""
         if tool not in TOOLS:
             what = f"'{tool}' is not {' or '.join(TOOLS)}{suggest(tool, TOOLS)}" if tool else "do what?"
-            raise N2NError(f"data: {what}; type: n2n data check ROOT")
+            lines = " or ".join(f"n2n data {name} {words}" for name, words in TOOLS.items())
+            raise N2NError(f"data: {what}; type: {lines}")
         return f"data_{tool}", rest[1:]
     if word != "train":
         return word, rest

@@ -27,7 +27,7 @@ FLOORS = (
     "training",
     "lineage",
     "growth models data",
-    "records",
+    "records processes",
     "errors arms",
 )
 """The rooms of n2n_cli, top to bottom. A file imports from its own room and from floors below; the rooms of one floor

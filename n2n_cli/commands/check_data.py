@@ -19,7 +19,8 @@ SHOWN = 5  # files of a kind
 
 def run(cfg: DataCheck) -> None:
     """Raises N2NError where files cannot be read or classes are missing, once all is told."""
-    report = check.check(Path(cfg.root), machine.workers(cfg.workers, 1, in_memory=False), _bar(cfg.progress))
+    workers = machine.workers(cfg.workers, 1, in_memory=False)
+    report = check.check(Path(cfg.root), workers, _bar(cfg.progress))
     if cfg.json:
         print(json.dumps({"root": cfg.root, **asdict(report)}), flush=True)
     else:

@@ -64,7 +64,7 @@ def fit_run(planned: PlannedRun, cfg: RunConfig, write: Callable[[], None]) -> d
 
 def check_images(planned: PlannedRun, cfg: RunConfig) -> None:
     """Whether a finished run is about the images of ``cfg``, where these lie elsewhere now. Raises N2NError."""
-    if cfg.data.name != "imagefolder":
+    if cfg.data.name not in ("imagefolder", "packed"):
         return
     try:
         root = yaml.safe_load((planned.folder / "config.yaml").read_text())["data"]["root"]

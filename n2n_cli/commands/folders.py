@@ -82,6 +82,8 @@ def setting(cfg: RunConfig) -> Path:
     # The same images may lie elsewhere, as on a node's own disk: their classes tell them, and run.json all of them.
     if cfg.data.name == "imagefolder":
         groups["data"]["root"] = _classes(Path(str(cfg.data.root)) / "train")
+    elif cfg.data.name == "packed":
+        groups["data"]["root"] = records.read(Path(str(cfg.data.root)) / "manifest.json", {})
     else:
         del groups["data"]["root"]
     for key in NO_MATTER:

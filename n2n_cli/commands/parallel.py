@@ -19,8 +19,9 @@ import torch
 from n2n_cli.commands import grow, machine, train
 from n2n_cli.commands.folders import PlannedRun
 from n2n_cli.errors import N2NError, RunError
+from n2n_cli.processes import stop_with_parent
 from n2n_cli.schema import Compare
-from n2n_cli.training.launch import heard, stop_with_parent
+from n2n_cli.training.launch import heard
 from n2n_cli.training.loop import SIGNALS
 
 Result = dict[str, Any] | RunError | None

@@ -7,18 +7,17 @@ import os
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from n2n_cli.data.datasets import PARTS
 from n2n_cli.data.sources import Files, read_image, scan
 from n2n_cli.errors import N2NError
+from n2n_cli.processes import each
 
-PARTS = ("train", "val")
 FORMATS = {
     ".jpg": "JPEG",
     ".jpeg": "JPEG",
@@ -81,11 +80,8 @@ def check(
     if not found:
         raise N2NError(f"data check: no folder train/ or val/ in {root}")
     paths = [path for files in found.values() for path in files.paths]
-    try:
-        with ProcessPoolExecutor(max(1, min(workers, len(paths) // CHUNK + 1))) as pool:
-            files = list(watch(pool.map(look, paths, chunksize=CHUNK), len(paths)))
-    except BrokenProcessPool as error:
-        raise N2NError("data check: one of its processes was killed (out of memory?); try fewer workers=") from error
+    found_files = each(look, paths, min(workers, len(paths) // CHUNK + 1), chunk=CHUNK, what="data check")
+    files = list(watch(found_files, len(paths)))
     return _report(root, found, files)
 
 

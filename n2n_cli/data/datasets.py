@@ -1,4 +1,4 @@
-"""Data sets by name: `shapes` (embedded, synthetic), `imagefolder`, `cifar10`, `fake` (throughput only)."""
+"""Data sets by name: `shapes` (embedded, synthetic), `imagefolder`, `packed`, `cifar10`, `fake` (throughput only)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from n2n_cli.data import shapes
+from n2n_cli.data import packed, shapes
 from n2n_cli.data.counter import generator
 from n2n_cli.data.sources import ArraySource, CachedSource, FolderSource, Source, scan
 from n2n_cli.data.transforms import Augment
 from n2n_cli.errors import N2NError, suggest
 
-NAMES = ("shapes", "imagefolder", "cifar10", "fake")
+NAMES = ("shapes", "imagefolder", "packed", "cifar10", "fake")
+PARTS = ("train", "val")
 AUGMENTS = ("auto", "none", "crop", "imagenet")
 CACHES = ("auto", "memory", "none")
 DECODERS = ("auto", "pil")
@@ -98,7 +99,8 @@ def load(
     """The data set ``name``. An argument that is None is the data set's own default.
 
     Args:
-        root: folder of `imagefolder` (train/ and val/ in it) or of `cifar10` (downloaded into it).
+        root: folder of `imagefolder` (train/ and val/ in it), of `packed` (made by `n2n data pack`) or of `cifar10`
+            (downloaded into it).
         image_size: side of the square images in pixels.
         resize_size: of `imagefolder`: the short side before the centre crop, ``image_size`` or more. Default:
             ``image_size`` up to 64 px, else 256/224 of it.
@@ -141,6 +143,8 @@ def load(
         data = _shapes(seed, train_images, val_images, image_size or 32, augment, difficulty)
     elif name == "fake":
         data = _fake(seed, train_images, val_images, image_size or 224, augment, num_classes or 1000)
+    elif name == "packed":
+        data = _packed(root, image_size or 224, resize_size, augment, (train_images, val_images), seed)
     elif name == "cifar10":
         data = _cifar10(root, image_size or 32, augment, (train_images, val_images), seed)
     else:
@@ -264,8 +268,8 @@ def _imagefolder(
     decoder: str,
 ) -> Dataset:
     """``parts``: the folders of the training and of the validation images."""
-    resize = resize or (size if size <= CIFAR_LIKE_PX else round(size * 256 / 224))
-    folder = _layout(root, parts)
+    resize = resize or _margin(size)
+    folder = layout(root, parts)
     scanned = {part: scan(folder / part) for part in parts}
     found, validation = (scanned[part] for part in parts)
     names = found.names
@@ -278,10 +282,9 @@ def _imagefolder(
     train = FolderSource(found.paths, found.labels, size, resize, _augment(augment, size), decoder)
     val = FolderSource(validation.paths, validation.labels, size, resize, decoder=decoder)
     keep = [_subset(len(source), counts[i], i == 0, seed) for i, source in enumerate((train, val))]
-    every = sorted(path[len(str(folder)) :] for path in (*found.paths, *validation.paths))
     over = {part: files.passed_over() for part, files in scanned.items()}
     return Dataset(
-        files=hashlib.sha256("\n".join(every).encode(errors="surrogateescape")).hexdigest()[:16],
+        files=digest([*found.paths, *validation.paths], folder),
         passed_over=", ".join(f"{said} in {part}/" for part, said in over.items() if said),
         name="imagefolder",
         train=train if keep[0] is None else train.subset(keep[0], train.augment),
@@ -295,7 +298,53 @@ def _imagefolder(
     )
 
 
-def _layout(root: str | Path | None, parts: Sequence[str]) -> Path:
+def _packed(
+    root: str | Path | None,
+    size: int,
+    resize: int | None,
+    augment: str,
+    counts: tuple[int | None, int | None],
+    seed: int,
+) -> Dataset:
+    if root is None:
+        raise N2NError("packed needs data.root=FOLDER (made by `n2n data pack`)")
+    folder, resize = Path(root).expanduser(), resize or _margin(size)
+    about = packed.manifest(folder)
+    if resize > about["size"]:
+        what = f"the shorter side of validation images is {resize} px" if resize != size else f"images of {size} px"
+        raise N2NError(
+            f"data.root: {folder} is packed at {about['size']} px, too small for data.image_size={size} ({what}): pack "
+            f"with --size {resize}, or give data.resize_size"
+        )
+    kinds: tuple[Augment, Augment] = (_augment(augment, size), "none")
+    train, val = (packed.PackedSource(folder, p, about, size, resize, k) for p, k in zip(PARTS, kinds, strict=True))
+    keep = [_subset(len(source), counts[i], i == 0, seed) for i, source in enumerate((train, val))]
+    return Dataset(
+        name="packed",
+        train=train if keep[0] is None else train.subset(keep[0], train.augment),
+        val=val if keep[1] is None else val.subset(keep[1], "none"),
+        num_classes=len(about["classes"]),
+        class_names=list(about["classes"]),
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        image_size=size,
+        synthetic=False,
+        files=about["files"],
+    )
+
+
+def _margin(size: int) -> int:
+    """The shorter side before the centre crop: 256 for 224, none for small images."""
+    return size if size <= CIFAR_LIKE_PX else round(size * 256 / 224)
+
+
+def digest(paths: Sequence[str], root: Path) -> str:
+    """Which image files these are: a digest of their paths below ``root``."""
+    below = sorted(path[len(str(root)) :] for path in paths)
+    return hashlib.sha256("\n".join(below).encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def layout(root: str | Path | None, parts: Sequence[str]) -> Path:
     """The folder that holds ``parts`` (train/, val/), or one line that says what is wrong and which folder is near."""
     if root is None:
         raise N2NError("imagefolder needs data.root=FOLDER (with train/<class>/ and val/<class>/ in it)")

@@ -95,8 +95,8 @@ class FolderSource:
     def batch(self, indices: Tensor, draws: Tensor | None) -> Tensor:
         images = [read_image(os.fsdecode(self.paths[index]), self.decoder) for index in indices.tolist()]
         if draws is not None and self.augment == "imagenet":
-            return _batch([random_resized_crop_flip(i, d, self.size) for i, d in zip(images, draws, strict=True)])
-        batch = _batch([resize_center_crop(image, self.resize, self.size) for image in images])
+            return as_batch([random_resized_crop_flip(i, d, self.size) for i, d in zip(images, draws, strict=True)])
+        batch = as_batch([resize_center_crop(image, self.resize, self.size) for image in images])
         return crop_flip(batch, draws) if draws is not None and self.augment == "crop" else batch
 
     def subset(self, indices: Tensor, augment: Augment) -> FolderSource:
@@ -105,7 +105,7 @@ class FolderSource:
         return FolderSource(paths, self.labels[indices].tolist(), self.size, self.resize, augment, self.decoder)
 
 
-def _batch(images: list[Tensor]) -> Tensor:
+def as_batch(images: list[Tensor]) -> Tensor:
     """Images of one size as one tensor, in the memory format that they come in and that training takes."""
     shape = (len(images), *images[0].shape)
     batch = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)

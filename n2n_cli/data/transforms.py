@@ -66,13 +66,17 @@ def crop_box(height: int, width: int, numbers: list[float]) -> tuple[int, int, i
 
 
 def resize_center_crop(image: Tensor, resize: int, size: int) -> Tensor:
-    """Short side to ``resize`` (bilinear, antialiased), then the ``size`` x ``size`` centre."""
-    height, width = image.shape[-2:]
-    if min(height, width) != resize:
-        short = min(height, width)
-        image = _resized(image, int(resize * height / short), int(resize * width / short))
+    """Shorter side to ``resize``, then the ``size`` x ``size`` centre."""
+    image = resized(image, resize)
     top, left = (round((side - size) / 2) for side in image.shape[-2:])
     return image[:, top : top + size, left : left + size]
+
+
+def resized(image: Tensor, short: int) -> Tensor:
+    """uint8 ``[3, H, W]`` with its shorter side at ``short`` pixels."""
+    height, width = image.shape[-2:]
+    now = min(height, width)
+    return image if now == short else _resized(image, int(short * height / now), int(short * width / now))
 
 
 def _resized(image: Tensor, height: int, width: int) -> Tensor:

@@ -6,7 +6,6 @@ worker module also runs under plain ``torchrun`` or SLURM.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import logging
 import os
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from n2n_cli.errors import N2NError, RankLost, RunError
+from n2n_cli.processes import stop_with_parent
 
 _LAUNCHED = "N2N_LAUNCHED"  # in the environment of ranks that `launch` started
 _INTERRUPTED = (130, -signal.SIGINT, -signal.SIGTERM)
@@ -106,12 +106,6 @@ def run_rank(main: Callable[[], Any]) -> int:
 def heard(signals: Iterable[signal.Signals]) -> list[signal.Signals]:
     """The signals that this process shall hear: under nohup, not SIGHUP."""
     return [s for s in signals if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]
-
-
-def stop_with_parent() -> None:
-    """If this process's parent is killed, it gets SIGTERM: it saves and stops. Linux only."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def _outcome(main: Callable[[], Any]) -> int:

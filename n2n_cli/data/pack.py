@@ -1,0 +1,188 @@
+"""Packing: an image folder's photographs, made smaller once, in a few large files (see `packed`)."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torchvision.io import encode_jpeg
+
+from n2n_cli import records
+from n2n_cli.data.datasets import PARTS, digest, layout
+from n2n_cli.data.packed import MANIFEST, check
+from n2n_cli.data.sources import Files, read_image, scan
+from n2n_cli.data.transforms import resized
+from n2n_cli.errors import N2NError
+from n2n_cli.processes import each
+
+IMAGES = {"raw": 1024, "jpeg": 8192}
+"""Images of a shard: some 250 MB."""
+SAMPLE = 64
+"""Images from which the size of all is estimated."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What one process packs at once."""
+
+    to: Path
+    part: str
+    number: int
+    paths: list[str]
+    labels: list[int]
+    names: list[str]
+    size: int
+    kind: str
+    quality: int
+
+    @property
+    def stem(self) -> Path:
+        return self.to / f"{self.part}-{self.number:05d}"
+
+
+def pack(
+    root: Path,
+    to: Path,
+    *,
+    size: int = 256,
+    kind: str = "jpeg",
+    quality: int = 90,
+    workers: int = 1,
+    watch: Callable[[Iterable[int], int], Iterable[int]] = lambda counts, n: counts,
+) -> dict[str, Any]:
+    """Packs ``root/train`` and ``root/val`` into the folder ``to``; what was begun there before is gone on with.
+
+    Args:
+        size: the shorter side in pixels; smaller images stay as they are.
+        kind: ``raw`` (bytes as they are: fast, large) or ``jpeg`` (of ``quality`` up to 100).
+        workers: processes.
+        watch: wraps the numbers of images packed, of which there are ``n`` in all: a progress bar.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        N2NError: no image folder; an image that cannot be read; the disk is too small; ``to`` holds something else.
+    """
+    found = {part: scan(layout(root, PARTS) / part) for part in PARTS}
+    if found["train"].names != found["val"].names:
+        odd = sorted(set(found["train"].names) ^ set(found["val"].names))[0]
+        raise N2NError(f"data pack: train/ and val/ of {root} have other classes, such as {odd!r}")
+    images = {part: len(files.paths) for part, files in found.items()}
+    every = [path for files in found.values() for path in files.paths]
+    plan = {"format": 1, "size": size, "kind": kind, "quality": quality if kind == "jpeg" else None}
+    plan |= {"classes": found["train"].names, "files": digest(every, root), "images": images}
+    _begin(to, plan)
+    shards = [shard for part, files in found.items() for shard in _shards(to, root, part, files, size, kind, quality)]
+    todo = [shard for shard in shards if not all(shard.stem.with_suffix(end).exists() for end in (".npz", ".bin"))]
+    _check_room(to, todo)
+    done = sum(len(shard.paths) for shard in shards) - sum(len(shard.paths) for shard in todo)
+    counts = each(_pack, todo, min(workers, len(todo)), what="data pack") if todo else iter(())
+    for _ in watch(_after(done, counts), sum(images.values())):
+        pass
+    return _finish(to, plan, shards)
+
+
+def _after(done: int, counts: Iterable[int]) -> Iterable[int]:
+    if done:
+        yield done
+    yield from counts
+
+
+def _begin(to: Path, plan: dict[str, Any]) -> None:
+    """Writes the plan, or finds the same one. Raises N2NError."""
+    if to.is_dir() and any(to.iterdir()) and not (to / "plan.json").exists():
+        raise N2NError(f"data pack: {to} holds other files: give an empty folder, or a new one")
+    try:
+        before = records.read(to / "plan.json", MANIFEST)
+    except FileNotFoundError:
+        records.write(to / "plan.json", plan)
+        return
+    if other := [key for key in plan if before.get(key) != plan[key]]:
+        key = other[0]
+        change = f"{before.get(key)} -> {plan[key]}" if key in ("size", "kind", "quality", "images") else "changed"
+        what = "its source has changed" if key in ("files", "classes", "images") else "it was begun otherwise"
+        raise N2NError(f"data pack: {to}: {what} ({key}: {change}): remove it, or give another folder")
+
+
+def _shards(to: Path, root: Path, part: str, files: Files, size: int, kind: str, quality: int) -> list[Shard]:
+    names = [os.path.relpath(path, root) for path in files.paths]
+    return [
+        Shard(to, part, number, files.paths[i:j], files.labels[i:j], names[i:j], size, kind, quality)
+        for number, (i, j) in enumerate((i, i + IMAGES[kind]) for i in range(0, len(names), IMAGES[kind]))
+    ]
+
+
+def _check_room(to: Path, todo: list[Shard]) -> None:
+    """Raises N2NError where the disk is too small for what is to be packed, as far as a sample of it tells."""
+    paths = [(path, shard) for shard in todo for path in shard.paths]
+    sample = paths[:: max(1, len(paths) // SAMPLE)]
+    need = sum(len(_packed(path, shard)[0]) for path, shard in sample) / max(1, len(sample)) * len(paths)
+    free = shutil.disk_usage(to).free
+    if need > free:
+        raise N2NError(f"data pack: {to} has room for {free / 1e9:.1f} GB, and the images take {need / 1e9:.1f} GB")
+
+
+def _packed(path: str, shard: Shard) -> tuple[bytes, int, int]:
+    """An image's bytes, its height and width."""
+    image = read_image(path)
+    if min(image.shape[-2:]) > shard.size:
+        image = resized(image, shard.size)
+    _, height, width = image.shape
+    if shard.kind == "raw":
+        return image.permute(1, 2, 0).contiguous().numpy().tobytes(), height, width
+    return encode_jpeg(image.contiguous(), shard.quality).numpy().tobytes(), height, width
+
+
+def _pack(shard: Shard) -> int:
+    """Writes a shard and, once it is safe, its rows; the number of its images."""
+    torch.set_num_threads(1)
+    rows, at = [], 0
+    temporary = shard.stem.with_suffix(".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            for path, label in zip(shard.paths, shard.labels, strict=True):
+                data, height, width = _packed(path, shard)
+                padded = data + bytes(-len(data) % 8)
+                file.write(padded)
+                words = check(np.frombuffer(padded, np.uint8))
+                rows.append((shard.number, at, len(data), height, width, label, words))
+                at += len(padded)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, shard.stem.with_suffix(".bin"))
+        names = np.array([os.fsencode(name) for name in shard.names])
+        _write(shard.stem.with_suffix(".npz"), rows=np.array(rows, np.int64), names=names)
+    except OSError as error:
+        raise N2NError(f"data pack: cannot write {shard.stem}.bin: {error.strerror}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return len(rows)
+
+
+def _write(path: Path, rows: np.ndarray, names: np.ndarray) -> str:
+    """Writes an ``.npz`` file, whole or not at all; its SHA-256."""
+    np.savez(buffer := io.BytesIO(), rows=rows, names=names)
+    records.atomic_write(path, buffer.getbuffer())
+    return hashlib.sha256(buffer.getbuffer()).hexdigest()
+
+
+def _finish(to: Path, plan: dict[str, Any], shards: list[Shard]) -> dict[str, Any]:
+    """One table a part of the tables of its shards, then the manifest."""
+    manifest = {**plan, "shards": {}, "index": {}}
+    for part in PARTS:
+        mine = [shard for shard in shards if shard.part == part]
+        tables = [np.load(shard.stem.with_suffix(".npz")) for shard in mine]
+        rows, names = (np.concatenate([table[key] for table in tables]) for key in ("rows", "names"))
+        manifest["index"][part] = _write(to / f"{part}.npz", rows=rows, names=names)
+        manifest["shards"][part] = [shard.stem.with_suffix(".bin").stat().st_size for shard in mine]
+    records.write(to / "manifest.json", manifest)
+    return manifest

@@ -1,0 +1,135 @@
+"""Images as `n2n data pack` writes them: a few large files, read through memory maps.
+
+``manifest.json`` (a sealed record, written last) says what there is. ``train.npz`` and ``val.npz`` hold a row an image
+(`COLUMNS`) and its name. ``train-00000.bin``, ... hold the images one after the other, each from a multiple of 8 bytes
+on: ``raw`` as ``[H, W, 3]`` bytes, ``jpeg`` as a file. An image's check is the sum of its 8-byte words: it tells any
+changed byte, and costs little beside the reading.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.io import decode_jpeg
+
+from n2n_cli import records
+from n2n_cli.data.sources import as_batch
+from n2n_cli.data.transforms import Augment, crop_flip, random_resized_crop_flip, resize_center_crop
+from n2n_cli.errors import N2NError
+
+FORMATS = ("jpeg", "raw")
+COLUMNS = ("shard", "offset", "length", "height", "width", "label", "check")
+MANIFEST: dict[str, Any] = {
+    "format": int,
+    "size": int,
+    "kind": str,
+    "quality": int,
+    "classes": list,
+    "files": str,
+    "images": {"train": int, "val": int},
+    "shards": {"train": list, "val": list},
+    "index": {"train": str, "val": str},
+}
+"""Types of what a manifest holds. ``size``: the shorter side in pixels at most; ``files``: a digest of the source's
+paths; ``shards``: bytes of each; ``index``: SHA-256 of the ``.npz`` files."""
+
+
+def manifest(root: Path) -> dict[str, Any]:
+    """What is packed in a folder.
+
+    Raises:
+        N2NError: nothing is, or not all of it, or it was written by a newer n2n.
+    """
+    try:
+        found = records.read(root / "manifest.json", MANIFEST, MANIFEST.keys() - {"quality"})
+    except FileNotFoundError:
+        begun = (root / "plan.json").exists()
+        what = "is not packed to its end: type `n2n data pack` again" if begun else "holds no packed images"
+        raise N2NError(f"data.root: {root} {what} (no manifest.json in it)") from None
+    if found["format"] != 1 or found["kind"] not in FORMATS:
+        raise N2NError(f"data.root: {root} is packed in a format that this n2n does not know")
+    return found
+
+
+def check(words: np.ndarray) -> int:
+    """The sum of ``words``, bytes ``[n]`` with n a multiple of 8."""
+    return int(words.view(np.int64).sum())
+
+
+class PackedSource:
+    """The images of one part (train, val) of a packed folder, augmented as those of a folder are.
+
+    Raises `N2NError` for a folder that is incomplete, and, at the reading of an image, for one that is damaged.
+    """
+
+    decodes = True
+
+    def __init__(self, root: Path, part: str, about: Mapping[str, Any], size: int, resize: int, augment: Augment):
+        self.root, self.part, self.kind = root, part, about["kind"]
+        self.size, self.resize, self.augment = size, resize, augment
+        self._check(about)
+        with np.load(root / f"{part}.npz") as index:
+            self.rows, self.names = index["rows"], index["names"]
+        self.labels = torch.from_numpy(self.rows[:, COLUMNS.index("label")].copy())
+        self._maps: dict[int, np.memmap[Any, Any]] = {}
+
+    def _check(self, about: Mapping[str, Any]) -> None:
+        """Whether all files are there, whole."""
+        index = self.root / f"{self.part}.npz"
+        try:
+            same = hashlib.sha256(index.read_bytes()).hexdigest() == about["index"].get(self.part)
+            sizes = [path.stat().st_size for path in map(self.shard, range(len(about["shards"][self.part])))]
+        except OSError as error:
+            raise N2NError(f"data.root: {error.filename}: {error.strerror}; pack it again") from error
+        wrong = [number for number, size in enumerate(sizes) if size != about["shards"][self.part][number]]
+        if not same or wrong:
+            path = self.shard(wrong[0]) if same else index
+            raise N2NError(f"data.root: {path} is not what was packed: remove it, and type `n2n data pack` again")
+
+    def shard(self, number: int) -> Path:
+        return self.root / f"{self.part}-{number:05d}.bin"
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image(self, index: int) -> Tensor:
+        """uint8 ``[3, H, W]``. Raises N2NError."""
+        shard, offset, length, height, width, _, wanted = self.rows[index].tolist()
+        if shard not in self._maps:
+            self._maps[shard] = np.memmap(
+                self.shard(shard), np.uint8, "c"
+            )  # "r" would make tensors that PyTorch warns of
+        padded = self._maps[shard][offset : offset + length + -length % 8]
+        if check(padded) != wanted:
+            name = bytes(self.names[index]).decode(errors="surrogateescape")
+            raise N2NError(f"unreadable image {name}: {self.shard(shard)} is damaged there; pack it again")
+        data = torch.from_numpy(padded[:length])
+        if self.kind == "raw":
+            return data.view(height, width, 3).permute(2, 0, 1)
+        return decode_jpeg(data)
+
+    def batch(self, indices: Tensor, draws: Tensor | None) -> Tensor:
+        """As of `FolderSource`."""
+        images = [self.image(index) for index in indices.tolist()]
+        if draws is not None and self.augment == "imagenet":
+            return as_batch([random_resized_crop_flip(i, d, self.size) for i, d in zip(images, draws, strict=True)])
+        batch = as_batch([resize_center_crop(image, self.resize, self.size) for image in images])
+        return crop_flip(batch, draws) if draws is not None and self.augment == "crop" else batch
+
+    def subset(self, indices: Tensor, augment: Augment) -> PackedSource:
+        """The images with these indices, as a source of its own."""
+        part = object.__new__(PackedSource)
+        part.__dict__ |= self.__dict__
+        part.rows, part.names, part.labels = (
+            self.rows[indices.numpy()],
+            self.names[indices.numpy()],
+            self.labels[indices],
+        )
+        part.augment = augment
+        return part
