@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow faults lint types clean
+.PHONY: help demo test test-slow faults bench lint types clean
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
@@ -19,6 +19,9 @@ test-slow: $(STAMP)  ## the slow tests
 
 faults: $(STAMP)  ## the fault matrix: every fault injected for real, an hour on 2 cores (as root: the full disk)
 	@$(BIN)/python experiments/faults/faults.py --out experiments/faults/README.md
+
+bench: $(STAMP)  ## images a second against torchvision's reference: make bench IMAGES=FOLDER
+	@OMP_NUM_THREADS=1 $(BIN)/python experiments/benchmarks/images.py $(IMAGES)
 
 lint: $(STAMP)  ## ruff: rules and format
 	@$(BIN)/ruff check .

@@ -113,7 +113,7 @@ def test_constraints_pin_every_direct_dependency_and_name_no_host() -> None:
 def test_make_help_and_ci() -> None:
     out = run("make", "--no-print-directory", "help", cwd=ROOT)
     targets = {line.split()[0] for line in out.splitlines()}
-    assert targets == {"help", "demo", "test", "test-slow", "faults", "lint", "types", "clean"}
+    assert targets == {"help", "demo", "test", "test-slow", "faults", "bench", "lint", "types", "clean"}
     ci = (ROOT / ".ci" / "run").read_text()
     assert os.access(ROOT / ".ci" / "run", os.X_OK) and all(
         f"make {what}\n" in ci for what in ("lint", "types", "test")

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import random
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,8 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, pil_loader
 
 from n2n_cli.data.counter import uniforms
 from n2n_cli.data.datasets import IMAGENET_MEAN, IMAGENET_STD
+from n2n_cli.data.pack import pack
+from n2n_cli.data.packed import PackedSource
 from n2n_cli.data.sources import FolderSource
 from n2n_cli.data.transforms import DRAWS
 from n2n_cli.training.evaluate import Normalize
@@ -50,6 +53,31 @@ def ours(augment: str, decoder: str, normalised: bool = False) -> Callable[[list
         return normalize(images) if normalised else images
 
     return batch
+
+
+def packed(folder: Path, files: list[str]) -> dict[tuple[str, str], Callable[[list[str]], object]]:
+    """The same images packed at 256 px, in both formats; says how large they are."""
+    images, found = folder / "images", {}
+    for part, linked in (("train", files), ("val", files[:1])):
+        (images / part / "all").mkdir(parents=True)
+        for number, file in enumerate(linked):
+            (images / part / "all" / f"{number:06d}.jpg").symlink_to(file)
+    where = {file: number for number, file in enumerate(files)}
+    for kind in ("jpeg", "raw"):
+        about = pack(images, folder / kind, kind=kind)
+        size = sum(about["shards"]["train"]) / len(files)
+        source = PackedSource(folder / kind, "train", about, 224, 256, "imagenet")
+
+        def training(paths: list[str], source: PackedSource = source) -> object:
+            indices = torch.tensor([where[path] for path in paths])
+            return source.batch(indices, uniforms(0, 0, indices, DRAWS))
+
+        def validation(paths: list[str], source: PackedSource = source) -> object:
+            return source.batch(torch.tensor([where[path] for path in paths]), None)
+
+        name = f"data=packed, {kind} ({size / 1e3:.0f} kB an image)"
+        found |= {("training", name): training, ("validation", name): validation}
+    return found
 
 
 PEERS = {
@@ -83,23 +111,30 @@ def main() -> None:
     torch.set_num_threads(1)
     files = sorted(str(path) for path in given.folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)
     random.Random(0).shuffle(files)
-    need = BATCH * given.batches
+    with tempfile.TemporaryDirectory() as place:
+        compare(files, OURS | packed(Path(place), files), given.rounds, given.batches)
+
+
+def compare(
+    files: list[str], all_of_ours: dict[tuple[str, str], Callable[[list[str]], object]], rounds: int, per_round: int
+) -> None:
+    need = BATCH * per_round
     ratios: dict[tuple[str, str], list[float]] = {}
     speed: dict[tuple[str, str], list[float]] = {}
-    for number in range(given.rounds + 1):
+    for number in range(rounds + 1):
         chosen = [files[(number * need + i) % len(files)] for i in range(need)]
         batches = [chosen[i : i + BATCH] for i in range(0, need, BATCH)]
         for what, reference in PEERS.items():
             theirs = seconds(reference, batches)
-            for key in (key for key in OURS if key[0] == what):
-                mine = seconds(OURS[key], batches)
+            for key in (key for key in all_of_ours if key[0] == what):
+                mine = seconds(all_of_ours[key], batches)
                 if number:  # the first warms up
                     ratios.setdefault(key, []).append(theirs / mine)
                     speed.setdefault(key, []).append(need / mine)
             if number:
                 speed.setdefault((what, "reference"), []).append(need / theirs)
     versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}, Pillow {PIL.__version__}"
-    print(f"{versions}; {len(files)} files, {given.rounds} rounds of {need} images, one thread\n")
+    print(f"{versions}; {len(files)} files, {rounds} rounds of {need} images, one thread\n")
     print("| | images/s a core | over the reference (median, least to most) |\n|---|---|---|")
     for key, values in speed.items():
         told = "1"

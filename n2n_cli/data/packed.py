@@ -102,9 +102,8 @@ class PackedSource:
         """uint8 ``[3, H, W]``. Raises N2NError."""
         shard, offset, length, height, width, _, wanted = self.rows[index].tolist()
         if shard not in self._maps:
-            self._maps[shard] = np.memmap(
-                self.shard(shard), np.uint8, "c"
-            )  # "r" would make tensors that PyTorch warns of
+            # Copied on writing, as nobody does: PyTorch warns of memory that cannot be written.
+            self._maps[shard] = np.memmap(self.shard(shard), np.uint8, "c")
         padded = self._maps[shard][offset : offset + length + -length % 8]
         if check(padded) != wanted:
             name = bytes(self.names[index]).decode(errors="surrogateescape")
@@ -126,10 +125,7 @@ class PackedSource:
         """The images with these indices, as a source of its own."""
         part = object.__new__(PackedSource)
         part.__dict__ |= self.__dict__
-        part.rows, part.names, part.labels = (
-            self.rows[indices.numpy()],
-            self.names[indices.numpy()],
-            self.labels[indices],
-        )
+        which = indices.numpy()
+        part.rows, part.names, part.labels = self.rows[which], self.names[which], self.labels[indices]
         part.augment = augment
         return part

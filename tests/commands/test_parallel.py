@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -16,7 +15,7 @@ import pytest
 import torch
 
 import n2n_cli
-from n2n_cli import cli
+from n2n_cli import cli, records
 from n2n_cli.training import checkpoint
 
 FEW = ["data.train_images=192", "data.val_images=80", "training.log_every=2", "device=cpu"]
@@ -90,11 +89,8 @@ class Compare:
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
-    kept = []
-    for line in (folder / "metrics.jsonl").read_text().splitlines(keepends=True):
-        if line.endswith("\n"):
-            kept.append({k: v for k, v in json.loads(line).items() if k != "time_s" and not k.startswith("perf/")})
-    return kept
+    every = records.rows(folder / "metrics.jsonl")
+    return [{k: v for k, v in row.items() if k != "time_s" and not k.startswith("perf/")} for row in every]
 
 
 def test_the_same_as_one_after_the_other_to_the_last_bit(place: Path) -> None:
