@@ -32,7 +32,7 @@ class ShuffleUnit(nn.Module):
         return self.fc(pooled(torch.relu(self.right(x))))
 
 
-@case(image, grows="stem tail", fixed={"g1": "channel_shuffle", "g2@1": "channel_shuffle"})
+@case(image, grows="stem g1 g2 tail")
 class ShuffleNetV1(nn.Module):
     """Grouped 1x1 convolutions with a channel shuffle between them."""
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -21,7 +23,9 @@ from n2n_cli.growth.proof.mend import in_double_if_it_runs
 from n2n_cli.growth.proof.prove import Counterexample, Unprovable
 
 LARGE = (30.0, -30.0)  # times what random initialization gives
-SEEN = 1e-3  # a relative gap that rounding of large units does not explain, even where fp64 does not run
+SEEN = 1e-3  # a relative gap that rounding of large units mostly does not explain, even where fp64 does not run
+NUDGE = 1e-9  # relative; what a wrong network would change its outputs by, and rounding changes wholly
+ROUNDINGS = 1000
 
 
 def start_until_proved(
@@ -59,7 +63,8 @@ def start_until_proved(
             prove(candidate)
             for size in LARGE if candidate.random.values else ():
                 probe = _with_large_units(teacher, candidate, size)
-                _same_function(teacher, probe)
+                larger = partial(_with_large_units, teacher, candidate, size * (1 + NUDGE))
+                _same_function(teacher, probe, larger)
             return candidate
         except (Unprovable, Counterexample):
             raise
@@ -85,10 +90,18 @@ def _with_large_units(teacher: nn.Module, candidate: Candidate, size: float) -> 
     return probe
 
 
-def _same_function(teacher: nn.Module, probe: Candidate) -> None:
+def _same_function(teacher: nn.Module, probe: Candidate, larger: Callable[[], Candidate]) -> None:
+    """Raises GrowthError where ``probe`` differs from the teacher by more than rounding explains.
+
+    ``larger`` makes one with units a little larger. Large units that feed large units grow with the depth, and pairs of them, read
+    with + and -, leave what rounding leaves of them: then the two probes differ as much from each other.
+    """
     for example in probe.structure.examples():
         gap = function_gap(teacher, probe.student, example)
-        if not gap <= SEEN:
+        if gap <= SEEN:
+            continue
+        rounding = function_gap(probe.student, larger().student, example) * (1 + gap)
+        if not (math.isfinite(gap) and gap <= ROUNDINGS * rounding):
             raise GrowthError(
                 f"the student's function differs from the teacher's, if its new units are large: {gap:.1e}"
             )
