@@ -139,7 +139,7 @@ def test_every_flag_of_every_command_resolves() -> None:
         keys = command_keys(command)
         for key in keys:
             assert translate(
-                command, [f"--{key.replace('_', '-')}=a:b", "checkpoint=x", "target=x", "root=x"]
+                command, [f"--{key.replace('_', '-')}=a:b", "checkpoint=x", "target=x", "root=x", "to=x"]
             ).overrides
 
 

@@ -36,9 +36,10 @@ def checked(command: str, *overrides: str) -> Any:
 def test_every_choice_passes(command: str, group: str, tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     (tmp_path / "val").mkdir()
+    (tmp_path / "manifest.json").touch()
     for choice in GROUPS[group]:
         more = ["model.name=resnet18"] if choice == "torchvision" else []
-        more += [f"data.root={tmp_path}"] if choice == "imagefolder" else []
+        more += [f"data.root={tmp_path}"] if choice in ("imagefolder", "packed") else []
         assert isinstance(checked(command, f"{group}={choice}", *more), schema.RunConfig)
 
 
