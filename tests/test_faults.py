@@ -56,9 +56,9 @@ def test_once(name: str, whole: Path) -> None:
 
 
 def test_a_fault_that_does_harm_is_told(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The matrix itself can fail: without the seal of run.json, a flipped bit goes unseen."""
-    from n2n_cli import records
+    """The matrix itself can fail: without the hash in a checkpoint's name, a flipped bit goes unseen."""
+    from n2n_cli.training import checkpoint
 
-    monkeypatch.setattr(records, "_whole", lambda values: values.pop(records.SEAL, None) or True)
-    _, why = faults.inject("damage", 60, whole)
+    monkeypatch.setattr(checkpoint, "_verified", lambda path: path.read_bytes())
+    _, why = faults.inject("damage", 3, whole)
     assert why
