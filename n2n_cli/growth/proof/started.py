@@ -93,8 +93,8 @@ def _with_large_units(teacher: nn.Module, candidate: Candidate, size: float) -> 
 def _same_function(teacher: nn.Module, probe: Candidate, larger: Callable[[], Candidate]) -> None:
     """Raises GrowthError where ``probe`` differs from the teacher by more than rounding explains.
 
-    ``larger`` makes one with units a little larger. Large units that feed large units grow with the depth, and pairs of them, read
-    with + and -, leave what rounding leaves of them: then the two probes differ as much from each other.
+    ``larger`` makes one with units a little larger. Large units that feed large units grow with the depth, and pairs of
+    them, read with + and -, leave what rounding leaves of them: then the two probes differ as much from each other.
     """
     for example in probe.structure.examples():
         gap = function_gap(teacher, probe.student, example)
