@@ -156,7 +156,10 @@ def _train(run: Run, train: Loader, val: Loader, log: RunLog, signals: list[int]
             log.row(step, epoch=run.epoch, images=run.images, time_s=run.time_s, **row)
         return bool(row)
 
-    if measure() and run.step:  # of step 0; of a resumed run, what an error kept it from
+    before_s = run.time_s
+    if not measure():  # of step 0; of a resumed run, what an error kept it from
+        run.time_s = before_s
+    elif run.step:
         log.sync()
         run.save()
     pace.restart(run.step)
