@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import create_config_search_path
@@ -222,6 +223,13 @@ def _one_line_errors(command: str, line: Line) -> Iterator[None]:
         yield
     except (HydraException, OmegaConfBaseException) as error:
         raise N2NError(_explain(error, command)) from error
+    except ValueError as error:
+        empty = [word for word in line.overrides if word.endswith("=null")]
+        if "Config group override" not in str(error) or not empty:
+            raise
+        raise N2NError(f"'{empty[0]}': a group needs the name of one of its choices") from error
+    except yaml.YAMLError as error:
+        raise N2NError(f"cannot read a config file: {' '.join(str(error).split())}") from error
     except OSError as error:  # Hydra could not make a folder
         raise _no_file(error) from error
 

@@ -169,7 +169,8 @@ def full_disk_at_logs(times: int, whole: Path) -> Row:
     """TensorBoard's files and metrics.jsonl cannot grow, while there is nothing to save: training goes on."""
     with tmpfs("3m") as place:
         for _ in range(times):
-            process = teacher(place, "training.checkpoint_every_epochs=100", "training.log_every=1", "epochs=20")
+            rare = [f"training.{key}=100" for key in ("checkpoint_every_epochs", "eval_every_epochs")]
+            process = teacher(place, *rare, "training.evals_first_epoch=1", "training.log_every=1", "epochs=20")
             at_step(20, place, process, "teacher-epochs20-seed0")
             fill(place)
             time.sleep(1)

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -129,16 +130,18 @@ class _Reader:
             self._loader = self._loader or self._start(max(map(len, steps), default=0))
             with _no_signal_of_workers():
                 batches = iter(self._loader)
+            _without_their_lock(batches)
             for _ in steps:
                 item = _patient(batches)
                 if isinstance(item, str):
                     message = item
                     break
                 yield self._taken(item)
-        except RuntimeError as error:
-            if "DataLoader" not in str(error):
+        except (RuntimeError, OSError, EOFError) as error:
+            if "DataLoader" not in str(error) and not self._killed():
                 raise
             message = f"data workers: {' '.join(str(error).split())}"  # killed, or silent for TIMEOUT_S
+            message += "" if "DataLoader" in message else " (one of them was killed)"
         if message:
             self.close()
             raise N2NError(message)
@@ -146,10 +149,17 @@ class _Reader:
     def close(self) -> None:
         """Ends the workers. Collected later, together with their queues, they could not be told to end: the program
         would wait five seconds for each, and until then they hold what this process had open, such as a run's lock."""
-        running = self._loader and self._loader._iterator
-        if running:
-            running._shutdown_workers()  # type: ignore[attr-defined]
+        running: Any = self._loader and self._loader._iterator
+        if running and self._killed():
+            _end_by_force(running)
+        elif running:
+            running._shutdown_workers()
         self._loader = None
+
+    def _killed(self) -> bool:
+        """Whether a worker is gone."""
+        running: Any = self._loader and self._loader._iterator
+        return bool(running) and not all(worker.is_alive() for worker in running._workers)
 
     def _taken(self, item: Any) -> Batch:
         """A batch as tensors, its skipped images told. Raises N2NError for too many of them."""
@@ -246,6 +256,27 @@ def _patient(batches: Iterator[Any]) -> Any:
         return next(batches)
     except RuntimeError as error:
         raise RuntimeError(str(error).replace(f"{LOOK_S} seconds", f"{TIMEOUT_S} seconds")) from error
+
+
+def _without_their_lock(batches: Any) -> None:
+    """Lets torch's loader find a killed worker. It asks an event first whether it is shutting down, and a worker that
+    is killed while it asks the same holds the event's lock for ever."""
+    running = weakref.ref(batches)
+    batches._workers_done_event.is_set = lambda: getattr(running(), "_shutdown", True)
+
+
+def _end_by_force(running: Any) -> None:
+    """Ends the workers of which one was killed: torch's own way would wait for the lock that it may hold."""
+    running._shutdown = True
+    if hasattr(running, "_pin_memory_thread_done_event"):
+        running._pin_memory_thread_done_event.set()
+    for worker in running._workers:
+        worker.kill()
+    for worker in running._workers:
+        worker.join()
+    for queue in (*running._index_queues, running._worker_result_queue):
+        queue.cancel_join_thread()
+        queue.close()
 
 
 @contextlib.contextmanager

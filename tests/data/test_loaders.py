@@ -135,6 +135,22 @@ def test_killed_worker_is_one_line(folder: Path) -> None:
         list(loader.batches(1))
 
 
+def test_a_worker_killed_while_it_holds_the_loaders_lock(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("n2n_cli.data.loaders.LOOK_S", 1)
+    data = load("imagefolder", root=folder, image_size=24, cache="none")
+    loader = TrainLoader(data.train, batch_size=2, seed=0, workers=2)
+    batches = loader.batches(0)
+    next(batches)
+    running = loader._reader._loader._iterator  # type: ignore[attr-defined]
+    assert running._workers_done_event._cond.acquire(timeout=5)  # for ever
+    for worker in running._workers:
+        os.kill(worker.pid, signal.SIGKILL)
+    with pytest.raises(N2NError, match="data workers: "):
+        list(batches)
+        list(loader.batches(1))
+    assert not any(worker.is_alive() for worker in running._workers)
+
+
 def test_a_killed_worker_is_found_by_looking(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch's own handler of SIGCHLD would raise in the middle of whatever the program does."""
     before = signal.getsignal(signal.SIGCHLD)
