@@ -49,6 +49,8 @@ def build(name: str, num_classes: int = 1000, width: float = 1.0, **kwargs: Any)
         _check_family(name, kwargs)
         from n2n_cli.models.inception import inception
 
+        if not width <= 1000:
+            raise N2NError(f"model.width: {width:g} times the channels is too wide, expected 1000 at most")
         return inception(name, num_classes, float(width), **kwargs)
     known = names()
     if name not in known:
