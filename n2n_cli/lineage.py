@@ -102,8 +102,11 @@ def construct(arguments: Mapping[str, Any], typed: Collection[str] = (), key: st
 
 
 def describe(lineage: Mapping[str, Any]) -> list[str]:
-    """One line a step, for people."""
-    return [_sentence(step) for step in lineage.get("steps", [])]
+    """One line a step, for people. Raises N2NError for a damaged lineage."""
+    try:
+        return [_sentence(step) for step in lineage.get("steps", [])]
+    except (KeyError, TypeError, AttributeError, ValueError, StopIteration) as error:
+        raise N2NError(f"a lineage is damaged: {type(error).__name__}: {error}") from error
 
 
 def _sentence(step: Mapping[str, Any]) -> str:

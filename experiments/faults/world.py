@@ -171,7 +171,7 @@ def full_disk_at_logs(times: int, whole: Path) -> Row:
         for _ in range(times):
             rare = [f"training.{key}=100" for key in ("checkpoint_every_epochs", "eval_every_epochs")]
             process = teacher(place, *rare, "training.evals_first_epoch=1", "training.log_every=1", "epochs=20")
-            at_step(20, place, process, "teacher-epochs20-seed0")
+            at_step(60, place, process, "teacher-epochs20-seed0")
             fill(place)
             time.sleep(1)
             (place / "filler").unlink()
