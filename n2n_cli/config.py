@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from n2n_cli import models, schema
+from n2n_cli import models, records, schema
 from n2n_cli.convert import convert
 from n2n_cli.errors import N2NError, suggest
 from n2n_cli.models import OURS, custom
@@ -147,13 +147,12 @@ def check_data(data: schema.Data, parts: Sequence[str] = ("train", "val")) -> No
         for part in parts:
             if not (root / part).is_dir():
                 raise N2NError(f"data.root: no folder {part}/ in {data.root} (expected train/CLASS/, val/CLASS/)")
-    if data.name == "packed" and not (Path(data.root or "") / "manifest.json").is_file():
-        if data.root is None or not Path(data.root).is_dir():
-            near = "" if data.root is None else f": no such folder: {data.root}{_near_path(data.root)}"
-            raise N2NError(f"data.root{near or ': data=packed needs data.root=FOLDER, made by `n2n data pack`'}")
-        begun = (Path(data.root) / "plan.json").is_file()
-        what = "is not packed to its end: type `n2n data pack` again" if begun else "holds no packed images"
-        raise N2NError(f"data.root: {data.root} {what}")
+    if data.name == "packed":
+        if data.root is None:
+            raise N2NError("data.root: data=packed needs data.root=FOLDER, made by `n2n data pack`")
+        if not Path(data.root).is_dir():
+            raise N2NError(f"data.root: no such folder: {data.root}{_near_path(data.root)}")
+        records.manifest(Path(data.root))
     if data.root is not None and data.name in ("shapes", "fake"):
         raise N2NError(
             f"data.root: data={data.name} reads no files; did you mean data=imagefolder data.root={data.root}"

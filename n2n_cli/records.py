@@ -1,4 +1,4 @@
-"""What a run writes beside its checkpoints (run.json, done.json, metrics.jsonl): plain JSON under a seal.
+"""What runs and packing write beside tensors and images (run.json, metrics.jsonl, ...): plain JSON under a seal.
 
 The seal is a hash over the other values, so that a flipped bit is found even where the text is still JSON. A file
 without one, such as of an older n2n, is taken as it is. No torch in here.
@@ -21,6 +21,7 @@ from n2n_cli.errors import N2NError
 SEAL = "seal"
 TEMPORARY = ".tmp-"
 Number = (int, float)  # finite
+PACKED = ("jpeg", "raw")
 RUN: dict[str, Any] = {
     "arm": str,
     "label": str,
@@ -51,6 +52,19 @@ DONE: dict[str, Any] = {
     **dict.fromkeys(("units", "units/copies", "units/near_copies"), int),
 }
 """The same of done.json."""
+MANIFEST: dict[str, Any] = {
+    "format": int,
+    "size": int,
+    "kind": str,
+    "quality": int,
+    "classes": list,
+    "files": str,
+    "images": {"train": int, "val": int},
+    "shards": {"train": list, "val": list},
+    "index": {"train": str, "val": str},
+}
+"""The same of the manifest.json of packed images. ``size``: the shorter side in pixels at most; ``files``: a digest of
+the source's paths; ``shards``: bytes of each; ``index``: SHA-256 of the tables."""
 FAILED: dict[str, Any] = {"reason": str, "arm": str, "label": str, "seed": int, "lr_scale": Number, "epochs": Number}
 """The same of failed.json."""
 
@@ -72,7 +86,7 @@ def read(path: Path, kinds: Mapping[str, Any], needed: Iterable[str] = ()) -> di
     """The values that `write` wrote to ``path``.
 
     Args:
-        kinds: `RUN`, `DONE` or `FAILED`.
+        kinds: `RUN`, `DONE`, `FAILED` or `MANIFEST`.
         needed: keys that must be there.
 
     Raises:
@@ -89,13 +103,35 @@ def read(path: Path, kinds: Mapping[str, Any], needed: Iterable[str] = ()) -> di
         raise Damaged(f"cannot read {path}: expected a JSON object")
     if not _whole(values):
         raise Damaged(f"cannot read {path}: its values are not those that were written (damaged, or changed by hand)")
+    if problem := misfit(values, kinds, needed):
+        raise Damaged(f"cannot read {path}: {problem}")
+    return values
+
+
+def misfit(values: Mapping[str, Any], kinds: Mapping[str, Any], needed: Iterable[str] = ()) -> str:
+    """The first thing wrong with ``values``: a needed one that is not there, or one of another type; or nothing."""
     for key in needed:
         if values.get(key) is None:
-            raise Damaged(f"{path}: no '{key}' in it")
-    for key, value in values.items():
-        if not fits(value, kinds.get(key)):
-            raise Damaged(f"cannot read {path}: its '{key}' is {str(value)[:40]!r}")
-    return values
+            return f"no '{key}' in it"
+    wrong = next((key for key, value in values.items() if not _fits(value, kinds.get(key))), None)
+    return "" if wrong is None else f"its '{wrong}' is {str(values[wrong])[:40]!r}"
+
+
+def manifest(root: Path) -> dict[str, Any]:
+    """What is packed in a folder.
+
+    Raises:
+        N2NError: nothing is, or not all of it, or it was written by a newer n2n.
+    """
+    try:
+        found = read(root / "manifest.json", MANIFEST, MANIFEST.keys() - {"quality"})
+    except FileNotFoundError:
+        begun = (root / "plan.json").exists()
+        what = "is not packed to its end: type `n2n data pack` again" if begun else "holds no packed images"
+        raise N2NError(f"data.root: {root} {what}") from None
+    if found["format"] != 1 or found["kind"] not in PACKED:
+        raise N2NError(f"data.root: {root} is packed in a format that this n2n does not know")
+    return found
 
 
 def line(row: Mapping[str, Any]) -> bytes:
@@ -118,7 +154,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
     except OSError as error:
         raise Damaged(f"cannot read {path}: {error.strerror}") from error
     found = [_row(text) for text in lines]
-    bad = [number for number, row in enumerate(found, 1) if row is None and (number < len(lines) and lines[number - 1])]
+    bad = [number for number, row in enumerate(found[:-1], 1) if row is None and lines[number - 1]]
     if bad:
         told = ", ".join(map(str, bad[:5])) + (f" and {len(bad) - 5} more" if bad[5:] else "")
         print(f"n2n: warning: {path}: left out line {told}, not as it was written", file=sys.stderr, flush=True)
@@ -165,11 +201,11 @@ def _whole(values: dict[str, Any]) -> bool:
     return seal is None or seal == _seal(values)
 
 
-def fits(value: Any, kind: Any) -> bool:
+def _fits(value: Any, kind: Any) -> bool:
     if value is None or kind is None:
         return True
     if isinstance(kind, dict):
-        return isinstance(value, dict) and all(fits(v, kind.get(k, kind.get("*"))) for k, v in value.items())
+        return isinstance(value, dict) and all(_fits(v, kind.get(k, kind.get("*"))) for k, v in value.items())
     return isinstance(value, kind) and not isinstance(value, bool) and (kind is not Number or math.isfinite(value))
 
 

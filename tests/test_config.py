@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
-from n2n_cli import app, config, lineage, schema
+from n2n_cli import app, config, lineage, records, schema
 from n2n_cli.arms import ARMS
 from n2n_cli.commands import folders, grow
 from n2n_cli.errors import N2NError
@@ -36,7 +36,9 @@ def checked(command: str, *overrides: str) -> Any:
 def test_every_choice_passes(command: str, group: str, tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     (tmp_path / "val").mkdir()
-    (tmp_path / "manifest.json").touch()
+    numbers = dict.fromkeys(("train", "val"), 1)
+    about = {"format": 1, "size": 256, "kind": "raw", "classes": [], "files": "", "images": numbers}
+    records.write(tmp_path / "manifest.json", {**about, "shards": {}, "index": {}})
     for choice in GROUPS[group]:
         more = ["model.name=resnet18"] if choice == "torchvision" else []
         more += [f"data.root={tmp_path}"] if choice in ("imagefolder", "packed") else []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +19,11 @@ SHOWN = 5  # files of a kind
 def run(cfg: DataCheck) -> None:
     """Raises N2NError where files cannot be read or classes are missing, once all is told."""
     workers = machine.workers(cfg.workers, 1, in_memory=False)
-    report = check.check(Path(cfg.root), workers, _bar(cfg.progress))
+
+    def watch(files: Iterable[check.File], n: int) -> Iterable[check.File]:
+        return bar(cfg.progress, iterable=files, total=n, unit="file", desc="data check")
+
+    report = check.check(Path(cfg.root), workers, watch)
     if cfg.json:
         print(json.dumps({"root": cfg.root, **asdict(report)}), flush=True)
     else:
@@ -57,14 +60,8 @@ def _few(names: Sequence[str]) -> str:
     return f"{', '.join(names[:SHOWN])}{more}"
 
 
-def _bar(progress: bool | None) -> Any:
-    """A progress bar with the time left, on a terminal."""
-    if not (progress or (progress is None and sys.stderr.isatty())):
-        return lambda files, n: files
+def bar(progress: bool | None, **words: Any) -> Any:
+    """tqdm with the time left, on a terminal alone unless ``progress`` says; ``words`` go to it."""
+    from tqdm import tqdm
 
-    def watch(files: Iterable[Any], n: int) -> Iterable[Any]:
-        from tqdm import tqdm
-
-        return tqdm(files, total=n, unit="file", dynamic_ncols=True, desc="data check")
-
-    return watch
+    return tqdm(**words, dynamic_ncols=True, disable=None if progress is None else not progress)

@@ -83,7 +83,7 @@ def setting(cfg: RunConfig) -> Path:
     if cfg.data.name == "imagefolder":
         groups["data"]["root"] = _classes(Path(str(cfg.data.root)) / "train")
     elif cfg.data.name == "packed":
-        groups["data"]["root"] = records.read(Path(str(cfg.data.root)) / "manifest.json", {})
+        groups["data"]["root"] = records.manifest(Path(str(cfg.data.root)))
     else:
         del groups["data"]["root"]
     for key in NO_MATTER:

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from n2n_cli.commands import machine
+from n2n_cli.commands.check_data import bar
 from n2n_cli.data import pack
 from n2n_cli.schema import DataPack
 
 
 def run(cfg: DataPack) -> None:
     """Raises N2NError; KeyboardInterrupt, and the same command goes on from there."""
-    to = Path(cfg.to)
-    workers = machine.workers(cfg.workers, 1, in_memory=False)
+
+    def watch(counts: Iterable[int], n: int) -> Iterable[int]:
+        with bar(cfg.progress, total=n, unit="image", desc="data pack") as shown:
+            for count in counts:
+                shown.update(count)
+                yield count
+
+    to, workers = Path(cfg.to), machine.workers(cfg.workers, 1, in_memory=False)
+    how = partial(pack.pack, size=cfg.size, kind=cfg.format, quality=cfg.quality, workers=workers)
     try:
-        about = pack.pack(
-            Path(cfg.root),
-            to,
-            size=cfg.size,
-            kind=cfg.format,
-            quality=cfg.quality,
-            workers=workers,
-            watch=_bar(cfg.progress),
-        )
+        about = how(Path(cfg.root), to, watch=watch)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("stopped; the same command goes on from there") from None
     size = sum(sum(shards) for shards in about["shards"].values())
@@ -35,19 +34,3 @@ def run(cfg: DataPack) -> None:
         f"{about['size']} px, {size / 1e9:.3g} GB ({size / sum(images.values()) / 1e3:.0f} kB an image)"
     )
     print(f"use it by: data=packed data.root={to}", flush=True)
-
-
-def _bar(progress: bool | None) -> Any:
-    """A progress bar in images, on a terminal."""
-    if not (progress or (progress is None and sys.stderr.isatty())):
-        return lambda counts, n: counts
-
-    def watch(counts: Iterable[int], n: int) -> Iterable[int]:
-        from tqdm import tqdm
-
-        with tqdm(total=n, unit="image", dynamic_ncols=True, desc="data pack") as shown:
-            for count in counts:
-                shown.update(count)
-                yield count
-
-    return watch

@@ -139,10 +139,8 @@ def check_machine(folder: Path, info: dict[str, Any], cfg: RunConfig, begun: boo
             f"{folder}: the run began with other versions ({', '.join(other)}); give them back, or go on all the same "
             "with accept_versions=true"
         )
-    noted = {**info, "machine": now, "machines_before": [*info.get("machines_before", []), was]}
-    records.write(folder / "run.json", noted)
-    print(f"{folder}: goes on with {', '.join(changed)}, noted in run.json", flush=True)
-    return noted
+    before = [*info.get("machines_before", []), was]
+    return _noted(folder, {**info, "machine": now, "machines_before": before}, ", ".join(changed))
 
 
 def check_images(folder: Path, info: dict[str, Any], images: data.Dataset, accept: bool) -> dict[str, Any]:
@@ -161,10 +159,15 @@ def check_images(folder: Path, info: dict[str, Any], images: data.Dataset, accep
             f"{folder}: the images are not those that the run began with ({what}); give them back, take another out=, "
             "or go on all the same with accept_images=true"
         )
-    noted = {**info, "images": now, "images_before": [*info.get("images_before", []), was]}
-    records.write(folder / "run.json", noted)
-    print(f"{folder}: goes on with other images ({what}), noted in run.json", flush=True)
-    return noted
+    before = [*info.get("images_before", []), was]
+    return _noted(folder, {**info, "images": now, "images_before": before}, f"other images ({what})")
+
+
+def _noted(folder: Path, info: dict[str, Any], what: str) -> dict[str, Any]:
+    """Writes run.json and says what is other in it; returns it."""
+    records.write(folder / "run.json", info)
+    print(f"{folder}: goes on with {what}, noted in run.json", flush=True)
+    return info
 
 
 def _write(path: Path, text: str) -> None:

@@ -106,9 +106,9 @@ def _hparams(cfg: RunConfig, tree: dict[str, Any], info: dict[str, Any]) -> dict
         "batch_size": cfg.training.batch_size,
         "weight_decay": cfg.optim.weight_decay,
     }
-    every = dict.fromkeys(f"op.{field.name}" for op in OPS.values() for field in fields(op))
-    settings = every | {k: v for k, v in flat(tree).items() if k.split(".")[0] not in (*MACHINE, *numbers, "op")}
-    settings |= {k: v for k, v in flat(tree).items() if k in every}
+    of_ops = dict.fromkeys(f"op.{field.name}" for op in OPS.values() for field in fields(op))
+    elsewhere = (*MACHINE, *numbers, "op")
+    settings = of_ops | {k: v for k, v in flat(tree).items() if k in of_ops or k.split(".")[0] not in elsewhere}
     return numbers | {key: "" if value is None else str(value) for key, value in sorted(settings.items())}
 
 

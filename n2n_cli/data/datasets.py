@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from n2n_cli import records
 from n2n_cli.data import packed, shapes
 from n2n_cli.data.counter import generator
 from n2n_cli.data.sources import ArraySource, CachedSource, FolderSource, Source, scan
@@ -281,21 +282,10 @@ def _imagefolder(
             raise N2NError(f"imagefolder: no class {listed} in {folder / part}")
     train = FolderSource(found.paths, found.labels, size, resize, _augment(augment, size), decoder)
     val = FolderSource(validation.paths, validation.labels, size, resize, decoder=decoder)
-    keep = [_subset(len(source), counts[i], i == 0, seed) for i, source in enumerate((train, val))]
     over = {part: files.passed_over() for part, files in scanned.items()}
-    return Dataset(
-        files=digest([*found.paths, *validation.paths], folder),
-        passed_over=", ".join(f"{said} in {part}/" for part, said in over.items() if said),
-        name="imagefolder",
-        train=train if keep[0] is None else train.subset(keep[0], train.augment),
-        val=val if keep[1] is None else val.subset(keep[1], "none"),
-        num_classes=len(names),
-        class_names=names,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-        image_size=size,
-        synthetic=False,
-    )
+    passed_over = ", ".join(f"{said} in {part}/" for part, said in over.items() if said)
+    files = digest([*found.paths, *validation.paths], folder)
+    return _photographs("imagefolder", train, val, counts, seed, names, size, files, passed_over)
 
 
 def _packed(
@@ -309,7 +299,7 @@ def _packed(
     if root is None:
         raise N2NError("packed needs data.root=FOLDER (made by `n2n data pack`)")
     folder, resize = Path(root).expanduser(), resize or _margin(size)
-    about = packed.manifest(folder)
+    about = records.manifest(folder)
     if resize > about["size"]:
         what = f"the shorter side of validation images is {resize} px" if resize != size else f"images of {size} px"
         raise N2NError(
@@ -318,18 +308,34 @@ def _packed(
         )
     kinds: tuple[Augment, Augment] = (_augment(augment, size), "none")
     train, val = (packed.PackedSource(folder, p, about, size, resize, k) for p, k in zip(PARTS, kinds, strict=True))
+    return _photographs("packed", train, val, counts, seed, about["classes"], size, about["files"])
+
+
+def _photographs(
+    name: str,
+    train: Source,
+    val: Source,
+    counts: tuple[int | None, int | None],
+    seed: int,
+    classes: list[str],
+    size: int,
+    files: str,
+    passed_over: str = "",
+) -> Dataset:
+    """``counts`` of the images of two sources, with ImageNet's mean and standard deviation."""
     keep = [_subset(len(source), counts[i], i == 0, seed) for i, source in enumerate((train, val))]
     return Dataset(
-        name="packed",
+        name=name,
         train=train if keep[0] is None else train.subset(keep[0], train.augment),
         val=val if keep[1] is None else val.subset(keep[1], "none"),
-        num_classes=len(about["classes"]),
-        class_names=list(about["classes"]),
+        num_classes=len(classes),
+        class_names=list(classes),
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
         image_size=size,
         synthetic=False,
-        files=about["files"],
+        files=files,
+        passed_over=passed_over,
     )
 
 

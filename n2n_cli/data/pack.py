@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from torchvision.io import encode_jpeg
 
 from n2n_cli import records
 from n2n_cli.data.datasets import PARTS, digest, layout
-from n2n_cli.data.packed import MANIFEST, check
-from n2n_cli.data.sources import Files, read_image, scan
+from n2n_cli.data.packed import checksum
+from n2n_cli.data.sources import read_image, scan
 from n2n_cli.data.transforms import resized
 from n2n_cli.errors import N2NError
 from n2n_cli.processes import each
@@ -36,9 +37,9 @@ class Shard:
     to: Path
     part: str
     number: int
+    root: Path
     paths: list[str]
     labels: list[int]
-    names: list[str]
     size: int
     kind: str
     quality: int
@@ -72,7 +73,8 @@ def pack(
     Raises:
         N2NError: no image folder; an image that cannot be read; the disk is too small; ``to`` holds something else.
     """
-    found = {part: scan(layout(root, PARTS) / part) for part in PARTS}
+    folder = layout(root, PARTS)
+    found = {part: scan(folder / part) for part in PARTS}
     if found["train"].names != found["val"].names:
         odd = sorted(set(found["train"].names) ^ set(found["val"].names))[0]
         raise N2NError(f"data pack: train/ and val/ of {root} have other classes, such as {odd!r}")
@@ -81,20 +83,19 @@ def pack(
     plan = {"format": 1, "size": size, "kind": kind, "quality": quality if kind == "jpeg" else None}
     plan |= {"classes": found["train"].names, "files": digest(every, root), "images": images}
     _begin(to, plan)
-    shards = [shard for part, files in found.items() for shard in _shards(to, root, part, files, size, kind, quality)]
+    step = IMAGES[kind]
+    shards = [
+        Shard(to, part, i // step, root, files.paths[i : i + step], files.labels[i : i + step], size, kind, quality)
+        for part, files in found.items()
+        for i in range(0, len(files.paths), step)
+    ]
     todo = [shard for shard in shards if not all(shard.stem.with_suffix(end).exists() for end in (".npz", ".bin"))]
     _check_room(to, todo)
-    done = sum(len(shard.paths) for shard in shards) - sum(len(shard.paths) for shard in todo)
-    counts = each(_pack, todo, min(workers, len(todo)), what="data pack") if todo else iter(())
-    for _ in watch(_after(done, counts), sum(images.values())):
+    done = sum(images.values()) - sum(len(shard.paths) for shard in todo)
+    counts = each(_pack, todo, min(workers, len(todo)), what="data pack") if todo else ()
+    for _ in watch(chain([done], counts), sum(images.values())):
         pass
     return _finish(to, plan, shards)
-
-
-def _after(done: int, counts: Iterable[int]) -> Iterable[int]:
-    if done:
-        yield done
-    yield from counts
 
 
 def _begin(to: Path, plan: dict[str, Any]) -> None:
@@ -102,7 +103,7 @@ def _begin(to: Path, plan: dict[str, Any]) -> None:
     if to.is_dir() and any(to.iterdir()) and not (to / "plan.json").exists():
         raise N2NError(f"data pack: {to} holds other files: give an empty folder, or a new one")
     try:
-        before = records.read(to / "plan.json", MANIFEST)
+        before = records.read(to / "plan.json", records.MANIFEST)
     except FileNotFoundError:
         records.write(to / "plan.json", plan)
         return
@@ -111,14 +112,6 @@ def _begin(to: Path, plan: dict[str, Any]) -> None:
         change = f"{before.get(key)} -> {plan[key]}" if key in ("size", "kind", "quality", "images") else "changed"
         what = "its source has changed" if key in ("files", "classes", "images") else "it was begun otherwise"
         raise N2NError(f"data pack: {to}: {what} ({key}: {change}): remove it, or give another folder")
-
-
-def _shards(to: Path, root: Path, part: str, files: Files, size: int, kind: str, quality: int) -> list[Shard]:
-    names = [os.path.relpath(path, root) for path in files.paths]
-    return [
-        Shard(to, part, number, files.paths[i:j], files.labels[i:j], names[i:j], size, kind, quality)
-        for number, (i, j) in enumerate((i, i + IMAGES[kind]) for i in range(0, len(names), IMAGES[kind]))
-    ]
 
 
 def _check_room(to: Path, todo: list[Shard]) -> None:
@@ -153,13 +146,13 @@ def _pack(shard: Shard) -> int:
                 data, height, width = _packed(path, shard)
                 padded = data + bytes(-len(data) % 8)
                 file.write(padded)
-                words = check(np.frombuffer(padded, np.uint8))
-                rows.append((shard.number, at, len(data), height, width, label, words))
+                words = np.frombuffer(padded, np.uint8)
+                rows.append((shard.number, at, len(data), height, width, label, checksum(words)))
                 at += len(padded)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, shard.stem.with_suffix(".bin"))
-        names = np.array([os.fsencode(name) for name in shard.names])
+        names = np.array([os.fsencode(os.path.relpath(path, shard.root)) for path in shard.paths])
         _write(shard.stem.with_suffix(".npz"), rows=np.array(rows, np.int64), names=names)
     except OSError as error:
         raise N2NError(f"data pack: cannot write {shard.stem}.bin: {error.strerror}") from error

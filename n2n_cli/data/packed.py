@@ -2,7 +2,7 @@
 
 ``manifest.json`` (a sealed record, written last) says what there is. ``train.npz`` and ``val.npz`` hold a row an image
 (`COLUMNS`) and its name. ``train-00000.bin``, ... hold the images one after the other, each from a multiple of 8 bytes
-on: ``raw`` as ``[H, W, 3]`` bytes, ``jpeg`` as a file. An image's check is the sum of its 8-byte words: it tells any
+on: ``raw`` as ``[H, W, 3]`` bytes, ``jpeg`` as a file. An image's checksum is the sum of its 8-byte words: it tells any
 changed byte, and costs little beside the reading.
 """
 
@@ -18,46 +18,14 @@ import torch
 from torch import Tensor
 from torchvision.io import decode_jpeg
 
-from n2n_cli import records
 from n2n_cli.data.sources import as_batch
-from n2n_cli.data.transforms import Augment, crop_flip, random_resized_crop_flip, resize_center_crop
+from n2n_cli.data.transforms import Augment
 from n2n_cli.errors import N2NError
 
-FORMATS = ("jpeg", "raw")
-COLUMNS = ("shard", "offset", "length", "height", "width", "label", "check")
-MANIFEST: dict[str, Any] = {
-    "format": int,
-    "size": int,
-    "kind": str,
-    "quality": int,
-    "classes": list,
-    "files": str,
-    "images": {"train": int, "val": int},
-    "shards": {"train": list, "val": list},
-    "index": {"train": str, "val": str},
-}
-"""Types of what a manifest holds. ``size``: the shorter side in pixels at most; ``files``: a digest of the source's
-paths; ``shards``: bytes of each; ``index``: SHA-256 of the ``.npz`` files."""
+COLUMNS = ("shard", "offset", "length", "height", "width", "label", "checksum")
 
 
-def manifest(root: Path) -> dict[str, Any]:
-    """What is packed in a folder.
-
-    Raises:
-        N2NError: nothing is, or not all of it, or it was written by a newer n2n.
-    """
-    try:
-        found = records.read(root / "manifest.json", MANIFEST, MANIFEST.keys() - {"quality"})
-    except FileNotFoundError:
-        begun = (root / "plan.json").exists()
-        what = "is not packed to its end: type `n2n data pack` again" if begun else "holds no packed images"
-        raise N2NError(f"data.root: {root} {what} (no manifest.json in it)") from None
-    if found["format"] != 1 or found["kind"] not in FORMATS:
-        raise N2NError(f"data.root: {root} is packed in a format that this n2n does not know")
-    return found
-
-
-def check(words: np.ndarray) -> int:
+def checksum(words: np.ndarray) -> int:
     """The sum of ``words``, bytes ``[n]`` with n a multiple of 8."""
     return int(words.view(np.int64).sum())
 
@@ -105,7 +73,7 @@ class PackedSource:
             # Copied on writing, as nobody does: PyTorch warns of memory that cannot be written.
             self._maps[shard] = np.memmap(self.shard(shard), np.uint8, "c")
         padded = self._maps[shard][offset : offset + length + -length % 8]
-        if check(padded) != wanted:
+        if checksum(padded) != wanted:
             name = bytes(self.names[index]).decode(errors="surrogateescape")
             raise N2NError(f"unreadable image {name}: {self.shard(shard)} is damaged there; pack it again")
         data = torch.from_numpy(padded[:length])
@@ -116,10 +84,7 @@ class PackedSource:
     def batch(self, indices: Tensor, draws: Tensor | None) -> Tensor:
         """As of `FolderSource`."""
         images = [self.image(index) for index in indices.tolist()]
-        if draws is not None and self.augment == "imagenet":
-            return as_batch([random_resized_crop_flip(i, d, self.size) for i, d in zip(images, draws, strict=True)])
-        batch = as_batch([resize_center_crop(image, self.resize, self.size) for image in images])
-        return crop_flip(batch, draws) if draws is not None and self.augment == "crop" else batch
+        return as_batch(images, draws, self.augment, self.resize, self.size)
 
     def subset(self, indices: Tensor, augment: Augment) -> PackedSource:
         """The images with these indices, as a source of its own."""

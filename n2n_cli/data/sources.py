@@ -94,10 +94,7 @@ class FolderSource:
 
     def batch(self, indices: Tensor, draws: Tensor | None) -> Tensor:
         images = [read_image(os.fsdecode(self.paths[index]), self.decoder) for index in indices.tolist()]
-        if draws is not None and self.augment == "imagenet":
-            return as_batch([random_resized_crop_flip(i, d, self.size) for i, d in zip(images, draws, strict=True)])
-        batch = as_batch([resize_center_crop(image, self.resize, self.size) for image in images])
-        return crop_flip(batch, draws) if draws is not None and self.augment == "crop" else batch
+        return as_batch(images, draws, self.augment, self.resize, self.size)
 
     def subset(self, indices: Tensor, augment: Augment) -> FolderSource:
         """The images with these indices, as a source of its own."""
@@ -105,13 +102,20 @@ class FolderSource:
         return FolderSource(paths, self.labels[indices].tolist(), self.size, self.resize, augment, self.decoder)
 
 
-def as_batch(images: list[Tensor]) -> Tensor:
-    """Images of one size as one tensor, in the memory format that they come in and that training takes."""
-    shape = (len(images), *images[0].shape)
-    batch = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)
-    for place, image in zip(batch, images, strict=True):
-        place.copy_(image)
-    return batch
+def as_batch(images: list[Tensor], draws: Tensor | None, augment: Augment, resize: int, size: int) -> Tensor:
+    """Images of any size, augmented or as for evaluation: uint8 ``[n, 3, size, size]``, in the memory format that they
+    are resized in and that training takes.
+
+    ``draws``: see `Source.batch`; ``resize``: the shorter side before a centre crop.
+    """
+    if draws is not None and augment == "imagenet":
+        parts = [random_resized_crop_flip(i, d, size) for i, d in zip(images, draws, strict=True)]
+    else:
+        parts = [resize_center_crop(image, resize, size) for image in images]
+    batch = torch.empty((len(parts), 3, size, size), dtype=torch.uint8, memory_format=torch.channels_last)
+    for place, part in zip(batch, parts, strict=True):
+        place.copy_(part)
+    return crop_flip(batch, draws) if draws is not None and augment == "crop" else batch
 
 
 class CachedSource:

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from n2n_cli.errors import N2NError
-from n2n_cli.records import TEMPORARY, Number, atomic_write, fits
+from n2n_cli.records import TEMPORARY, Number, atomic_write, misfit
 
 FORMAT = 1
 _NAME = re.compile(r"(?:step_(?P<step>\d{8,})|best)-(?P<sha>[0-9a-f]{16})\.pt")
@@ -98,12 +98,8 @@ def load(path: Path, needed: Iterable[str] = ()) -> dict[str, Any]:
         raise CheckpointError(f"{path} is not an n2n checkpoint (no 'format' and 'model' in it)")
     if state["format"] != FORMAT:
         raise CheckpointError(f"{path} has checkpoint format {state['format']!r}; this n2n reads format {FORMAT}")
-    for key in needed:
-        if state.get(key) is None:
-            raise CheckpointError(f"{path} is not an n2n checkpoint (no '{key}' in it)")
-    for key, value in state.items():
-        if not fits(value, STATE.get(key)):
-            raise CheckpointError(f"{path} is damaged: its '{key}' is not what a checkpoint holds there")
+    if problem := misfit(state, STATE, needed):
+        raise CheckpointError(f"{path} is not an n2n checkpoint ({problem})")
     return state
 
 

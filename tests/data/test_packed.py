@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+from n2n_cli import records
 from n2n_cli.data import EvalLoader, TrainLoader, load
 from n2n_cli.data import pack as packing
 from n2n_cli.data.pack import pack
-from n2n_cli.data.packed import manifest
 from n2n_cli.errors import N2NError
 
 
@@ -131,7 +131,7 @@ def test_what_was_begun_is_gone_on_with(photographs: Path, tmp_path: Path, monke
         with pytest.raises(KeyboardInterrupt) if left else contextlib.nullcontext():
             pack(photographs, to, size=36, kind="raw")
         assert len(made) == (2 if left else 1)
-    assert manifest(to) == manifest(whole)
+    assert records.manifest(to) == records.manifest(whole)
     for path in whole.iterdir():
         if path.suffix == ".bin":
             assert path.read_bytes() == (to / path.name).read_bytes()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from n2n_cli.growth.groups.axes import Axis, Group, constant, fix, is_open, resolve, unify
+from n2n_cli.growth.groups.division import Factor
 from n2n_cli.growth.groups.reasons import Fork, Kind, Reason
 from n2n_cli.growth.groups.remapping import Remapping
 from n2n_cli.growth.groups.table import Operation, Table
@@ -31,33 +32,9 @@ Remappings = dict[Group, Remapping]
 Attributes = dict[str, dict[str, Any]]
 """Module path -> attribute ("dim", or "config.dim" one level down) -> its value in the student."""
 
-NO_FACTOR = 1000
-"""A choice at a view: none of the factors of the divided axis takes its remapping."""
-
 
 class UnknownCall(Exception):
     """A rule does not know this form of the call, and says what is unusual in it."""
-
-
-@dataclass(eq=False)
-class Division:
-    """A view divided the axis ``source`` into factors of ``sizes``; ``fork``: which of them takes the remapping.
-
-    ``grows``: which factor the code makes longer for more channels.
-    """
-
-    fork: Fork
-    source: Axis
-    sizes: tuple[int, ...]
-    grows: int
-
-    def reason(self) -> Reason:
-        """Why its units are held, where they are shuffled and cannot be followed."""
-        return Reason("other", "a channel shuffle", self.fork[1], self.fork[0])
-
-
-Factor = tuple[Division, int] | None
-"""Which factor of which division an axis of a tensor is."""
 
 
 @dataclass

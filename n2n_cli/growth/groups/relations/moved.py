@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from n2n_cli.growth.groups.axes import Axis, Group, resolve
+from n2n_cli.growth.groups.division import Division
 from n2n_cli.growth.groups.reasons import Fork
-from n2n_cli.growth.groups.structure import Division
 
-Instance = tuple[
-    int, int
-]  # one tensor of a group: number of the shuffle that it enters, place among its source's spans
+Instance = tuple[int, int]
+"""One tensor of a group: number of the shuffle that it enters, place among its source's spans."""
 Tag = tuple[Group, Instance, int, int]
 """One entry that a shuffle moves: its group, which tensor of that group, the unit, the position inside the unit."""
 Fate = frozenset[tuple[Instance, Group]]

@@ -27,14 +27,12 @@ import torch
 
 from n2n_cli.growth.errors import GrowthError
 from n2n_cli.growth.groups.axes import Axis, Group, fix, fresh, is_open, resolve
+from n2n_cli.growth.groups.division import NO_FACTOR, Division, Factor
 from n2n_cli.growth.groups.reasons import Fork, Reason
 from n2n_cli.growth.groups.relations.moved import Shuffle, any_twice, drawn
 from n2n_cli.growth.groups.remapping import Remapping
 from n2n_cli.growth.groups.structure import (
-    NO_FACTOR,
     Context,
-    Division,
-    Factor,
     Hold,
     Relation,
     Remappings,

@@ -11,10 +11,11 @@ from math import prod
 from torch import Tensor
 
 from n2n_cli.growth.groups.axes import Axis, Group, constant, cut, fix, fresh, is_open, length, resolve, scaled, unify
+from n2n_cli.growth.groups.division import NO_FACTOR, Division, Factor
 from n2n_cli.growth.groups.reasons import Fork
 from n2n_cli.growth.groups.rules.elementwise import broadcast
 from n2n_cli.growth.groups.rules.reductions import dims_of
-from n2n_cli.growth.groups.structure import NO_FACTOR, Context, Division, Factor, Origin
+from n2n_cli.growth.groups.structure import Context, Origin
 from n2n_cli.growth.trace.record import Op
 
 

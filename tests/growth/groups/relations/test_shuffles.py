@@ -11,8 +11,9 @@ from torch import nn
 
 from n2n_cli import growth
 from n2n_cli.growth import GrowthError
+from n2n_cli.growth.groups.division import NO_FACTOR
 from n2n_cli.growth.groups.relations.shuffles import Shuffles
-from n2n_cli.growth.groups.structure import NO_FACTOR, Wish
+from n2n_cli.growth.groups.structure import Wish
 
 
 class Halves(nn.Module):

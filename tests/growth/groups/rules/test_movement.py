@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from labels import P, labelled, shown
 
+from n2n_cli.growth.groups.division import NO_FACTOR
 from n2n_cli.growth.groups.rules.movement import segments
-from n2n_cli.growth.groups.structure import NO_FACTOR
 
 MERGED, FACTOR = "merged with another axis that grows", "another factor of this view grows"
 MANY, NEW, PADDING, SPATIAL = "one value for many", "a new axis", "padding", "a spatial axis"
