@@ -28,6 +28,7 @@ SHORT = [
     "data.train_images=640", "data.val_images=200", "training.batch_size=16", "training.log_every=5", "device=cpu",
     "training.checkpoint_every_epochs=0.2", "training.default_epochs={teacher:4,student:2}",
 ]  # fmt: skip
+TEACHER = ("train", "teacher", *SHORT, "progress=false")
 STEPS = 160  # of the teacher
 MARK = "N2N_FAULTS"  # in the environment of a command and of all that it starts
 fork = True  # false where this process has run something already
@@ -228,15 +229,11 @@ def step(run: Path) -> int:
 def until(true: Callable[[], bool], process: Process, wait_s: float = 120) -> bool:
     """Waits for something to become true while the process lives; whether it did."""
     deadline = time.monotonic() + wait_s
-    while process.poll() is None and time.monotonic() < deadline:
+    while process.poll() is None:
         if true():
             return True
+        check(time.monotonic() < deadline, "waited in vain")
         time.sleep(0.005)
-    return false_alarm(process)
-
-
-def false_alarm(process: Process) -> bool:
-    check(process.poll() is not None, "waited in vain")
     return False
 
 

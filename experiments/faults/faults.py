@@ -22,6 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import files
+import hostile
 import stops
 import torch
 import world
@@ -54,7 +55,7 @@ FAULTS: dict[str, tuple[Callable[[int, Path], Row], int]] = {
     "damage": (files.damage, 1000),
     "done_damaged": (files.done_damaged, 200),
     "every_damaged": (files.every_damaged, 20),
-    "malicious": (files.malicious, 1),
+    "malicious": (hostile.malicious, 1),
     "fuzz_checkpoints": (files.fuzz_checkpoints, 1000),
     "fuzz_lineages": (files.fuzz_lineages, 1000),
     "fuzz_records": (files.fuzz_records, 2000),

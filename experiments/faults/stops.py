@@ -21,6 +21,7 @@ from bench import (
     Row,
     at_step,
     check,
+    errors,
     finished,
     folder,
     gone,
@@ -34,8 +35,11 @@ from bench import (
     teacher,
 )  # fmt: skip
 
+from n2n_cli.training import checkpoint
+
 TWO = ("devices=2",)
 WORKERS = ("workers=2",)
+SAME = "nothing lost, final weights identical to the bit"
 
 
 def kill(times: int, whole: Path) -> Row:
@@ -78,11 +82,7 @@ def _other_without_momentum(whole: Path) -> str:
         state = torch.load(path, weights_only=True)
         del state["optimizer"]
         path.unlink()
-        torch.save(state, buffer := io.BytesIO())
-        import hashlib
-
-        digest = hashlib.sha256(buffer.getvalue()).hexdigest()[:16]
-        (path.parent / f"step_00000100-{digest}.pt").write_bytes(buffer.getvalue())
+        checkpoint.save(path.parent, state, step=100)
         finished(teacher(place))
         check(not same(run_of(place), whole), "without its optimizer state: the same weights?")
     return "without the optimizer's state: other weights"
@@ -294,16 +294,12 @@ def rank_dies(times: int, whole: Path) -> Row:
             os.kill(random.choice(ranks(process)), signal.SIGKILL)
             began = time.monotonic()
             told = finished(process, 2, PATIENCE_S)
-            check(len(errors_of(told)) == 1 and "was killed" in told, told)
+            check(len(errors(told)) == 1 and "was killed" in told, told)
             gone(process)
             slowest = max(slowest, time.monotonic() - began)
     return Row(
         "5", "one rank of two is killed", f"all end within {PATIENCE_S} s ({slowest:.0f} s), told once", "", times
     )
-
-
-def errors_of(told: str) -> list[str]:
-    return [line for line in told.splitlines() if line.startswith("n2n: error")]
 
 
 def parent_dies(times: int, whole: Path) -> Row:
@@ -348,7 +344,7 @@ def doubled(times: int, whole: Path) -> Row:
             check(f"process {first.pid}" in holder.read_text(), "who holds it?")
             first.send_signal(signal.SIGSTOP)  # it is slow: the second must not have it
             told = finished(teacher(place), 2)
-            check(f"process {first.pid}" in told and len(errors_of(told)) == 1, told)
+            check(f"process {first.pid}" in told and len(errors(told)) == 1, told)
             first.send_signal(signal.SIGCONT)
             if number % 2:
                 killed(first)  # a stale lock holds nobody
@@ -357,6 +353,3 @@ def doubled(times: int, whole: Path) -> Row:
                 finished(first)
             check(same(run_of(place), whole), "two commands: other weights")
     return Row("15", "a second command on the same run; a killed one's lock", "refused, says who holds it", "", times)
-
-
-SAME = "nothing lost, final weights identical to the bit"
