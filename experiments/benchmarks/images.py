@@ -128,9 +128,8 @@ def empty(classes: int = 100, images: int = 1000) -> None:
             path.touch()
         began = time.perf_counter()
         found = scan(Path(place))
-        print(
-            f"{len(found.paths):,} (empty) files in {classes} classes are found in {time.perf_counter() - began:.2f} s\n"
-        )
+        took = time.perf_counter() - began
+        print(f"{len(found.paths):,} (empty) files in {classes} classes are found in {took:.2f} s\n")
 
 
 def compare(
