@@ -157,7 +157,8 @@ class RandomEntries:
     """The entries of a student's tensors that random initialization gives. Empty where every new unit is a copy.
 
     Masks by tensor, in a shape that broadcasts to the tensor's: ``made``: the entries that make a fresh unit; ``read``:
-    with which the teacher's own readers read a pair; ``unread``: with which they read other fresh units, all 0.
+    with which the teacher's own readers read a pair; ``unread``: with which they read other fresh units, all 0;
+    ``reading``: with which anything reads a fresh unit.
     """
 
     def __init__(self, maps: Maps, consumed: Collection[tuple[str, int]]) -> None:
@@ -165,6 +166,7 @@ class RandomEntries:
         self.made: dict[str, Tensor] = {}
         self.read: dict[str, Tensor] = {}
         self.unread: dict[str, Tensor] = {}
+        self.reading: dict[str, Tensor] = {}
         self._maps, self._consumed = maps, consumed
         for name, axes in maps.items():
             for dim, axis in enumerate(axes):
@@ -174,6 +176,7 @@ class RandomEntries:
                 if (name, dim) not in consumed:
                     _add(self.made, name, axis.fresh.view(shape))
                 else:
+                    _add(self.reading, name, axis.fresh.view(shape))
                     _add(self.read, name, (axis.reads != 0).view(shape))
                     _add(self.unread, name, (axis.fresh & (axis.reads == 0)).view(shape))
         for name in self.unread:
@@ -198,6 +201,12 @@ class RandomEntries:
                 columns = columns.index_select(dim, twin) * sign
         made = self.made.get(name, torch.zeros(()).bool()).to(tensor.device)
         self.values[name] = torch.where(made, rows, columns)
+
+    def enlarged(self, name: str, size: float) -> Tensor:
+        """The values with those that make a fresh unit multiplied by ``size``, or 0 if they read another fresh one."""
+        value, no = self.values[name], torch.zeros(()).bool()
+        larger = torch.where(self.reading.get(name, no).to(value.device), torch.zeros_like(value), value * size)
+        return torch.where(self.made.get(name, no).to(value.device), larger, value)
 
     def write(self, name: str, tensor: Tensor) -> Tensor:
         """The tensor with these entries in their places."""
