@@ -295,7 +295,7 @@ def change(state: dict[str, Any], kind: str) -> Any:
         ("no config", "no 'config' in it"),
         ("a missing weight", "its weights do not fit its lineage"),
         ("another shape", "its weights do not fit its lineage"),
-        ("a text for weights", "is not what a checkpoint holds there"),
+        ("a text for weights", "is not an n2n checkpoint (its 'ema' is 'x')"),
     ],
 )
 def test_a_foreign_checkpoint_is_refused(
