@@ -18,7 +18,7 @@ test-slow: $(STAMP)  ## the slow tests
 	@$(BIN)/pytest -n 2 -m slow
 
 faults: $(STAMP)  ## the fault matrix: every fault injected for real, an hour on 2 cores (as root: the full disk)
-	@$(BIN)/python experiments/faults/faults.py --out experiments/faults/README.md
+	@$(BIN)/python experiments/faults/faults.py --out experiments/faults
 
 bench: $(STAMP)  ## images a second against torchvision's reference: make bench IMAGES=FOLDER
 	@OMP_NUM_THREADS=1 $(BIN)/python experiments/benchmarks/images.py $(IMAGES)
