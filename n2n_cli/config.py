@@ -6,6 +6,7 @@ Imports neither torch nor Hydra.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -40,6 +41,9 @@ def check(command: str, tree: Mapping[str, Any]) -> Any:
         optim, training = cfg.optim, cfg.training
         if optim.nesterov and not (optim.name == "sgd" and optim.momentum > 0):
             raise N2NError("optim.nesterov: needs optim.name=sgd and optim.momentum above 0")
+        for key in ("mixup_alpha", "cutmix_alpha"):
+            if getattr(training, key) and training.batch_size < 2:
+                raise N2NError(f"training.{key}: mixes two images, and training.batch_size is {training.batch_size}")
         check_batch(training.batch_size, training.accumulate, cfg.devices)
         if cfg.data.train_images and cfg.data.train_images < training.batch_size:
             raise N2NError(
@@ -94,14 +98,18 @@ def functions(cfg: Any) -> tuple[str, ...]:
     return tuple(name for name in names if custom.is_spec(name))
 
 
+AUGMENTING = ("ra_magnitude", "random_erase", "crop_scale", "crop_ratio", "interpolation")
+"""Keys of ``data`` that runs of an older n2n lack: null, the default."""
+
+
 def read_run(tree: Mapping[str, Any], check: bool = True) -> schema.RunConfig:
     """The config of a run from what its config.yaml holds. Raises N2NError; with ``check`` also if data is missing."""
     # Runs of an older n2n have none of these, nor of the ones below.
     older = {"weights": None, "weights_key": None, "accept_images": False, "accept_versions": False}
     tree = {**older, "launch": {"max_restarts": 0}, **tree}
     later: dict[str, Any] = {
-        "data": {"holdout": 0, "cache": "auto", "decoder": "auto", "on_error": "raise"},
-        "training": {"checkpoint_every_minutes": 15.0},
+        "data": {"holdout": 0, "cache": "auto", "decoder": "auto", "on_error": "raise"} | dict.fromkeys(AUGMENTING),
+        "training": {"checkpoint_every_minutes": 15.0, "mixup_alpha": 0.0, "cutmix_alpha": 0.0},
     }
     for group, values in later.items():
         if isinstance(tree.get(group), Mapping):
@@ -164,6 +172,10 @@ def check_data(data: schema.Data, parts: Sequence[str] = ("train", "val")) -> No
         need = 8 * labels + (256 if data.name == "fake" else labels) * 3 * (data.image_size or 0) ** 2
         if need > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
             raise N2NError(f"data: {need / 1e9:,.0f} GB of images are more than the memory of this machine")
+    for key, most, value in (("crop_scale", 1.0, data.crop_scale), ("crop_ratio", math.inf, data.crop_ratio)):
+        if value is not None and not (len(value) == 2 and value[0] <= value[1] <= most):
+            limit = "" if most == math.inf else f", the larger at most {most:g}"
+            raise N2NError(f"data.{key}: expected [smaller, larger]{limit}, not {value}")
     size = data.image_size or (224 if data.name in ("imagefolder", "packed") else 0)  # null: what `data.load` takes
     if data.resize_size and data.resize_size < size:
         raise N2NError(f"data.resize_size: {data.resize_size} px are fewer than data.image_size={size}")

@@ -15,6 +15,7 @@ from n2n_cli.errors import N2NError, suggest
 Positive = Annotated[float, Rule("a number above 0", lambda v: v > 0)]
 NotNegative = Annotated[float, Rule("a number, 0 or more", lambda v: v >= 0)]
 Share = Annotated[float, Rule("a number from 0 to below 1", lambda v: 0 <= v < 1)]
+Chance = Annotated[float, Rule("a number from 0 to 1", lambda v: 0 <= v <= 1)]
 Count = Annotated[int, Rule("a whole number, 1 or more", lambda v: v >= 1)]
 Epochs = Annotated[float, Rule("a number from 0 to a million", lambda v: 0 <= v <= 1e6)]
 Pairs = Annotated[int, Rule("a whole number from 1 to 64", lambda v: 1 <= v <= 64)]
@@ -52,7 +53,12 @@ class SomeData:
     train_images: Count | None
     val_images: Count | None
     num_classes: Count | None
-    augment: Literal["auto", "none", "crop", "imagenet"] | None
+    augment: Literal["auto", "none", "crop", "imagenet", "randaugment", "trivial"] | None
+    ra_magnitude: Annotated[int, Rule("a whole number from 0 to 30", lambda v: 0 <= v <= 30)] | None
+    random_erase: Chance | None
+    crop_scale: list[Positive] | None
+    crop_ratio: list[Positive] | None
+    interpolation: Literal["bilinear", "bicubic"] | None
     difficulty: Difficulty | None
     holdout: Whole | None
     cache: Literal["auto", "memory", "none"] | None
@@ -64,7 +70,7 @@ class SomeData:
 class Data(SomeData):
     name: Literal["shapes", "imagefolder", "packed", "cifar10", "fake"]
     seed: Seed
-    augment: Literal["auto", "none", "crop", "imagenet"]
+    augment: Literal["auto", "none", "crop", "imagenet", "randaugment", "trivial"]
     holdout: Whole
     cache: Literal["auto", "memory", "none"]
     decoder: Literal["auto", "pil"]
@@ -106,6 +112,8 @@ class Training:
     default_epochs: DefaultEpochs
     batch_size: Count
     label_smoothing: Share
+    mixup_alpha: NotNegative
+    cutmix_alpha: NotNegative
     clip_grad_norm: Positive | None
     accumulate: Count
     ema_decay: Share | None

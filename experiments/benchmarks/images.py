@@ -28,7 +28,7 @@ from torchvision import transforms as T
 from torchvision.datasets.folder import IMG_EXTENSIONS, pil_loader
 
 from n2n_cli.data.counter import uniforms
-from n2n_cli.data.datasets import IMAGENET_MEAN, IMAGENET_STD
+from n2n_cli.data.datasets import LOOKS
 from n2n_cli.data.pack import pack
 from n2n_cli.data.packed import PackedSource
 from n2n_cli.data.sources import FolderSource, read_image, scan
@@ -39,13 +39,13 @@ BATCH = 32
 
 
 def peer(crop: list[object]) -> Callable[[list[str]], object]:
-    to_float = [T.PILToTensor(), T.ConvertImageDtype(torch.float), T.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
+    to_float = [T.PILToTensor(), T.ConvertImageDtype(torch.float), T.Normalize(*LOOKS["imagefolder"])]
     transform = T.Compose([*crop, *to_float])
     return lambda paths: default_collate([transform(pil_loader(path)) for path in paths])
 
 
 def ours(augment: str, decoder: str, normalised: bool = False) -> Callable[[list[str]], object]:
-    normalize = Normalize(IMAGENET_MEAN, IMAGENET_STD, torch.device("cpu"), channels_last=True)
+    normalize = Normalize(*LOOKS["imagefolder"], torch.device("cpu"), channels_last=True)
 
     def batch(paths: list[str]) -> object:
         source = FolderSource(paths, [0] * len(paths), 224, 256, augment, decoder)  # type: ignore[arg-type]

@@ -71,7 +71,8 @@ def fit_folder(folder: Path, typed: Collection[str] = (), *, alone: bool = False
         for line in given_up if mine.main else []:
             print(f"{folder}: {line}", flush=True)
         size, skip = cfg.training.batch_size, cfg.data.on_error == "skip"
-        train = data.TrainLoader(images.train, batch_size=size, seed=cfg.seed, skip=skip, **place)
+        mixed = bool(options.mixup_alpha or options.cutmix_alpha)
+        train = data.TrainLoader(images.train, batch_size=size, seed=cfg.seed, skip=skip, before=mixed, **place)
         val = data.EvalLoader(images.val, batch_size=cfg.training.eval_batch_size, **place)
         for loader in (train, val):
             stack.callback(loader.close)

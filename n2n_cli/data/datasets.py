@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,12 +16,13 @@ from n2n_cli import records
 from n2n_cli.data import packed, shapes
 from n2n_cli.data.counter import generator
 from n2n_cli.data.sources import ArraySource, CachedSource, FolderSource, Source, scan
-from n2n_cli.data.transforms import Augment
+from n2n_cli.data.transforms import Augment, Geometry
 from n2n_cli.errors import N2NError, suggest
 
 NAMES = ("shapes", "imagefolder", "packed", "cifar10", "fake")
 PARTS = ("train", "val")
-AUGMENTS = ("auto", "none", "crop", "imagenet")
+AUGMENTS = ("auto", "none", "crop", "imagenet", "randaugment", "trivial")
+INTERPOLATIONS = ("bilinear", "bicubic")
 CACHES = ("auto", "memory", "none")
 DECODERS = ("auto", "pil")
 CACHE_SHARE = 1 / 16
@@ -30,8 +31,14 @@ CIFAR_LIKE_PX = 64
 """Up to this size in pixels images are treated as CIFAR's: no margin for a centre crop; pad, crop, flip in training."""
 
 Triple = tuple[float, float, float]
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+LOOKS: Mapping[str, tuple[Triple, Triple]] = {
+    "shapes": ((0.5, 0.5, 0.5), (0.2, 0.2, 0.2)),
+    "fake": ((0.5, 0.5, 0.5), (0.29, 0.29, 0.29)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "imagefolder": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "packed": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+"""Mean and standard deviation of images in [0, 1], by channel."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,11 @@ def load(
     val_images: int | None = None,
     num_classes: int | None = None,
     augment: str = "auto",
+    ra_magnitude: int = 9,
+    random_erase: float = 0.0,
+    crop_scale: Sequence[float] = (0.08, 1.0),
+    crop_ratio: Sequence[float] = (3 / 4, 4 / 3),
+    interpolation: str = "bilinear",
     difficulty: float = 1.0,
     holdout: int = 0,
     cache: str = "auto",
@@ -109,7 +121,11 @@ def load(
         train_images, val_images: how many images; default: all of a folder or of CIFAR-10.
         num_classes: of `fake`; elsewhere only compared with what is there.
         augment: of training images: "crop" (pad 4, crop, flip), "imagenet" (random resized crop, flip), "none", or
-            "auto": by image size.
+            "auto": by image size; "randaugment", "trivial": that, and then torchvision's RandAugment with
+            ``ra_magnitude`` of 31, or its TrivialAugmentWide.
+        random_erase: the share of training images of which a part is erased to the data set's mean colour.
+        crop_scale, crop_ratio: of the random part, its area over the image's and its width over its height.
+        interpolation: "bilinear" or "bicubic", of whatever is resized, in evaluation too.
         difficulty: of `shapes`, 0 (clean) to 4.
         holdout: validate on this many training images, drawn by ``seed`` and kept out of training, instead of on the
             validation images: for choices that those must not see.
@@ -125,6 +141,7 @@ def load(
         raise N2NError(f"unknown data '{name}'{suggest(name, NAMES)}; expected {', '.join(NAMES)}")
     for field, value, choices in (
         ("augment", augment, AUGMENTS),
+        ("interpolation", interpolation, INTERPOLATIONS),
         ("cache", cache, CACHES),
         ("decoder", decoder, DECODERS),
     ):
@@ -140,18 +157,29 @@ def load(
         least = 8 if field.endswith("size") else 1
         if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < least):
             raise N2NError(f"data.{field} must be a whole number >= {least}, not {number!r}")
+    size = image_size or (32 if name in ("shapes", "cifar10") else 224)
+    how = Augment(
+        _geometry(name, augment, size),
+        augment if augment in ("randaugment", "trivial") else "none",  # type: ignore[arg-type]
+        ra_magnitude,
+        random_erase,
+        tuple(round(255 * value) for value in LOOKS[name][0]),  # type: ignore[arg-type]
+        tuple(crop_scale),  # type: ignore[arg-type]
+        tuple(crop_ratio),  # type: ignore[arg-type]
+        interpolation,  # type: ignore[arg-type]
+    )
     if name == "shapes":
-        data = _shapes(seed, train_images, val_images, image_size or 32, augment, difficulty)
+        data = _shapes(seed, train_images, val_images, size, how, difficulty)
     elif name == "fake":
-        data = _fake(seed, train_images, val_images, image_size or 224, augment, num_classes or 1000)
+        data = _fake(seed, train_images, val_images, size, how, num_classes or 1000)
     elif name == "packed":
-        data = _packed(root, image_size or 224, resize_size, augment, (train_images, val_images), seed)
+        data = _packed(root, size, resize_size, how, (train_images, val_images), seed)
     elif name == "cifar10":
-        data = _cifar10(root, image_size or 32, augment, (train_images, val_images), seed)
+        data = _cifar10(root, size, how, (train_images, val_images), seed)
     else:
         parts = (("train", "train") if holdout else ("val", "val")) if val_alone else ("train", "val")
         kept = (train_images if parts[0] == "train" else None, val_images if parts[1] == "val" else None)
-        data = _imagefolder(root, image_size or 224, resize_size, augment, kept, seed, parts, decoder)
+        data = _imagefolder(root, size, resize_size, how, kept, seed, parts, decoder)
     if num_classes is not None and num_classes != data.num_classes:
         raise N2NError(f"data {name} has {data.num_classes} classes, not num_classes={num_classes}")
     return _cached(_held_out(data, holdout, seed), cache)
@@ -165,7 +193,11 @@ def _held_out(data: Dataset, count: int, seed: int) -> Dataset:
         raise N2NError(f"data.holdout={count}, but there are only {len(data.train)} training images")
     order = torch.randperm(len(data.train), generator=generator(seed, 2))
     held, rest = order[:count].sort().values, order[count:].sort().values
-    return replace(data, train=data.train.subset(rest, data.train.augment), val=data.train.subset(held, "none"))
+    return replace(
+        data,
+        train=data.train.subset(rest, data.train.augment),
+        val=data.train.subset(held, data.train.augment.as_in_evaluation),
+    )
 
 
 def _cached(data: Dataset, cache: str) -> Dataset:
@@ -173,10 +205,12 @@ def _cached(data: Dataset, cache: str) -> Dataset:
     files = [source for source in (data.train, data.val) if isinstance(source, FolderSource)]
     if not files or cache == "none":
         return data
-    varies = any(source.augment == "imagenet" for source in files)
+    varies = any(source.augment.geometry == "imagenet" for source in files)
     need, have = sum(map(CachedSource.nbytes, files)), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if cache == "memory" and varies:
-        raise N2NError("data.cache=memory: data.augment=imagenet cuts every image anew from its file; take cache=none")
+        raise N2NError(
+            "data.cache=memory: the random crop of data.augment takes every image anew from its file; take cache=none"
+        )
     if cache == "memory" and need > have:
         raise N2NError(f"data.cache=memory: the images take {need / 1e9:,.1f} GB, this machine has {have / 1e9:,.1f}")
     if varies or (cache == "auto" and need > CACHE_SHARE * have):
@@ -184,48 +218,49 @@ def _cached(data: Dataset, cache: str) -> Dataset:
     return replace(data, train=CachedSource(data.train), val=CachedSource(data.val))  # type: ignore[arg-type]
 
 
-def _augment(augment: str, image_size: int) -> Augment:
-    if augment == "auto":
-        return "crop" if image_size <= CIFAR_LIKE_PX else "imagenet"
-    return augment  # type: ignore[return-value]  # checked in load
+def _geometry(name: str, augment: str, image_size: int) -> Geometry:
+    if augment in ("none", "crop", "imagenet"):
+        return augment  # type: ignore[return-value]
+    if name == "fake" and augment == "auto":
+        return "none"
+    return "crop" if name == "shapes" or image_size <= CIFAR_LIKE_PX else "imagenet"
 
 
-def _shapes(seed: int, train: int | None, val: int | None, size: int, augment: str, difficulty: float) -> Dataset:
+def _shapes(seed: int, train: int | None, val: int | None, size: int, augment: Augment, difficulty: float) -> Dataset:
     if not isinstance(difficulty, int | float) or not 0 <= difficulty <= 4:
         raise N2NError(f"data.difficulty must be a number in [0, 4], not {difficulty!r}")
-    kind = _augment(augment, CIFAR_LIKE_PX)
     return Dataset(
         name="shapes",
-        train=ArraySource(*shapes.generate(seed, "train", train or 12_000, size, float(difficulty)), kind),
+        train=ArraySource(*shapes.generate(seed, "train", train or 12_000, size, float(difficulty)), augment),
         val=ArraySource(*shapes.generate(seed, "val", val or 2_000, size, float(difficulty))),
         num_classes=len(shapes.CLASS_NAMES),
         class_names=list(shapes.CLASS_NAMES),
-        mean=(0.5, 0.5, 0.5),
-        std=(0.2, 0.2, 0.2),
+        mean=LOOKS["shapes"][0],
+        std=LOOKS["shapes"][1],
         image_size=size,
         synthetic=True,
     )
 
 
-def _fake(seed: int, train: int | None, val: int | None, size: int, augment: str, classes: int) -> Dataset:
+def _fake(seed: int, train: int | None, val: int | None, size: int, augment: Augment, classes: int) -> Dataset:
     random = generator(seed, size, classes)
     images = torch.randint(256, (256, 3, size, size), dtype=torch.uint8, generator=random)
     labels = [torch.randint(classes, (count,), generator=random) for count in (train or 12_800, val or 1_280)]
     return Dataset(
         name="fake",
-        train=ArraySource(images, labels[0], "none" if augment == "auto" else _augment(augment, size)),
+        train=ArraySource(images, labels[0], augment),
         val=ArraySource(images, labels[1]),
         num_classes=classes,
         class_names=[str(label) for label in range(classes)],
-        mean=(0.5, 0.5, 0.5),
-        std=(0.29, 0.29, 0.29),
+        mean=LOOKS["fake"][0],
+        std=LOOKS["fake"][1],
         image_size=size,
         synthetic=True,
     )
 
 
 def _cifar10(
-    root: str | Path | None, size: int, augment: str, counts: tuple[int | None, int | None], seed: int
+    root: str | Path | None, size: int, augment: Augment, counts: tuple[int | None, int | None], seed: int
 ) -> Dataset:
     from torchvision.datasets import CIFAR10
 
@@ -239,7 +274,7 @@ def _cifar10(
             images = torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous()
             labels = torch.tensor(part.targets)
             keep = _subset(len(labels), counts[not train], train, seed)
-            kind = _augment(augment, size) if train else "none"
+            kind = augment if train else augment.as_in_evaluation
             source = ArraySource(images, labels, kind)
             sources.append(source if keep is None else source.subset(keep, kind))
     except (OSError, RuntimeError) as error:  # no network, no space, a damaged archive
@@ -251,8 +286,8 @@ def _cifar10(
         val=sources[1],
         num_classes=10,
         class_names=list(part.classes),
-        mean=CIFAR_MEAN,
-        std=CIFAR_STD,
+        mean=LOOKS["cifar10"][0],
+        std=LOOKS["cifar10"][1],
         image_size=size,
         synthetic=False,
     )
@@ -262,7 +297,7 @@ def _imagefolder(
     root: str | Path | None,
     size: int,
     resize: int | None,
-    augment: str,
+    augment: Augment,
     counts: tuple[int | None, int | None],
     seed: int,
     parts: tuple[str, str],
@@ -280,8 +315,8 @@ def _imagefolder(
             first = sorted(missing)
             listed = ", ".join(map(repr, first[:3])) + (f" and {len(first) - 3} more" if len(first) > 3 else "")
             raise N2NError(f"imagefolder: no class {listed} in {folder / part}")
-    train = FolderSource(found.paths, found.labels, size, resize, _augment(augment, size), decoder)
-    val = FolderSource(validation.paths, validation.labels, size, resize, decoder=decoder)
+    train = FolderSource(found.paths, found.labels, size, resize, augment, decoder)
+    val = FolderSource(validation.paths, validation.labels, size, resize, augment.as_in_evaluation, decoder)
     over = {part: files.passed_over() for part, files in scanned.items()}
     passed_over = ", ".join(f"{said} in {part}/" for part, said in over.items() if said)
     files = digest([*found.paths, *validation.paths], folder)
@@ -292,7 +327,7 @@ def _packed(
     root: str | Path | None,
     size: int,
     resize: int | None,
-    augment: str,
+    augment: Augment,
     counts: tuple[int | None, int | None],
     seed: int,
 ) -> Dataset:
@@ -306,7 +341,7 @@ def _packed(
             f"data.root: {folder} is packed at {about['size']} px, too small for data.image_size={size} ({what}): pack "
             f"with --size {resize}, or give data.resize_size"
         )
-    kinds: tuple[Augment, Augment] = (_augment(augment, size), "none")
+    kinds = (augment, augment.as_in_evaluation)
     train, val = (packed.PackedSource(folder, p, about, size, resize, k) for p, k in zip(PARTS, kinds, strict=True))
     return _photographs("packed", train, val, counts, seed, about["classes"], size, about["files"])
 
@@ -327,11 +362,11 @@ def _photographs(
     return Dataset(
         name=name,
         train=train if keep[0] is None else train.subset(keep[0], train.augment),
-        val=val if keep[1] is None else val.subset(keep[1], "none"),
+        val=val if keep[1] is None else val.subset(keep[1], val.augment),
         num_classes=len(classes),
         class_names=list(classes),
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
+        mean=LOOKS[name][0],
+        std=LOOKS[name][1],
         image_size=size,
         synthetic=False,
         files=files,

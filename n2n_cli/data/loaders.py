@@ -45,7 +45,9 @@ class TrainLoader:
     ``steps_per_epoch``: full global batches. The images that do not fill a last one are left out (others each epoch).
     ``remedy``: what to try where training waits for images.
     ``skip``: an image that cannot be read is warned of, and the next one that can be takes its place, up to
-    `MOST_SKIPPED` of them. Raises `N2NError` where there is no full batch.
+    `MOST_SKIPPED` of them. ``before``: one image more than the rank's part comes first, which stands before it in the
+    global batch (before the very first: the last), so that images mixed with each other are the same for any number of
+    ranks. Raises `N2NError` where there is no full batch.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class TrainLoader:
         world_size: int = 1,
         workers: int = 0,
         skip: bool = False,
+        before: bool = False,
     ) -> None:
         if len(source) < batch_size:
             raise N2NError(f"{len(source)} training images are too few for one batch of batch_size {batch_size}")
@@ -70,7 +73,7 @@ class TrainLoader:
             else ""
         )
         part = batch_size // world_size
-        self._part = slice(rank * part, (rank + 1) * part)
+        self._part = torch.arange(rank * part - before, (rank + 1) * part)
 
     def close(self) -> None:
         """End the worker processes, if there are any."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -22,7 +22,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.io import decode_jpeg, read_file
 from torchvision.transforms.v2 import functional as F
 
-from n2n_cli.data.transforms import Augment, crop_flip, random_resized_crop_flip, resize_center_crop
+from n2n_cli.data.transforms import AS_IT_IS, Augment, augmented, random_resized_crop_flip, resize_center_crop
 from n2n_cli.errors import N2NError
 
 
@@ -48,7 +48,7 @@ class ArraySource:
 
     images: Tensor
     labels: Tensor
-    augment: Augment = "none"
+    augment: Augment = AS_IT_IS
     decodes: bool = False
 
     def __len__(self) -> int:
@@ -56,12 +56,11 @@ class ArraySource:
 
     def batch(self, indices: Tensor, draws: Tensor | None) -> Tensor:
         images = self.images[indices % len(self.images)]
-        if draws is None or self.augment == "none":
+        if draws is None:
             return images
-        if self.augment == "crop":
-            return crop_flip(images, draws)
-        size = images.shape[-1]
-        return torch.stack([random_resized_crop_flip(i, d, size) for i, d in zip(images, draws, strict=True)])
+        if self.augment.geometry == "imagenet":
+            images = torch.stack(_parts(images, draws, self.augment, images.shape[-1]))
+        return augmented(images, draws, self.augment)
 
     def subset(self, indices: Tensor, augment: Augment) -> ArraySource:
         """The images with these indices, as a source of its own. Of images that repeat, none is copied."""
@@ -80,7 +79,7 @@ class FolderSource:
         labels: list[int],
         size: int,
         resize: int,
-        augment: Augment = "none",
+        augment: Augment = AS_IT_IS,
         decoder: str = "auto",
     ):
         # One block of bytes: the pages of a million Python strings would be copied into every worker, as reading a
@@ -108,20 +107,24 @@ def as_batch(images: list[Tensor], draws: Tensor | None, augment: Augment, resiz
 
     ``draws``: see `Source.batch`; ``resize``: the shorter side before a centre crop.
     """
-    if draws is not None and augment == "imagenet":
-        parts = [random_resized_crop_flip(i, d, size) for i, d in zip(images, draws, strict=True)]
+    if draws is not None and augment.geometry == "imagenet":
+        parts = _parts(images, draws, augment, size)
     else:
-        parts = [resize_center_crop(image, resize, size) for image in images]
+        parts = [resize_center_crop(image, resize, size, augment.interpolation) for image in images]
     batch = torch.empty((len(parts), 3, size, size), dtype=torch.uint8, memory_format=torch.channels_last)
     for place, part in zip(batch, parts, strict=True):
         place.copy_(part)
-    return crop_flip(batch, draws) if draws is not None and augment == "crop" else batch
+    return batch if draws is None else augmented(batch, draws, augment)
+
+
+def _parts(images: Iterable[Tensor], draws: Tensor, augment: Augment, size: int) -> list[Tensor]:
+    return [random_resized_crop_flip(i, d, size, augment) for i, d in zip(images, draws, strict=True)]
 
 
 class CachedSource:
     """The images of a folder, decoded when first asked for and kept: uint8, as evaluation sees them.
 
-    For augmentations that start from those (none, crop); the images are the same to the bit as without it.
+    For augmentations that start from those; the images are the same to the bit as without it.
     """
 
     decodes = False
@@ -148,7 +151,7 @@ class CachedSource:
             self._images[new] = self._source.batch(new, None)
             self._decoded[new] = True
         images = self._images[indices]
-        return crop_flip(images, draws) if draws is not None and self.augment == "crop" else images
+        return images if draws is None else augmented(images, draws, self.augment)
 
     def subset(self, indices: Tensor, augment: Augment) -> CachedSource:
         """The images with these indices, as a source of its own."""

@@ -37,6 +37,8 @@ class FitOptions:
     # name, warmup_epochs, step_epochs, factor: see optim.lr_at
     schedule: dict[str, Any] = field(default_factory=lambda: {"name": "cosine"})
     label_smoothing: float = 0.0
+    mixup_alpha: float = 0.0  # 0: none; else the loader gives ``before``, see `loaders.TrainLoader`
+    cutmix_alpha: float = 0.0
     clip_grad_norm: float | None = None  # largest global L2 norm of the gradient
     accumulate: int = 1  # micro-batches a step; batch norm sees one at a time
     ema_decay: float | None = None  # None: no average

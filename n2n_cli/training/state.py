@@ -22,6 +22,7 @@ from n2n_cli.growth.optimizer import Equivariant, Rates
 from n2n_cli.training import checkpoint
 from n2n_cli.training.ema import EMA
 from n2n_cli.training.evaluate import Loader, Normalize, evaluate, main_output
+from n2n_cli.training.mixing import Mixing
 from n2n_cli.training.optim import build_optimizer, load_state, lr_at
 from n2n_cli.training.options import FitOptions, check_batch
 from n2n_cli.training.precision import autocast_dtype, use_channels_last
@@ -60,6 +61,7 @@ class Run:
         self.lineage, self.config, self.mean, self.std = lineage, config, mean, std
         self.schedule = options.schedule_at(steps_per_epoch)
         self.channels_last = use_channels_last(options.channels_last)
+        self.mixing = Mixing(options.mixup_alpha, options.cutmix_alpha, options.seed)
         self.normalize = Normalize(mean, std, ranks.device, self.channels_last)
         size = sum(p.numel() for p in model.parameters())
         self.autocast_dtype = autocast_dtype(options.precision, ranks.device, size)
@@ -93,7 +95,8 @@ class Run:
         return self.step * self.options.batch_size
 
     def optimizer_step(self, images: Tensor, labels: Tensor) -> None:
-        """One update from this rank's part of the global batch: uint8 ``[b, 3, H, W]`` and int64 labels ``[b]``.
+        """One update from this rank's part of the global batch: uint8 ``[b, 3, H, W]`` and int64 labels ``[b]``, or
+        ``b + 1`` of each where images are mixed.
 
         Raises:
             Diverged: the loss or the gradient of any rank is not finite; nothing is updated.
@@ -110,22 +113,27 @@ class Run:
         labels = labels.to(device, non_blocking=True)
         total = torch.zeros((), device=device)
         hits = torch.zeros((), dtype=torch.int64, device=device)
+        share, others = 1.0, labels
+        if self.mixing:
+            mixed, share = self.mixing(self.normalize(images), self.step)
+            labels, others = labels[1:], labels[:-1]
         for i in range(options.accumulate):
             # Every accumulate-th image: a micro-batch then holds the same images for any number of ranks.
-            x, y = self.normalize(images[i :: options.accumulate]), labels[i :: options.accumulate]
+            some = slice(i, None, options.accumulate)
+            x = mixed[some] if self.mixing else self.normalize(images[some])
+            y, other = labels[some], others[some]
             last = i == options.accumulate - 1
             wait = isinstance(self.net, DistributedDataParallel) and not last
             with self.net.no_sync() if wait else contextlib.nullcontext():  # type: ignore[operator]
                 with torch.autocast(device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
                     logits, auxiliary = main_output(self.net(x))
-                loss = F.cross_entropy(logits.float(), y, label_smoothing=options.label_smoothing)
+                loss = self._loss(logits, y, other, share)
                 for head in auxiliary:
-                    extra = F.cross_entropy(head.float(), y, label_smoothing=options.label_smoothing)
-                    loss = loss + options.aux_weight * extra
+                    loss = loss + options.aux_weight * self._loss(head, y, other, share)
                 loss = loss * (len(y) / len(labels))
                 self.scaler.scale(loss).backward()
             total += loss.detach()
-            hits += (logits.detach().argmax(1) == y).sum()
+            hits += (logits.detach().argmax(1) == (y if share >= 0.5 else other)).sum()
         if options.clip_grad_norm:
             self.scaler.unscale_(self.optimizer)
         fp16 = self.autocast_dtype == torch.float16
@@ -144,6 +152,14 @@ class Run:
             self.ema.update(self.step)
         self._pending.append((total, hits))
         self.whole = True
+
+    def _loss(self, logits: Tensor, labels: Tensor, others: Tensor, share: float) -> Tensor:
+        """Cross entropy against labels of which ``share`` is the image's own."""
+        smoothing = self.options.label_smoothing
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+        if share == 1:
+            return loss
+        return share * loss + (1 - share) * F.cross_entropy(logits.float(), others, label_smoothing=smoothing)
 
     def _lr(self, step: int) -> float:
         return lr_at(step, base_lr=self.options.lr, total_steps=self.total_steps, **self.schedule)

@@ -11,6 +11,7 @@ from torchvision.transforms.v2 import functional as F
 from n2n_cli.data.counter import generator, key, uniforms
 from n2n_cli.data.transforms import (
     DRAWS,
+    Augment,
     crop_box,
     crop_flip,
     random_resized_crop_flip,
@@ -109,7 +110,7 @@ def test_random_resized_crop_flip_of_a_box() -> None:
         expected = F.resized_crop(image, *crop_box(50, 70, row[1:].tolist()), [24, 24], antialias=True)
         if row[0] >= 0.5:
             expected = expected.flip(-1)
-        assert torch.equal(random_resized_crop_flip(image, row, 24), expected)
+        assert torch.equal(random_resized_crop_flip(image, row, 24, Augment("imagenet")), expected)
 
 
 @pytest.mark.parametrize("shape", [(50, 70), (70, 50), (32, 32), (20, 90)])

@@ -33,9 +33,9 @@ def test_resize_size_follows_the_image_size(folder: Path) -> None:
     sizes = [(32, 32, "crop"), (64, 64, "crop"), (224, 256, "imagenet"), (128, 146, "imagenet")]
     for size, resize, augment in sizes:
         source = load("imagefolder", root=str(folder), image_size=size, cache="none").train
-        assert (source.size, source.resize, source.augment) == (size, resize, augment)
+        assert (source.size, source.resize, source.augment.geometry) == (size, resize, augment)
         assert source.batch(torch.tensor([0, 5]), None).shape == (2, 3, size, size)
-    assert load("imagefolder", root=folder, image_size=32, augment="imagenet").train.augment == "imagenet"
+    assert load("imagefolder", root=folder, image_size=32, augment="imagenet").train.augment.geometry == "imagenet"
     assert load("imagefolder", root=folder).image_size == 224
 
 
@@ -186,7 +186,7 @@ def test_cifar10(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     reference = FakeCifar("", False, False)
     ((images, labels),) = EvalLoader(data.val, batch_size=20).batches(0)
     assert torch.equal(images.permute(0, 2, 3, 1), torch.from_numpy(reference.data))
-    assert labels.tolist() == reference.targets and data.train.augment == "crop"
+    assert labels.tolist() == reference.targets and data.train.augment.geometry == "crop"
     with pytest.raises(N2NError, match=r"data.val_images=21, but there are only 20"):
         load("cifar10", root=tmp_path, val_images=21)
 
@@ -221,7 +221,7 @@ def test_images_in_memory_are_those_of_the_files(folder: Path, augment: str, mon
 
 def test_what_is_kept_in_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert load("imagefolder", root=folder, image_size=24, augment="imagenet").train.decodes
-    with pytest.raises(N2NError, match=r"data.cache=memory: data.augment=imagenet cuts every image anew"):
+    with pytest.raises(N2NError, match=r"data.cache=memory: the random crop of data.augment takes every image anew"):
         load("imagefolder", root=folder, image_size=24, augment="imagenet", cache="memory")
     monkeypatch.setattr("n2n_cli.data.datasets.CACHE_SHARE", 1e-12)
     assert load("imagefolder", root=folder, image_size=24).train.decodes
@@ -235,7 +235,7 @@ def test_what_is_kept_in_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_a_holdout_is_of_the_training_images_and_not_trained_on(folder: Path, cache: str) -> None:
     whole = load("imagefolder", root=folder, image_size=24, cache=cache)
     data = load("imagefolder", root=folder, image_size=24, holdout=5, cache=cache)
-    assert (len(data.train), len(data.val)) == (7, 5) and data.val.augment == "none"
+    assert (len(data.train), len(data.val)) == (7, 5) and data.val.augment.geometry == "none"
     parts = [whole.train, data.train, data.val]
     everything, rest, held = ([i.flatten().tolist() for i in s.batch(torch.arange(len(s)), None)] for s in parts)
     assert all(image in everything for image in [*rest, *held])

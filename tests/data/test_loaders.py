@@ -12,6 +12,7 @@ import torch
 from n2n_cli.data import EvalLoader, Source, TrainLoader, load
 from n2n_cli.data.counter import generator
 from n2n_cli.data.sources import ArraySource
+from n2n_cli.data.transforms import Augment
 from n2n_cli.errors import N2NError
 
 
@@ -20,7 +21,7 @@ def source() -> ArraySource:
     """100 images of which each tells its own index by its first pixel."""
     images = torch.randint(256, (100, 3, 16, 16), dtype=torch.uint8)
     images[:, 0, 0, 0] = torch.arange(100, dtype=torch.uint8)
-    return ArraySource(images, torch.arange(100), augment="crop")
+    return ArraySource(images, torch.arange(100), augment=Augment("crop"))
 
 
 def collect(source: Source, epoch: int = 0, start: int = 0, **kwargs) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -68,7 +69,9 @@ def test_ranks_together_see_what_one_rank_sees(source: ArraySource, world_size: 
 
 @pytest.mark.parametrize(("images", "world_size", "batch_size"), [(100, 1, 30), (100, 3, 7), (5, 8, 2), (1, 2, 4)])
 def test_evaluation_sees_every_image_once(images: int, world_size: int, batch_size: int) -> None:
-    source = ArraySource(torch.randint(256, (images, 3, 8, 8), dtype=torch.uint8), torch.arange(images), "crop")
+    source = ArraySource(
+        torch.randint(256, (images, 3, 8, 8), dtype=torch.uint8), torch.arange(images), Augment("crop")
+    )
     seen = []
     for rank in range(world_size):
         loader = EvalLoader(source, batch_size=batch_size, rank=rank, world_size=world_size)
@@ -82,15 +85,15 @@ def test_evaluation_sees_every_image_once(images: int, world_size: int, batch_si
 
 
 def test_augmentation_differs_between_epochs_and_images(source: ArraySource) -> None:
-    source = ArraySource(source.images[:1].expand(100, -1, -1, -1), source.labels, "crop")
+    source = ArraySource(source.images[:1].expand(100, -1, -1, -1), source.labels, Augment("crop"))
     images = [torch.cat([x for x, _ in collect(source, epoch=e)]) for e in (0, 1)]
     assert len(images[0].flatten(1).unique(dim=0)) > 40
     assert not torch.equal(*images)
-    plain = ArraySource(source.images, source.labels, "none")
+    plain = ArraySource(source.images, source.labels)
     assert len(torch.cat([x for x, _ in collect(plain)]).flatten(1).unique(dim=0)) == 1
 
 
-@pytest.mark.parametrize("augment", ["crop", "imagenet"])
+@pytest.mark.parametrize("augment", ["crop", "imagenet", "randaugment"])
 def test_workers_change_nothing(folder: Path, augment: str) -> None:
     data = load("imagefolder", root=folder, image_size=24, augment=augment, cache="none")
     reference = [collect(data.train, epoch=epoch, batch_size=4) for epoch in range(3)]

@@ -54,8 +54,8 @@ def test_validation_images_are_the_folders_to_the_bit(photographs: Path, tmp_pat
 def test_folders_of_the_packed_size_give_the_same_batches(photographs: Path, tmp_path: Path) -> None:
     """Packed or not, with any number of workers: the same augmented images, where packing makes none smaller."""
     pack(photographs, tmp_path / "raw", size=500, kind="raw")
-    for augment in ("imagenet", "crop", "none"):
-        sizes = {"image_size": 32, "resize_size": 40, "augment": augment}
+    for augment in ("imagenet", "crop", "none", "trivial"):
+        sizes = {"image_size": 32, "resize_size": 40, "augment": augment, "random_erase": 0.5}
         plain = load("imagefolder", root=photographs, cache="none", **sizes)
         packed = load("packed", root=tmp_path / "raw", **sizes)
         wanted = list(TrainLoader(plain.train, batch_size=4, seed=3).batches(1))

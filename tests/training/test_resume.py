@@ -26,6 +26,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         label_smoothing=0.1,
         model=dict(dropout=0.3, aux=True),
     ),
+    "mixed": dict(mixup_alpha=0.2, cutmix_alpha=1.0, accumulate=2, label_smoothing=0.1, model=dict(aux=True)),
     "fp16": dict(precision="fp16", optimizer=dict(name="sgd", nesterov=True), model=dict(dropout=0.5)),
 }
 SGD_ARGS = {k: v for k, v in SETTINGS["sgd"].items()}

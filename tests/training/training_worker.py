@@ -56,7 +56,16 @@ class Tiny(nn.Module):
 class MemoryLoader:
     """Images in memory, in the order that `n2n_cli.data` promises; ``noisy``: draws global randoms."""
 
-    def __init__(self, rank: int = 0, world_size: int = 1, *, train: bool, noisy: bool = True, seed: int = 0):
+    def __init__(
+        self,
+        rank: int = 0,
+        world_size: int = 1,
+        *,
+        train: bool,
+        noisy: bool = True,
+        seed: int = 0,
+        before: bool = False,
+    ):
         generator = torch.Generator().manual_seed(seed + 1 + train)
         n = IMAGES if train else 21
         self.labels = torch.randint(CLASSES, (n,), generator=generator)
@@ -65,6 +74,7 @@ class MemoryLoader:
         self.images = base.to(torch.uint8)
         self.rank, self.world_size, self.train, self.noisy = rank, world_size, train, noisy
         self.steps_per_epoch = n // BATCH
+        self.before = before
 
     def batches(self, epoch: int, start_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         if self.noisy:
@@ -77,8 +87,9 @@ class MemoryLoader:
         order = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(100 + epoch))
         share = BATCH // self.world_size
         for step in range(start_step, self.steps_per_epoch):
-            first = step * BATCH + self.rank * share
-            yield self.images[order[first : first + share]], self.labels[order[first : first + share]]
+            first = self.rank * share
+            mine = order[step * BATCH : (step + 1) * BATCH][torch.arange(first - self.before, first + share)]
+            yield self.images[mine], self.labels[mine]
 
 
 def options(**changes: Any) -> FitOptions:
@@ -104,7 +115,7 @@ def run(
     return fit(
         Path(folder),
         Tiny(**(model or {})),
-        MemoryLoader(mine.rank, mine.world_size, train=True),
+        MemoryLoader(mine.rank, mine.world_size, train=True, before="mixup_alpha" in changes),
         MemoryLoader(mine.rank, mine.world_size, train=False),
         options(**changes),
         ranks=mine,
