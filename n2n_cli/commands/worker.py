@@ -70,6 +70,8 @@ def fit_folder(folder: Path, typed: Collection[str] = (), *, alone: bool = False
         options = mine.broadcast(options)  # what rank 0 gave up, all do
         for line in given_up if mine.main else []:
             print(f"{folder}: {line}", flush=True)
+        if mine.main and cfg.data.name == "imagefolder" and cfg.data.cache == "auto":
+            print(f"{folder}: data.cache=auto: {_where_images_are(images, workers)}", flush=True)
         size, skip = cfg.training.batch_size, cfg.data.on_error == "skip"
         mixed = bool(options.mixup_alpha or options.cutmix_alpha)
         train = data.TrainLoader(images.train, batch_size=size, seed=cfg.seed, skip=skip, before=mixed, **place)
@@ -91,6 +93,13 @@ def fit_folder(folder: Path, typed: Collection[str] = (), *, alone: bool = False
             at_end=partial(_copies_left, images) if len(info["lineage"]["steps"]) > 1 else None,
             hparams=_hparams(cfg, tree, info),
         )
+
+
+def _where_images_are(images: data.Dataset, workers: int) -> str:
+    if images.train.decodes:
+        return f"images are read from their files each time, by {workers or 'no'} workers"
+    size = 3 * images.image_size**2 * (len(images.train) + len(images.val))
+    return f"images are decoded once and kept in memory ({size / 1e6:,.1f} MB)"
 
 
 def _hparams(cfg: RunConfig, tree: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:

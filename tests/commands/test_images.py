@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -267,3 +268,16 @@ def test_the_workers_of_a_run_that_fails_end_with_it(place: Path) -> None:
     assert caught and multiprocessing.active_children() == []  # though the error holds on to the frames of the loop
     with checkpoint.exclusive(run, patience=0):
         pass
+
+
+def test_what_the_cache_chose_is_said(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    root = draw(place / "photographs")
+    for more, said in (
+        ((), r"data.cache=auto: images are decoded once and kept in memory \(\d+\.\d MB\)"),
+        (("data.augment=imagenet", "workers=0"), "data.cache=auto: images are read from their files each time, by no w"),
+        (("data.cache=none",), None),
+    ):
+        capfd.readouterr()
+        assert cli.main(["train", "teacher", *words(root), *more, "max_steps=1"]) == 0
+        out = capfd.readouterr().out
+        assert re.search(said, out) if said else "data.cache" not in out
