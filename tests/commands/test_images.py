@@ -274,7 +274,7 @@ def test_what_the_cache_chose_is_said(place: Path, capfd: pytest.CaptureFixture[
     root = draw(place / "photographs")
     for more, said in (
         ((), r"data.cache=auto: images are decoded once and kept in memory \(\d+\.\d MB\)"),
-        (("data.augment=imagenet", "workers=0"), "data.cache=auto: images are read from their files each time, by no w"),
+        (("data.augment=imagenet", "workers=0"), "data.cache=auto: images are read from their files each time, by no"),
         (("data.cache=none",), None),
     ):
         capfd.readouterr()
