@@ -98,8 +98,21 @@ def functions(cfg: Any) -> tuple[str, ...]:
     return tuple(name for name in names if custom.is_spec(name))
 
 
-AUGMENTING = ("ra_magnitude", "random_erase", "crop_scale", "crop_ratio", "interpolation")
-"""Keys of ``data`` that runs of an older n2n lack: null, the default."""
+LATER: Mapping[str, Mapping[str, Any]] = {
+    "data": {
+        "holdout": 0,
+        "cache": "auto",
+        "decoder": "auto",
+        "on_error": "raise",
+        "ra_magnitude": 9,
+        "random_erase": 0.0,
+        "crop_scale": [0.08, 1.0],
+        "crop_ratio": [0.75, 4 / 3],
+        "interpolation": "bilinear",
+    },
+    "training": {"checkpoint_every_minutes": 15.0, "mixup_alpha": 0.0, "cutmix_alpha": 0.0},
+}
+"""Keys that the runs of an older n2n lack, and the values that they were made with."""
 
 
 def read_run(tree: Mapping[str, Any], check: bool = True) -> schema.RunConfig:
@@ -107,11 +120,7 @@ def read_run(tree: Mapping[str, Any], check: bool = True) -> schema.RunConfig:
     # Runs of an older n2n have none of these, nor of the ones below.
     older = {"weights": None, "weights_key": None, "accept_images": False, "accept_versions": False}
     tree = {**older, "launch": {"max_restarts": 0}, **tree}
-    later: dict[str, Any] = {
-        "data": {"holdout": 0, "cache": "auto", "decoder": "auto", "on_error": "raise"} | dict.fromkeys(AUGMENTING),
-        "training": {"checkpoint_every_minutes": 15.0, "mixup_alpha": 0.0, "cutmix_alpha": 0.0},
-    }
-    for group, values in later.items():
+    for group, values in LATER.items():
         if isinstance(tree.get(group), Mapping):
             tree[group] = {**values, **tree[group]}
     fields = {field.name: tree[field.name] for field in dataclasses.fields(schema.RunConfig) if field.name in tree}

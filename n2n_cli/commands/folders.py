@@ -19,7 +19,7 @@ import yaml
 
 from n2n_cli import records
 from n2n_cli.arms import ARMS
-from n2n_cli.config import conf_dir
+from n2n_cli.config import LATER, conf_dir
 from n2n_cli.convert import flat
 from n2n_cli.errors import N2NError, RunError
 from n2n_cli.schema import MACHINE, NO_MATTER, Compare, Grow, Op, RunConfig, Student
@@ -89,8 +89,8 @@ def setting(cfg: RunConfig) -> Path:
     for key in NO_MATTER:
         group, name = key.split(".")
         del groups[group][name]
-    if not cfg.data.holdout:  # so that runs from before there was one are found
-        del groups["data"]["holdout"]
+    for group, values in LATER.items():  # so that runs from before there were these are found
+        groups[group] = {k: v for k, v in groups[group].items() if k not in values or v != values[k]}
     text = json.dumps(groups, sort_keys=True)
     name = cfg.model.name.replace(":", ".")  # a colon in a path reads as a host or as a list of paths
     return Path(cfg.out) / f"{name}-{cfg.data.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
