@@ -43,6 +43,40 @@ ARMS = {
     "deep_random_init": Arm(
         "deep random init", "the deeper student's shapes, all weights random", ("#CC79A7", "#E09CC4"), "v"
     ),
+    "wider_deeper": Arm(
+        "Net2Wider, then Net2Deeper",
+        "both operators in one step, the second on what the first made",
+        ("#5A3FA0", "#9C86E0"),
+        "p",
+        ("wider_deep_random_init", "continue"),
+    ),
+    "deeper_wider": Arm(
+        "Net2Deeper, then Net2Wider",
+        "both operators in one step, the other way about",
+        ("#8A2F6B", "#D07AB8"),
+        "h",
+        ("wider_deep_random_init", "continue"),
+    ),
+    "wider_deep_random_init": Arm(
+        "wider deep random init",
+        "the shapes of the wider and deeper student, all weights random",
+        ("#A0522D", "#D89A78"),
+        "<",
+    ),
+    "distill": Arm(
+        "distillation",
+        "the wider student from random weights, with the teacher's softened outputs as further labels",
+        ("#1B7F7F", "#5CC4C4"),
+        ">",
+        ("random_init",),
+    ),
+    "feature_prediction": Arm(
+        "feature prediction",
+        "the wider student from random weights, with extra layers that predict the teacher's hidden layers",
+        ("#6B8E23", "#A9CC5C"),
+        "d",
+        ("random_init",),
+    ),
     "continue": Arm(
         "teacher, trained on", "the teacher itself, at the student's rate and budget", ("#333333", "#E8E8E0"), "*"
     ),

@@ -110,7 +110,7 @@ LATER: Mapping[str, Mapping[str, Any]] = {
         "crop_ratio": [0.75, 4 / 3],
         "interpolation": "bilinear",
     },
-    "training": {"checkpoint_every_minutes": 15.0, "mixup_alpha": 0.0, "cutmix_alpha": 0.0},
+    "training": {"checkpoint_every_minutes": 15.0, "keep_at": None, "mixup_alpha": 0.0, "cutmix_alpha": 0.0},
 }
 """Keys that the runs of an older n2n lack, and the values that they were made with."""
 

@@ -27,6 +27,8 @@ REBUILD = {
     "deeper": deeper.rebuild,
     "deep_random_init": deeper.rebuild,
     "continue": wider.rebuild,
+    "distill": wider.rebuild,
+    "feature_prediction": wider.rebuild,
 }
 
 

@@ -34,6 +34,8 @@ RUN: dict[str, Any] = {
     "epochs": Number,
     "lineage": {"steps": list, "classes": list},
     "function_gap": {"*": (float, int)},
+    "frozen": list,
+    "teacher_images": int,
     "teacher": str,
     "data": str,
     "images": {"train": int, "val": int, "files": str},

@@ -126,6 +126,7 @@ class Training:
     eval_every_epochs: Positive
     checkpoint_every_epochs: NotNegative
     checkpoint_every_minutes: NotNegative
+    keep_at: list[Chance] | None
     log_every: Count
     aux_weight: NotNegative
     deterministic: bool
@@ -184,26 +185,64 @@ class ToDeeper(Op):
 @dataclass
 class Deeper(ToDeeper):
     new: Literal["identity", "zero", "stack"]
+    freeze: bool
     width: Count | Positive | None
     calibration_batches: Count
     optimizer: OptimizerState
 
 
+@dataclass
+class Compose(Op):
+    """Two growths in one step; their rates are this op's."""
+
+    wider: Wider
+    deeper: Deeper
+
+    @property
+    def parts(self) -> tuple[Wider | Deeper, ...]:
+        """In the order in which they are made."""
+        return (self.deeper, self.wider) if self.name == "deeper_wider" else (self.wider, self.deeper)
+
+
+@dataclass
+class Distill(ToWider):
+    """The teacher's softened outputs as further labels (Hinton et al. 2015)."""
+
+    temperature: Positive
+    weight: Chance
+
+
+@dataclass
+class FeaturePrediction(ToWider):
+    """Extra layers predict the teacher's hidden layers; ``hidden_layers``: of how many of these."""
+
+    weight: Positive
+    hidden_layers: Annotated[int, Rule("a whole number from 1 to 64", lambda v: 1 <= v <= 64)]
+
+
 OPS: dict[str, type[Op]] = {
     "wider": Wider,
     "deeper": Deeper,
+    "wider_deeper": Compose,
+    "deeper_wider": Compose,
     "random_pad": ToWider,
     "random_init": ToWider,
     "deep_random_init": ToDeeper,
+    "wider_deep_random_init": Compose,
     "continue": Op,
+    "distill": Distill,
+    "feature_prediction": FeaturePrediction,
 }
 
 
 @dataclass
 class Study:
+    """``teacher_at``: the shares of the teacher's training after which the arms grow from it."""
+
     name: str
     title: str
     arms: list[str]
+    teacher_at: list[Chance]
 
 
 @dataclass
@@ -349,5 +388,5 @@ MACHINE = (
     "retry",
 )
 """Keys that say where and how a run is made. They may differ between runs that are the same."""
-NO_MATTER = ("data.cache", "data.decoder", "data.on_error", "training.checkpoint_every_minutes")
+NO_MATTER = ("data.cache", "data.decoder", "data.on_error", "training.checkpoint_every_minutes", "training.keep_at")
 """Keys of a setting that change no weight of its runs."""

@@ -52,8 +52,25 @@ def run(cfg: Compare) -> None:
 
 
 def _arms(cfg: Compare, seed: int, teacher: Path) -> list[PlannedRun]:
+    """The students of a teacher; of one that is not there (an empty path) only how many there are counts.
+
+    Raises:
+        N2NError: a checkpoint that they grow from is not there.
+    """
     scales = cfg.lr_scale if isinstance(cfg.lr_scale, list) else [cfg.lr_scale]
-    return [folders.plan_grown(cfg, cfg.ops[arm], seed, scale, teacher) for arm in cfg.study.arms for scale in scales]
+    teachers = [_kept(teacher, at) if at < 1 and teacher.name else teacher for at in cfg.study.teacher_at]
+    return [
+        folders.plan_grown(cfg, cfg.ops[arm], seed, scale, one)
+        for one in teachers
+        for arm in cfg.study.arms
+        for scale in scales
+    ]
+
+
+def _kept(teacher: Path, at: float) -> Path:
+    from n2n_cli.training import checkpoint  # brings torch, which a finished study does not wait for
+
+    return checkpoint.kept_at(teacher, at)
 
 
 class _Progress:

@@ -22,7 +22,7 @@ from n2n_cli.arms import ARMS
 from n2n_cli.config import LATER, conf_dir
 from n2n_cli.convert import flat
 from n2n_cli.errors import N2NError, RunError
-from n2n_cli.schema import MACHINE, NO_MATTER, Compare, Grow, Op, RunConfig, Student
+from n2n_cli.schema import MACHINE, NO_MATTER, OPS, Compare, Grow, Op, RunConfig, Student
 
 FAILED = "failed.json"
 
@@ -128,7 +128,8 @@ def plan_grown(cfg: Student, op: Op, seed: int, lr_scale: float | None, teacher:
     default = _default_op(op.name)
     variants = []
     for key, value in dataclasses.asdict(op).items():
-        if key not in ("name", "lr_scale") and value != default.get(key, value):
+        usual = _default_op(key) if key in OPS else default.get(key, value)
+        if key not in ("name", "lr_scale") and value != usual:
             simple = isinstance(value, int | float)
             if isinstance(value, str):
                 variants.append(value if key == "optimizer" else f"{key}-{value}")
@@ -210,11 +211,15 @@ def _epochs(epochs: float, default: float) -> list[str]:
 
 
 def _of_teacher(cfg: Student, seed: int, teacher: Path) -> list[str]:
-    """Nothing for this setting's own teacher; its epochs if not the default; else a hash of its path."""
-    if teacher.resolve().parent == setting(cfg).resolve():
-        own = re.fullmatch(rf"teacher(?:-epochs([\d.e+-]+))?-seed{seed}", teacher.resolve().name)
+    """Nothing for this setting's own teacher; its epochs if not the default, and the share of its steps if not all;
+    else a hash of its path."""
+    run, at = teacher.resolve(), ""
+    if kept := re.fullmatch(r"at([\d.]+)-[0-9a-f]+\.pt", run.name):
+        run, at = run.parent.parent, kept[1]
+    if run.parent == setting(cfg).resolve():
+        own = re.fullmatch(rf"teacher(?:-epochs([\d.e+-]+))?-seed{seed}", run.name)
         if own:
-            return [f"teacher{own[1]}"] if own[1] else []
+            return ([f"teacher{own[1]}"] if own[1] else []) + ([f"at{at}"] if at else [])
     path = str(teacher.resolve())
     more = [word for word in (cfg.teacher_model, cfg.weights_key) if cfg.weights and word]
     return [f"from-{_hash([path, *more] if more else path)}"]

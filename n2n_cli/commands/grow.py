@@ -18,10 +18,17 @@ from n2n_cli.commands.folders import PlannedRun
 from n2n_cli.config import functions
 from n2n_cli.errors import N2NError
 from n2n_cli.models import describe
-from n2n_cli.schema import Deeper, Grow, Model, Op, RunConfig, Student, ToDeeper, ToWider, Wider
+from n2n_cli.schema import Compose, Deeper, Grow, Model, Op, RunConfig, Student, ToDeeper, ToWider, Wider
 
 ROWS = 16  # of the table of what grew
-TO_WIDER = {"wider": growth.widen, "random_pad": growth.random_pad, "random_init": growth.random_init}
+MODES = ("eval", "train")
+TO_WIDER = {
+    "wider": growth.widen,
+    "random_pad": growth.random_pad,
+    "random_init": growth.random_init,
+    "distill": growth.random_init,
+    "feature_prediction": growth.random_init,
+}
 
 
 def run(cfg: Grow) -> None:
@@ -42,7 +49,7 @@ def write_grown(planned: PlannedRun, cfg: Student) -> None:
     """
     assert planned.op is not None and planned.teacher is not None
     images = dataset.load(cfg.data)
-    teacher, steps = networks.teacher(planned, cfg, images)
+    teacher, steps, seen = networks.teacher(planned, cfg, images)
     images = dataset.in_order(images, steps, str(planned.teacher))
     if planned.teacher.parent == planned.folder.parent:  # of this very setting
         with contextlib.suppress(OSError):
@@ -55,8 +62,32 @@ def write_grown(planned: PlannedRun, cfg: Student) -> None:
         raise N2NError(f"teacher: {planned.teacher} has {classes} classes, {cfg.data.name} has {images.num_classes}")
     moving = travel.of_teacher(planned, cfg, teacher)
     teacher = moving.model if moving else teacher
-    grown, to = grow(teacher, steps, planned.op, cfg, images, batch, planned.seed)
     print(f"{ARMS[planned.op.name].label} from {planned.teacher}", flush=True)
+    parts = planned.op.parts if isinstance(planned.op, Compose) else (planned.op,)
+    network, begun = teacher, steps
+    for op in parts:
+        grown, to = grow(network, begun, op, cfg, images, batch, planned.seed)
+        gap = _told(network, grown)
+        name = op.name if len(parts) > 1 else planned.op.name
+        begun = lineage.grow(begun, {**grown.recipe, "op": name, "function_gap": gap}, to)
+        network = grown.student
+    if planned.op.name == "wider_deep_random_init":
+        grown = growth.random_init(teacher, batch, network, seed=planned.seed, reset=True)
+    if len(parts) > 1:
+        print(f"{' and '.join(op.name for op in parts)}:", flush=True)
+        gap = {mode: growth.function_gap(teacher, grown.student, batch, training=mode == "train") for mode in MODES}
+        print(f"  function gap: eval {gap['eval']:.1e}, train {gap['train']:.1e}", flush=True)
+    going_on: dict[str, Any] = {}
+    if moving:
+        again = partial(grow, steps=steps, op=planned.op, cfg=cfg, images=images, batch=batch, seed=planned.seed)
+        going_on = moving.arrive(grown, again, cfg, cfg.optim.lr * planned.lr_scale)
+    frozen = _inherited(teacher, grown) if isinstance(planned.op, Deeper) and planned.op.freeze else []
+    more = {"frozen": frozen, "teacher_images": seen}
+    prepare.write_run(planned, cfg, "grow", grown.student, begun, images, gap, going_on, more)
+
+
+def _told(teacher: nn.Module, grown: growth.Growth) -> dict[str, float]:
+    """Prints what grew, the notes and the gaps; returns these."""
     for row in table(teacher, grown.student):
         print(row, flush=True)
     for note in grown.notes:
@@ -66,13 +97,13 @@ def write_grown(planned: PlannedRun, cfg: Student) -> None:
     proof = grown.gap
     gaps = f"eval {proof.eval:.1e}, train {proof.train:.1e} ({proof.kind}, floor {proof.floor:.1e})"
     print(f"  function gap: {gaps}", flush=True)
-    going_on: dict[str, Any] = {}
-    if moving:
-        again = partial(grow, steps=steps, op=planned.op, cfg=cfg, images=images, batch=batch, seed=planned.seed)
-        going_on = moving.arrive(grown, again, cfg, cfg.optim.lr * planned.lr_scale)
-    gap = {"eval": proof.eval, "train": proof.train, "floor": proof.floor}
-    steps = lineage.grow(steps, {**grown.recipe, "op": planned.op.name, "function_gap": gap}, to)
-    prepare.write_run(planned, cfg, "grow", grown.student, steps, images, gap, going_on)
+    return {"eval": proof.eval, "train": proof.train, "floor": proof.floor}
+
+
+def _inherited(teacher: nn.Module, grown: growth.Growth) -> list[str]:
+    """The student's parameters that were the teacher's."""
+    names = (grown.renamed.get(name, name) for name, _ in teacher.named_parameters())
+    return sorted({name for name, _ in grown.student.named_parameters()} & set(names))
 
 
 def grow(

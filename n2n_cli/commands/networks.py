@@ -72,8 +72,9 @@ def fresh(
     return network, {**steps, "classes": images.class_names}
 
 
-def teacher(planned: PlannedRun, cfg: Student, images: data.Dataset) -> tuple[nn.Module, dict[str, Any]]:
-    """The network that ``planned`` grows, from a checkpoint or from ``cfg.weights``, and its lineage.
+def teacher(planned: PlannedRun, cfg: Student, images: data.Dataset) -> tuple[nn.Module, dict[str, Any], int | None]:
+    """The network that ``planned`` grows, from a checkpoint or from ``cfg.weights``, its lineage, and how many global
+    images it was trained on (None: nobody knows).
 
     Raises N2NError.
     """
@@ -81,11 +82,11 @@ def teacher(planned: PlannedRun, cfg: Student, images: data.Dataset) -> tuple[nn
         assert planned.teacher is not None
         key = "teacher_model" if custom.is_spec(cfg.model.name) else "model"  # model= names the student's
         network, state = stored(checkpoint.resolve(planned.teacher), functions(cfg), key)
-        return network, state["lineage"]
+        return network, state["lineage"], state.get("images")
     model = replace(cfg.model, name=cfg.teacher_model, kwargs={}) if cfg.teacher_model else cfg.model
     network, steps = fresh(cfg, model, model.teacher_width, images, planned.seed)
     machine.limit_threads(network)
-    return network, steps
+    return network, steps, None
 
 
 def shown(cfg: Inspect, built: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:

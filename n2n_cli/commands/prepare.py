@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ def write_run(
     images: data.Dataset,
     gap: dict[str, float] | None = None,
     going_on: dict[str, Any] | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes the folder of a run that is about to start, the checkpoint last.
 
@@ -57,6 +59,7 @@ def write_run(
         lineage: how it came to be.
         gap: function gaps by mode, of a grown network.
         going_on: what the checkpoint holds beside the weights.
+        more: what run.json says beside: ``frozen``: the parameters that are not trained; ``teacher_images``.
 
     Raises:
         N2NError: fewer training images than one batch, a network that takes no step of training (nothing is written
@@ -99,6 +102,7 @@ def write_run(
         "data": images.name,
         "images": _counted(images),
         "machine": machine.described(cfg),
+        **(more or {}),
     }
     text = write_config(planned)
     records.write(planned.folder / "run.json", info)

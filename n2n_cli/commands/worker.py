@@ -19,13 +19,14 @@ import yaml
 from torch import nn
 
 from n2n_cli import data, growth, lineage, records
-from n2n_cli.commands import dataset, machine, prepare
+from n2n_cli.commands import dataset, machine, networks, prepare
 from n2n_cli.config import read_run
-from n2n_cli.convert import flat
+from n2n_cli.convert import convert, flat
 from n2n_cli.errors import N2NError
 from n2n_cli.models import custom
-from n2n_cli.schema import MACHINE, OPS, RunConfig
+from n2n_cli.schema import MACHINE, OPS, Distill, Op, RunConfig
 from n2n_cli.training import checkpoint
+from n2n_cli.training.guides import Distillation, FeaturePrediction, Guide
 from n2n_cli.training.launch import run_rank
 from n2n_cli.training.loop import FitOptions, fit
 from n2n_cli.training.ranks import ranks
@@ -90,9 +91,26 @@ def fit_folder(folder: Path, typed: Collection[str] = (), *, alone: bool = False
             mean=images.mean,
             std=images.std,
             progress=cfg.progress,
+            guide=_guide(tree, model, images, typed),
             at_end=partial(_copies_left, images) if len(info["lineage"]["steps"]) > 1 else None,
             hparams=_hparams(cfg, tree, info),
         )
+
+
+def _guide(tree: dict[str, Any], model: nn.Module, images: data.Dataset, typed: Collection[str]) -> Guide | None:
+    """The teacher beside the labels, where the run's op has one. Raises N2NError."""
+    if (tree.get("op") or {}).get("name") not in ("distill", "feature_prediction"):
+        return None
+    op: Any = convert(Op, tree["op"], "op")
+    if not tree.get("teacher"):
+        raise N2NError(f"op={op.name}: the run says no teacher")
+    teacher, _ = networks.stored(checkpoint.resolve(Path(tree["teacher"])), typed)
+    if isinstance(op, Distill):
+        return Distillation(teacher, temperature=op.temperature, weight=op.weight)
+    example = dataset.example(images, 2)
+    return FeaturePrediction(
+        teacher, model, example, hidden_layers=op.hidden_layers, weight=op.weight, seed=tree["seed"]
+    )
 
 
 def _where_images_are(images: data.Dataset, workers: int) -> str:
@@ -134,6 +152,7 @@ def _options(cfg: RunConfig, info: dict[str, Any], stop_after: int | None) -> Fi
     """``info``: run.json, with the run's own highest rate and warm-up; those of the config are a teacher's."""
     training, optim = asdict(cfg.training), asdict(cfg.optim)
     del training["default_epochs"], optim["lr"]
+    kept = training.pop("keep_at")
     schedule = optim.pop("schedule")
     if info.get("warmup_epochs") is not None:
         schedule["warmup_epochs"] = info["warmup_epochs"]
@@ -144,6 +163,8 @@ def _options(cfg: RunConfig, info: dict[str, Any], stop_after: int | None) -> Fi
         schedule=schedule,
         seed=cfg.seed,
         stop_after=stop_after,
+        keep_at=tuple(kept or ()) if info["arm"] == "teacher" else (),  # a study's students share its settings
+        frozen=tuple(info.get("frozen") or ()),
         **training,
     )
 

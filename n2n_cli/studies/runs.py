@@ -95,6 +95,10 @@ def _words(name: str, value: str) -> str:
         "epochs": _epochs(value),
         "teacher": f"teacher of {_epochs(value)}",
     }
+    if name == "at":
+        return f"teacher at {100 * float(value):g} %"
+    if name == "freeze":
+        return "the rest frozen"
     layers = {"zero": "zero branches", "stack": "stacked"}
     special |= {"new": layers.get(value) or f"{value} units", "split": f"{value} shares"}
     return special.get(name) or f"{'teacher' if name == 'from' else name} {value}"

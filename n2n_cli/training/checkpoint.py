@@ -28,7 +28,7 @@ from n2n_cli.errors import N2NError
 from n2n_cli.records import TEMPORARY, Number, atomic_write, misfit
 
 FORMAT = 1
-_NAME = re.compile(r"(?:step_(?P<step>\d{8,})|best)-(?P<sha>[0-9a-f]{16})\.pt")
+_NAME = re.compile(r"(?:step_(?P<step>\d{8,})|best|at[\d.]+)-(?P<sha>[0-9a-f]{16})\.pt")
 HOLDER = ".training"
 
 
@@ -44,6 +44,7 @@ STATE: dict[str, Any] = {
     "optimizer": {"state": dict, "param_groups": list},
     "scaler": dict,
     "rates": dict,
+    "heads": _TENSORS,
     "ema_age": int,
     "start": {"*": Number},
     "best": {"*": Number},
@@ -69,6 +70,37 @@ def save(folder: Path, state: dict[str, Any], *, step: int, keep: int = 2) -> Pa
         if old != path:
             old.unlink(missing_ok=True)
     return path
+
+
+def keep_at(folder: Path, at: float, path: Path) -> None:
+    """A second name for the checkpoint ``path``, which stays: that of the share ``at`` of its run."""
+    name = Path(folder) / f"at{at:g}-{path.name.rpartition('-')[2]}"
+    if name.exists():
+        return
+    try:
+        os.link(path, name)
+    except OSError:  # a file system without links
+        try:
+            atomic_write(name, path.read_bytes())
+        except OSError as error:
+            raise CheckpointError(f"cannot write checkpoint {name}: {error.strerror}") from error
+
+
+def kept_at(run: Path, at: float) -> Path:
+    """The checkpoint of the share ``at`` (0 to 1) of the steps of a run folder; at 1 the folder itself.
+
+    Raises:
+        CheckpointError: none was kept there.
+    """
+    if at == 1:
+        return run
+    found = sorted((run / "checkpoints").glob(f"at{at:g}-*.pt"))
+    if not found:
+        raise CheckpointError(
+            f"{run} keeps no checkpoint of {100 * at:g} % of its steps: it was trained without "
+            f"training.keep_at=[{at:g}]; remove it, or take another out="
+        )
+    return found[0]
 
 
 def save_best(folder: Path, state: dict[str, Any]) -> Path:

@@ -19,6 +19,7 @@ from n2n_cli import records
 from n2n_cli.errors import Diverged, Everywhere, N2NError
 from n2n_cli.training import checkpoint
 from n2n_cli.training.evaluate import Loader
+from n2n_cli.training.guides import Guide
 from n2n_cli.training.launch import heard
 from n2n_cli.training.options import FitOptions
 from n2n_cli.training.ranks import Ranks
@@ -52,6 +53,7 @@ def fit(
     std: Sequence[float],
     progress: bool | None = None,
     at_end: Callable[[nn.Module], dict[str, Any]] | None = None,
+    guide: Guide | None = None,
     hparams: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Train ``model`` in the run folder ``folder`` from its newest checkpoint to the end.
@@ -69,6 +71,7 @@ def fit(
         mean, std: of images in [0, 1], by channel.
         progress: True a bar, False nothing, None a bar on a terminal and plain lines elsewhere.
         at_end: what to measure on the trained network, for done.json and metrics.jsonl.
+        guide: what the network learns from beside the labels.
         hparams: plain values for TensorBoard's HParams page, which needs the same keys in every run.
 
     Returns:
@@ -102,6 +105,7 @@ def fit(
             config=config,
             mean=mean,
             std=std,
+            guide=guide,
         )
         if options.sync_bn and ranks.world_size > 1:
             stack.enter_context(synchronised(model))
@@ -135,7 +139,7 @@ def _train(run: Run, train: Loader, val: Loader, log: RunLog, signals: list[int]
         evals_first_epoch=options.evals_first_epoch,
         eval_every_epochs=options.eval_every_epochs,
     )
-    saves = multiples(options.checkpoint_every_epochs, run.steps_per_epoch, total) | {total}
+    saves = multiples(options.checkpoint_every_epochs, run.steps_per_epoch, total) | {total, *run.kept}
     clock = time.perf_counter() - run.time_s  # goes on where the stopped run was
     pace = _Pace(options.batch_size, run.step)
 

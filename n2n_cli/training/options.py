@@ -51,10 +51,12 @@ class FitOptions:
     eval_every_epochs: float = 1.0
     checkpoint_every_epochs: float = 1.0  # 0: when stopped and at the end only
     checkpoint_every_minutes: float = 15.0  # of wall time, beside those; 0: none
+    keep_at: tuple[float, ...] = ()  # shares of the run's steps whose checkpoints stay
     log_every: int = 50  # steps
     seed: int = 0
     aux_weight: float = 0.3  # of each auxiliary loss (GoogLeNet, Inception v3)
     deterministic: bool = False  # bit-identical on CUDA too, slower there; CPU runs are in any case
+    frozen: tuple[str, ...] = ()  # parameters that are not trained
     stop_after: int | None = None  # end after this optimizer step of the run, as if stopped by a signal
 
     def schedule_at(self, steps_per_epoch: int) -> dict[str, Any]:

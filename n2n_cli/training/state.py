@@ -22,6 +22,7 @@ from n2n_cli.growth.optimizer import Equivariant, Rates
 from n2n_cli.training import checkpoint
 from n2n_cli.training.ema import EMA
 from n2n_cli.training.evaluate import Loader, Normalize, evaluate, main_output
+from n2n_cli.training.guides import Guide, Guided
 from n2n_cli.training.mixing import Mixing
 from n2n_cli.training.optim import build_optimizer, load_state, lr_at
 from n2n_cli.training.options import FitOptions, check_batch
@@ -52,6 +53,7 @@ class Run:
         config: str,
         mean: Sequence[float],
         std: Sequence[float],
+        guide: Guide | None = None,
     ) -> None:
         check_batch(options.batch_size, options.accumulate, ranks.world_size)
         self.folder, self.options, self.ranks = folder, options, ranks
@@ -68,7 +70,14 @@ class Run:
 
         memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
         self.model = model.to(ranks.device).to(memory_format=memory_format).train()
+        for name in options.frozen:
+            model.get_parameter(name).requires_grad_(False)
         self.optimizer = build_optimizer(model, lr=options.lr, **options.optimizer)
+        self.guide = guide
+        if guide is not None:
+            guide.to(ranks.device, memory_format)
+            if len(guide.heads):
+                self.optimizer.add_param_group({"params": list(guide.heads.parameters())})
         scaled = self.autocast_dtype == torch.float16
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=scaled)
         self.ema = EMA(model, options.ema_decay) if options.ema_decay else None
@@ -126,8 +135,13 @@ class Run:
             wait = isinstance(self.net, DistributedDataParallel) and not last
             with self.net.no_sync() if wait else contextlib.nullcontext():  # type: ignore[operator]
                 with torch.autocast(device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
-                    logits, auxiliary = main_output(self.net(x))
+                    out = self.net(x)
+                    out, read = out if self.guide is not None else (out, [])
+                    logits, auxiliary = main_output(out)
                 loss = self._loss(logits, y, other, share)
+                if self.guide is not None:
+                    with torch.autocast(device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
+                        loss = self.guide.loss(loss, x, logits, read)
                 for head in auxiliary:
                     loss = loss + options.aux_weight * self._loss(head, y, other, share)
                 loss = loss * (len(y) / len(labels))
@@ -252,6 +266,7 @@ class Run:
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
                 "rates": self.rates,
+                "heads": self.guide.heads.state_dict() if self.guide is not None else {},
                 "ema_age": self.ema.age if self.ema is not None else 0,
                 "start": self.start,
                 "best": self.best,
@@ -259,8 +274,17 @@ class Run:
                 "steps_since_row": self._steps,
                 "time_s": self.time_s,
             }
-            checkpoint.save(self.checkpoints, state, step=self.step)
+            self._keep(checkpoint.save(self.checkpoints, state, step=self.step))
         self.saved, self._clock = self.step, time.monotonic()
+
+    @property
+    def kept(self) -> dict[int, float]:
+        """The steps whose checkpoints stay, and which share of the run each is."""
+        return {round(at * self.total_steps): at for at in self.options.keep_at}
+
+    def _keep(self, path: Path) -> None:
+        if self.step in self.kept:
+            checkpoint.keep_at(self.checkpoints, self.kept[self.step], path)
 
     @property
     def due(self) -> bool:
@@ -313,6 +337,8 @@ class Run:
                 self.ema.age = state.get("ema_age") or 0
             if state.get("optimizer"):
                 load_state(self.optimizer, state["optimizer"])
+            if self.guide is not None and state.get("heads"):
+                self.guide.heads.load_state_dict(state["heads"])
             self.rates = state.get("rates") or {}
             if self.rates:
                 Equivariant(self.optimizer, self.model.named_parameters(), self.rates)
@@ -325,6 +351,8 @@ class Run:
         if self.rates and self.options.clip_grad_norm:
             raise N2NError("training.clip_grad_norm: the norm counts copies, so op.optimizer=equivariant has none")
         self.step = self.saved = state["step"]
+        if self.ranks.main:
+            self._keep(Path(path))  # it may have been killed in between
         if self.step:
             self.lr = self._lr(self.step - 1)
         if not 0 <= self.step <= self.total_steps:
@@ -336,7 +364,8 @@ class Run:
 
     def _parallel(self) -> nn.Module:
         """The network as training calls it: compiled if asked, its gradients averaged over ranks."""
-        net: Any = torch.compile(self.model) if self.options.compile else self.model
+        net: Any = self.model if self.guide is None else Guided(self.model, self.guide)
+        net = torch.compile(net) if self.options.compile else net
         if self.ranks.world_size == 1:
             return net
         # find_unused_parameters keeps the gradient buckets as they are built. Otherwise DDP lays them out
