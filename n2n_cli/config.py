@@ -61,6 +61,8 @@ def check(command: str, tree: Mapping[str, Any]) -> Any:
     if isinstance(cfg, schema.Grow):
         _check_op(cfg.op, "op", cfg)
     if isinstance(cfg, schema.Compare):
+        if len(set(cfg.study.teacher_at)) < len(cfg.study.teacher_at):
+            raise N2NError(f"study.teacher_at: a share stands there twice: {cfg.study.teacher_at}")
         if not cfg.study.arms:
             raise N2NError(f"study.arms: expected at least one of {', '.join(cfg.ops)}")
         for arm in cfg.study.arms:
@@ -221,6 +223,12 @@ def _check_op(op: schema.Op | None, where: str, cfg: schema.RunConfig | schema.I
             f"model.width: the student ({cfg.model.width:g}) is narrower than its teacher "
             f"(model.teacher_width={cfg.model.teacher_width:g})"
         )
+    if isinstance(op, schema.Compose):
+        for part in op.parts:
+            _check_op(part, f"{where}.{part.name}", cfg)
+            if part.optimizer != "fresh" or getattr(part, "freeze", False):
+                key = "optimizer" if part.optimizer != "fresh" else "freeze"
+                raise N2NError(f"{where}.{part.name}.{key}: not in {op.name}: grow twice, by one operator each time")
     equivariant = isinstance(op, schema.Wider | schema.Deeper) and op.optimizer == "equivariant"
     if equivariant and isinstance(op, schema.Deeper) and op.new == "stack":
         raise N2NError(f"{where}.optimizer=equivariant: not with {where}.new=stack, which is not exact; take carry")

@@ -21,7 +21,6 @@ from n2n_cli.models import describe
 from n2n_cli.schema import Compose, Deeper, Grow, Model, Op, RunConfig, Student, ToDeeper, ToWider, Wider
 
 ROWS = 16  # of the table of what grew
-MODES = ("eval", "train")
 TO_WIDER = {
     "wider": growth.widen,
     "random_pad": growth.random_pad,
@@ -64,19 +63,21 @@ def write_grown(planned: PlannedRun, cfg: Student) -> None:
     teacher = moving.model if moving else teacher
     print(f"{ARMS[planned.op.name].label} from {planned.teacher}", flush=True)
     parts = planned.op.parts if isinstance(planned.op, Compose) else (planned.op,)
-    network, begun = teacher, steps
+    network, begun, gaps = teacher, steps, list[dict[str, float]]()
     for op in parts:
         grown, to = grow(network, begun, op, cfg, images, batch, planned.seed)
-        gap = _told(network, grown)
+        gaps.append(_told(network, grown))
         name = op.name if len(parts) > 1 else planned.op.name
-        begun = lineage.grow(begun, {**grown.recipe, "op": name, "function_gap": gap}, to)
+        begun = lineage.grow(begun, {**grown.recipe, "op": name, "function_gap": gaps[-1]}, to)
         network = grown.student
-    if planned.op.name == "wider_deep_random_init":
-        grown = growth.random_init(teacher, batch, network, seed=planned.seed, reset=True)
+    gap = gaps[0]
     if len(parts) > 1:
-        print(f"{' and '.join(op.name for op in parts)}:", flush=True)
-        gap = {mode: growth.function_gap(teacher, grown.student, batch, training=mode == "train") for mode in MODES}
-        print(f"  function gap: eval {gap['eval']:.1e}, train {gap['train']:.1e}", flush=True)
+        gap = {mode: max(one[mode] for one in gaps) for mode in gaps[0]}
+        if planned.op.name == "wider_deep_random_init":
+            grown = growth.random_init(teacher, batch, network, seed=planned.seed, reset=True)
+            gap = {"eval": grown.gap.eval, "train": grown.gap.train}
+        gap["eval"] = growth.function_gap(teacher, grown.student, batch, training=False)
+        print(f"{ARMS[planned.op.name].label}: function gap: eval {gap['eval']:.1e}", flush=True)
     going_on: dict[str, Any] = {}
     if moving:
         again = partial(grow, steps=steps, op=planned.op, cfg=cfg, images=images, batch=batch, seed=planned.seed)

@@ -1,0 +1,150 @@
+"""Every study that is shipped, for one step; and what its arms do, typed as a user would."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import n2n_cli
+from n2n_cli import cli
+from n2n_cli.config import conf_dir
+from n2n_cli.training import checkpoint
+
+STUDIES = sorted(path.stem for path in (conf_dir() / "study").glob("*.yaml"))
+MANY = {"operators", "rates", "depth", "noise", "when"}  # of arms
+FEW = [
+    "data.train_images=64", "data.val_images=40", "training.default_epochs={teacher:2,student:1}", "device=cpu",
+    "training.evals_first_epoch=1", "progress=false", "jobs=1",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def n2n(*words: str) -> None:
+    few = FEW if words[0] == "compare" else FEW[:-1]
+    assert cli.main([*words, *few]) == 0
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return checkpoint.load(checkpoint.resolve(run))["model"]
+
+
+def one(place: Path, pattern: str) -> Path:
+    (found,) = place.glob(pattern)
+    return found
+
+
+@pytest.mark.parametrize("study", [pytest.param(s, marks=pytest.mark.slow) if s in MANY else s for s in STUDIES])
+def test_every_study_runs(study: str, capfd: pytest.CaptureFixture[str]) -> None:
+    n2n("compare", study)
+    told = yaml.safe_load((conf_dir() / "study" / f"{study}.yaml").read_text())
+    arms = told.get("study", {}).get("arms", [])
+    table = capfd.readouterr().out.split("\n---", 1)[1]
+    rates, at = told.get("lr_scale") or [1], told.get("study", {}).get("teacher_at") or [1]
+    rows = [line for line in table.splitlines()[1:] if line and not line.startswith(("report:", "curves:", "tensor"))]
+    assert len(rows) == 1 + len(arms) * len(rates) * len(at) or not arms
+    assert len(rows) > 2 and all(" 1  " in row for row in rows)
+
+
+def test_the_help_names_every_study(capfd: pytest.CaptureFixture[str]) -> None:
+    cli.main(["compare", "--help"])
+    said = capfd.readouterr().out
+    assert [study for study in STUDIES if study not in said] == []
+
+
+# --- both operators in one step ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("op", ["wider_deeper", "deeper_wider"])
+def test_a_composition_starts_at_its_teacher(op: str, place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    n2n("train", "teacher")
+    n2n("grow", "--op", op, "op.wider.noise=0", "epochs=0", "out=runs")
+    run = one(place, f"runs/*/{op}-wider-*-epochs0-seed0")
+    info = read(run / "run.json")
+    assert [step["op"] for step in info["lineage"]["steps"]] == ["build", *op.split("_")]
+    assert max(info["function_gap"].values()) < 1e-5 and info["parameters"] > 20_000
+    teacher = read(one(place, "runs/*/teacher-seed0") / "done.json")["final"]
+    assert read(run / "done.json")["final"]["val/top1"] == teacher["val/top1"]
+    capfd.readouterr()
+    assert cli.main(["evaluate", str(run), "device=cpu"]) == 0  # built again from its lineage
+    assert f"top-1 {100 * teacher['val/top1']:.2f} %" in capfd.readouterr().out
+
+
+# --- frozen ----------------------------------------------------------------------------------------------------
+
+
+def test_the_new_layers_alone_are_trained(place: Path) -> None:
+    n2n("train", "teacher")
+    for freeze in ("true", "false"):
+        n2n("grow", "--op", "deeper", f"op.freeze={freeze}", "lr_scale=1")
+    teacher = checkpoint.weights(checkpoint.load(checkpoint.resolve(one(place, "runs/*/teacher-seed0"))))
+    for name, frozen in (("deeper-freeze1-lr1-seed0", True), ("deeper-lr1-seed0", False)):
+        run = one(place, f"runs/*/{name}")
+        after = weights(run)
+        old = [key for key in after if key in teacher and key.endswith("weight")]
+        assert len(old) > 20 and (read(run / "run.json")["frozen"] != []) is frozen
+        same = [key for key in old if torch.equal(after[key], teacher[key])]
+        assert same == old if frozen else same == [], (frozen, sorted(set(old) - set(same)), same)
+        new = [key for key in after if ".extra" in key and key.endswith("conv.weight")]
+        identity = [torch.equal(after[key] != 0, torch.diag_embed(torch.ones(len(after[key]))) != 0) for key in new]
+        assert new and not any(identity)
+
+
+# --- a teacher on its way ----------------------------------------------------------------------------------------
+
+
+def test_a_teacher_stopped_on_its_way(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    n2n("compare", "when", "study.arms=[continue]", "study.teacher_at=[0.5,1.0]", "training.keep_at=[0.5]", "out=when")
+    study = one(place, "when/*")
+    half = checkpoint.load(one(study, "teacher-seed0/checkpoints/at0.5-*.pt"))
+    assert half["step"] == 2 and half["images"] == 64
+    n2n("train", "teacher", "max_steps=2", "out=stopped")
+    stopped = checkpoint.load(checkpoint.resolve(one(place, "stopped/*/teacher-seed0")))
+    assert all(torch.equal(half["model"][key], value) for key, value in stopped["model"].items())
+    info = read(study / "continue-at0.5-seed0" / "run.json")
+    assert info["teacher_images"] == 64 and read(study / "continue-seed0" / "run.json")["teacher_images"] == 128
+    assert "(teacher at 50 %)" in capfd.readouterr().out
+    line = ["compare", "when", "study.teacher_at=[0.25]", "out=when", *FEW]
+    assert cli.main(line) == 2
+    err = capfd.readouterr().err
+    assert err.startswith("n2n: error: ") and "keeps no checkpoint of 25 % of its steps" in err and err.count("\n") == 1
+
+
+# --- guides --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("op", ["distill", "feature_prediction"])
+def test_a_guided_student_is_resumed_to_the_bit(op: str, place: Path) -> None:
+    n2n("train", "teacher")
+    n2n("grow", "--op", op)
+    n2n("grow", "--op", op, "max_steps=1", "out=again", f"teacher={one(place, 'runs/*/teacher-seed0')}")
+    n2n("grow", "--op", op, "out=again", f"teacher={one(place, 'runs/*/teacher-seed0')}")
+    whole, again = weights(one(place, f"runs/*/{op}-seed0")), weights(one(place, f"again/*/{op}-*seed0"))
+    assert all(torch.equal(value, again[key]) for key, value in whole.items())
+    n2n("grow", "--op", "random_init")
+    alone = weights(one(place, "runs/*/random_init-seed0"))
+    assert alone.keys() == whole.keys() and not all(torch.equal(value, alone[key]) for key, value in whole.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("op", ["distill", "feature_prediction"])
+def test_two_devices_are_guided_as_one(op: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(n2n_cli.__file__).parents[1]))
+    n2n("train", "teacher")
+    n2n("grow", "--op", op)
+    n2n("grow", "--op", op, "out=two", "devices=2", f"teacher={one(place, 'runs/*/teacher-seed0')}")
+    a, b = (weights(one(place, f"{out}/*/{op}-*seed0")) for out in ("runs", "two"))
+    assert all(torch.allclose(value.double(), b[key].double(), rtol=1e-3, atol=1e-3) for key, value in a.items())
