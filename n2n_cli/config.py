@@ -40,6 +40,12 @@ def check(command: str, tree: Mapping[str, Any]) -> Any:
         optim, training = cfg.optim, cfg.training
         if optim.nesterov and not (optim.name == "sgd" and optim.momentum > 0):
             raise N2NError("optim.nesterov: needs optim.name=sgd and optim.momentum above 0")
+        for key, of in (("momentum", ("sgd", "rmsprop")), ("decay", ("sgd", "rmsprop")), ("betas", ("adam", "adamw"))):
+            if (getattr(optim, key) is not None) != (optim.name in of):
+                what = "needs a value" if optim.name in of else "has none"
+                raise N2NError(f"optim.{key}: {optim.name} {what}; optim={optim.name} sets all that it has")
+        if optim.lr_per_256 is not None:
+            optim.lr = optim.lr_per_256 * training.batch_size / 256
         check_batch(training.batch_size, training.accumulate, cfg.devices)
         if cfg.data.train_images and cfg.data.train_images < training.batch_size:
             raise N2NError(
@@ -101,7 +107,8 @@ def read_run(tree: Mapping[str, Any], check: bool = True) -> schema.RunConfig:
     tree = {**older, "launch": {"max_restarts": 0}, **tree}
     later: dict[str, Any] = {
         "data": {"holdout": 0, "cache": "auto", "decoder": "auto", "on_error": "raise"},
-        "training": {"checkpoint_every_minutes": 15.0},
+        "optim": {"betas": None, "lr_per_256": None},
+        "training": {"checkpoint_every_minutes": 15.0, "profile": 0},
     }
     for group, values in later.items():
         if isinstance(tree.get(group), Mapping):

@@ -89,8 +89,9 @@ def setting(cfg: RunConfig) -> Path:
     for key in NO_MATTER:
         group, name = key.split(".")
         del groups[group][name]
-    if not cfg.data.holdout:  # so that runs from before there was one are found
-        del groups["data"]["holdout"]
+    for group, name in (("data", "holdout"), ("optim", "betas")):
+        if not groups[group][name]:  # so that runs from before there was one are found
+            del groups[group][name]
     text = json.dumps(groups, sort_keys=True)
     name = cfg.model.name.replace(":", ".")  # a colon in a path reads as a host or as a list of paths
     return Path(cfg.out) / f"{name}-{cfg.data.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

@@ -87,4 +87,6 @@ def of_teacher(planned: PlannedRun, cfg: Student, network: nn.Module) -> Travel 
 
 
 def _options(cfg: RunConfig, lr: float) -> dict[str, Any]:
-    return {key: value for key, value in asdict(cfg.optim).items() if key != "schedule"} | {"lr": lr}
+    return {key: value for key, value in asdict(cfg.optim).items() if key not in ("schedule", "lr_per_256")} | {
+        "lr": lr
+    }

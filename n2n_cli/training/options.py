@@ -50,6 +50,7 @@ class FitOptions:
     checkpoint_every_epochs: float = 1.0  # 0: when stopped and at the end only
     checkpoint_every_minutes: float = 15.0  # of wall time, beside those; 0: none
     log_every: int = 50  # steps
+    profile: int = 0  # steps to be profiled, see profile.StepProfile; 0: none
     seed: int = 0
     aux_weight: float = 0.3  # of each auxiliary loss (GoogLeNet, Inception v3)
     deterministic: bool = False  # bit-identical on CUDA too, slower there; CPU runs are in any case

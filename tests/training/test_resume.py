@@ -26,7 +26,16 @@ SETTINGS: dict[str, dict[str, Any]] = {
         label_smoothing=0.1,
         model=dict(dropout=0.3, aux=True),
     ),
+    "adamw": dict(
+        optimizer=dict(name="adamw", weight_decay=0.05, eps=1e-8),
+        lr=1e-2,
+        ema_decay=0.9,
+        accumulate=2,
+        clip_grad_norm=1.0,
+        model=dict(dropout=0.5),
+    ),
     "fp16": dict(precision="fp16", optimizer=dict(name="sgd", nesterov=True), model=dict(dropout=0.5)),
+    "fp16 adam": dict(precision="fp16", optimizer=dict(name="adam", eps=1e-8), lr=1e-2, model=dict(dropout=0.5)),
 }
 SGD_ARGS = {k: v for k, v in SETTINGS["sgd"].items()}
 
