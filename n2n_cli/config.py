@@ -15,7 +15,7 @@ from n2n_cli import models, records, schema
 from n2n_cli.convert import convert
 from n2n_cli.errors import N2NError, suggest
 from n2n_cli.models import OURS, custom
-from n2n_cli.training.options import check_batch
+from n2n_cli.training.options import PLAIN_STEPS, WARMUP_STEPS, check_batch
 
 
 def conf_dir() -> Path:
@@ -38,7 +38,7 @@ def check(command: str, tree: Mapping[str, Any]) -> Any:
         check_model(cfg.model)
         check_data(cfg.data)
         optim, training = cfg.optim, cfg.training
-        if optim.nesterov and not (optim.name == "sgd" and optim.momentum > 0):
+        if optim.nesterov and not (optim.name == "sgd" and optim.momentum):
             raise N2NError("optim.nesterov: needs optim.name=sgd and optim.momentum above 0")
         for key, of in (("momentum", ("sgd", "rmsprop")), ("decay", ("sgd", "rmsprop")), ("betas", ("adam", "adamw"))):
             if (getattr(optim, key) is not None) != (optim.name in of):
@@ -47,6 +47,9 @@ def check(command: str, tree: Mapping[str, Any]) -> Any:
         if optim.lr_per_256 is not None:
             optim.lr = optim.lr_per_256 * training.batch_size / 256
         check_batch(training.batch_size, training.accumulate, cfg.devices)
+        need = training.profile and PLAIN_STEPS + WARMUP_STEPS + training.profile
+        if cfg.max_steps and need > cfg.max_steps:
+            raise N2NError(f"training.profile: {training.profile} steps after a warm-up take max_steps={need} at least")
         if cfg.data.train_images and cfg.data.train_images < training.batch_size:
             raise N2NError(
                 f"data.train_images: {cfg.data.train_images} images are fewer than one batch "

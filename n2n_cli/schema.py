@@ -84,8 +84,8 @@ class Schedule:
 class Optim:
     """``lr`` is the teacher's initial rate for the global batch; a student's is ``lr * lr_scale``.
 
-    ``lr_per_256``: the rate of a batch of 256 images, from which `config.check` makes ``lr``. ``momentum``, ``decay`` and
-    ``betas`` are null where the optimizer has none.
+    ``lr_per_256``: the rate of a batch of 256 images, from which `config.check` makes ``lr``. ``momentum``, ``decay``
+    and ``betas`` are null where the optimizer has none.
     """
 
     name: Literal["sgd", "rmsprop", "adam", "adamw"]
@@ -98,6 +98,12 @@ class Optim:
     betas: Betas | None
     eps: Positive
     schedule: Schedule
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What `training.optim.build_optimizer` takes of this, beside the rate."""
+        others = ("lr", "lr_per_256", "schedule")
+        return {key: value for key, value in vars(self).items() if key not in others and value is not None}
 
 
 @dataclass

@@ -115,11 +115,11 @@ def build_optimizer(
     *,
     name: str = "sgd",
     lr: float,
-    momentum: float | None = 0.9,
+    momentum: float = 0.9,
     weight_decay: float = 0.0,
     nesterov: bool = False,
-    decay: float | None = 0.9,
-    betas: Sequence[float] | None = (0.9, 0.999),
+    decay: float = 0.9,
+    betas: Sequence[float] = (0.9, 0.999),
     eps: float = 1.0,
 ) -> torch.optim.Optimizer:
     """The optimizer ``name`` over ``model``'s trainable parameters; no weight decay on BN and biases.
@@ -145,12 +145,12 @@ def build_optimizer(
     if name == "rmsprop":
         return TFRMSprop(groups, lr, decay=decay, momentum=momentum, eps=eps)
     if name in ("adam", "adamw"):
-        kind = torch.optim.Adam if name == "adam" else torch.optim.AdamW
-        if not all(_lies_plain(p) for group in groups for p in group["params"]):
-            return kind(groups, lr, betas=betas, eps=eps, foreach=True)
+        kind: type[torch.optim.Adam] = torch.optim.Adam if name == "adam" else torch.optim.AdamW
         # A step of Inception-BN and of a small ViT takes 0.3 to 0.45 of foreach's time so (experiments/benchmarks).
-        optimizer = kind(groups, lr, betas=betas, eps=eps, fused=True)
-        optimizer.register_step_pre_hook(_lay_gradients)
+        fused = all(_lies_plain(p) for group in groups for p in group["params"])
+        optimizer = kind(groups, lr, (betas[0], betas[1]), eps, fused=fused, foreach=not fused)
+        if fused:
+            optimizer.register_step_pre_hook(_lay_gradients)
         return optimizer
     # Not fused, though it takes half the time: its momentum starts from memory as it lies where fp16 leaves out the
     # first step, and it cannot go on from a state that some parameters have and others lack, as grown networks do.

@@ -7,6 +7,9 @@ from typing import Any
 
 from n2n_cli.errors import N2NError
 
+PLAIN_STEPS, WARMUP_STEPS = 5, 3
+"""Steps before those that ``training.profile`` asks for: without the profiler, then with it, unrecorded."""
+
 
 def check_batch(batch_size: int, accumulate: int, devices: int) -> None:
     """Whether a batch of ``batch_size`` images divides over ``devices`` ranks, and a rank's part into micro-batches.

@@ -21,10 +21,11 @@ from n2n_cli.errors import Diverged, N2NError
 from n2n_cli.growth.optimizer import Equivariant, Rates
 from n2n_cli.training import checkpoint
 from n2n_cli.training.ema import EMA
-from n2n_cli.training.evaluate import Loader, Normalize, evaluate, main_output
+from n2n_cli.training.evaluate import Loader, Normalize, at_least_fp32, evaluate, main_output
 from n2n_cli.training.optim import build_optimizer, load_state, lr_at
 from n2n_cli.training.options import FitOptions, check_batch
 from n2n_cli.training.precision import autocast_dtype, use_channels_last
+from n2n_cli.training.profile import StepProfile
 from n2n_cli.training.ranks import Ranks
 from n2n_cli.training.schedule import step_seed
 
@@ -59,6 +60,7 @@ class Run:
         self.total_steps = round(options.epochs * steps_per_epoch)
         self.lineage, self.config, self.mean, self.std = lineage, config, mean, std
         self.schedule = options.schedule_at(steps_per_epoch)
+        self.profile = StepProfile(folder, options.profile if ranks.main else 0, ranks.device)
         self.channels_last = use_channels_last(options.channels_last)
         self.normalize = Normalize(mean, std, ranks.device, self.channels_last)
         size = sum(p.numel() for p in model.parameters())
@@ -106,34 +108,52 @@ class Run:
         self.lr = self._lr(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
-        images = images.to(device, non_blocking=True)
-        labels = labels.to(device, non_blocking=True)
+        with self.profile.phase("transfer"):
+            images = images.to(device, non_blocking=True)
+            labels = labels.to(device, non_blocking=True)
         total = torch.zeros((), device=device)
         hits = torch.zeros((), dtype=torch.int64, device=device)
         for i in range(options.accumulate):
             # Every accumulate-th image: a micro-batch then holds the same images for any number of ranks.
-            x, y = self.normalize(images[i :: options.accumulate]), labels[i :: options.accumulate]
+            x, y = images[i :: options.accumulate], labels[i :: options.accumulate]
             last = i == options.accumulate - 1
             wait = isinstance(self.net, DistributedDataParallel) and not last
             with self.net.no_sync() if wait else contextlib.nullcontext():  # type: ignore[operator]
-                with torch.autocast(device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
-                    logits, auxiliary = main_output(self.net(x))
-                loss = F.cross_entropy(logits.float(), y, label_smoothing=options.label_smoothing)
-                for head in auxiliary:
-                    extra = F.cross_entropy(head.float(), y, label_smoothing=options.label_smoothing)
-                    loss = loss + options.aux_weight * extra
-                loss = loss * (len(y) / len(labels))
-                self.scaler.scale(loss).backward()
+                with self.profile.phase("forward"):
+                    logits, loss = self._forward(x, y)
+                    loss = loss * (len(y) / len(labels))
+                with self.profile.phase("backward"):
+                    self.scaler.scale(loss).backward()
             total += loss.detach()
             hits += (logits.detach().argmax(1) == y).sum()
+        with self.profile.phase("optimizer"):
+            self._update(total)
+        self._pending.append((total, hits))
+        self.whole = True
+
+    def _forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and the loss of a micro-batch, which is its mean over the images."""
+        smoothing = self.options.label_smoothing
+        x = self.normalize(images)
+        with torch.autocast(x.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
+            logits, auxiliary = main_output(self.net(x))
+        loss = F.cross_entropy(at_least_fp32(logits), labels, label_smoothing=smoothing)
+        for head in auxiliary:
+            extra = F.cross_entropy(at_least_fp32(head), labels, label_smoothing=smoothing)
+            loss = loss + self.options.aux_weight * extra
+        return logits, loss
+
+    def _update(self, loss: Tensor) -> None:
+        """Checked and clipped gradients -> weights -> their average. Raises Diverged."""
+        options = self.options
         if options.clip_grad_norm:
             self.scaler.unscale_(self.optimizer)
         fp16 = self.autocast_dtype == torch.float16
-        norm = torch.zeros_like(total)
+        norm = torch.zeros_like(loss)
         if options.clip_grad_norm or not fp16:
             gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
             norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
-        self._check_finite(total, norm, fp16)
+        self._check_finite(loss, norm, fp16)
         if options.clip_grad_norm:
             torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), options.clip_grad_norm, norm, foreach=True)
         self.scaler.step(self.optimizer)
@@ -142,8 +162,6 @@ class Run:
         self.step += 1
         if self.ema is not None:
             self.ema.update(self.step)
-        self._pending.append((total, hits))
-        self.whole = True
 
     def _lr(self, step: int) -> float:
         return lr_at(step, base_lr=self.options.lr, total_steps=self.total_steps, **self.schedule)
