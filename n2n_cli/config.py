@@ -16,7 +16,7 @@ from n2n_cli import models, records, schema
 from n2n_cli.convert import convert
 from n2n_cli.errors import N2NError, suggest
 from n2n_cli.models import OURS, custom
-from n2n_cli.training.options import check_batch
+from n2n_cli.training.options import PLAIN_STEPS, WARMUP_STEPS, check_batch
 
 
 def conf_dir() -> Path:
@@ -39,12 +39,21 @@ def check(command: str, tree: Mapping[str, Any]) -> Any:
         check_model(cfg.model)
         check_data(cfg.data)
         optim, training = cfg.optim, cfg.training
-        if optim.nesterov and not (optim.name == "sgd" and optim.momentum > 0):
+        if optim.nesterov and not (optim.name == "sgd" and optim.momentum):
             raise N2NError("optim.nesterov: needs optim.name=sgd and optim.momentum above 0")
         for key in ("mixup_alpha", "cutmix_alpha"):
             if getattr(training, key) and training.batch_size < 2:
                 raise N2NError(f"training.{key}: mixes two images, and training.batch_size is {training.batch_size}")
+        for key, of in (("momentum", ("sgd", "rmsprop")), ("decay", ("sgd", "rmsprop")), ("betas", ("adam", "adamw"))):
+            if (getattr(optim, key) is not None) != (optim.name in of):
+                what = "needs a value" if optim.name in of else "has none"
+                raise N2NError(f"optim.{key}: {optim.name} {what}; optim={optim.name} sets all that it has")
+        if optim.lr_per_256 is not None:
+            optim.lr = optim.lr_per_256 * training.batch_size / 256
         check_batch(training.batch_size, training.accumulate, cfg.devices)
+        need = training.profile and PLAIN_STEPS + WARMUP_STEPS + training.profile
+        if cfg.max_steps and need > cfg.max_steps:
+            raise N2NError(f"training.profile: {training.profile} steps after a warm-up take max_steps={need} at least")
         if cfg.data.train_images and cfg.data.train_images < training.batch_size:
             raise N2NError(
                 f"data.train_images: {cfg.data.train_images} images are fewer than one batch "
@@ -112,7 +121,14 @@ LATER: Mapping[str, Mapping[str, Any]] = {
         "crop_ratio": [0.75, 4 / 3],
         "interpolation": "bilinear",
     },
-    "training": {"checkpoint_every_minutes": 15.0, "keep_at": None, "mixup_alpha": 0.0, "cutmix_alpha": 0.0},
+    "optim": {"betas": None, "lr_per_256": None},
+    "training": {
+        "checkpoint_every_minutes": 15.0,
+        "keep_at": None,
+        "profile": 0,
+        "mixup_alpha": 0.0,
+        "cutmix_alpha": 0.0,
+    },
 }
 """Keys that the runs of an older n2n lack, and the values that they were made with."""
 

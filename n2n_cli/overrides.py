@@ -62,8 +62,12 @@ ELSEWHERE = {
     "b": "write training.batch_size=N (global images a step)",
     "wd": "write optim.weight_decay=X",
     "learning_rate": "write optim.lr=X",
-    "opt": "write optim=sgd or optim=rmsprop",
-    "optimizer": "write optim=sgd or optim=rmsprop",
+    "opt": "write optim=sgd, rmsprop, adam or adamw",
+    "optimizer": "write optim=sgd, rmsprop, adam or adamw",
+    "beta1": "write optim.betas=[BETA1,BETA2]",
+    "beta2": "write optim.betas=[BETA1,BETA2]",
+    "opt_betas": "write optim.betas=[BETA1,BETA2]",
+    "lr_base": "write optim.lr_per_256=X, the rate of a batch of 256 images",
     "scheduler": "write optim.schedule.name=cosine, step, exponential or constant",
     "sched": "write optim.schedule.name=cosine, step, exponential or constant",
     "dataset": "write data=imagefolder data.root=FOLDER, or data=cifar10, shapes, fake",
@@ -143,6 +147,9 @@ def translate(command: str, words: list[str]) -> Line:
         allows = override.startswith("model=") and ":" in override  # a function that the checkpoint may be built by
         if command == "evaluate" and override.lstrip("+~").startswith(("model", "optim", "training")) and not allows:
             raise N2NError(f"'{override}': evaluate takes all but data from the checkpoint")
+    typed = {override.lstrip("+").partition("=")[0] for override in line.overrides if not override.endswith("=null")}
+    if {"optim.lr", "optim.lr_per_256"} <= typed:
+        raise N2NError("optim.lr and optim.lr_per_256: give one of them")
     wanted = {"evaluate": "RUN_FOLDER_OR_CHECKPOINT", "inspect": "CHECKPOINT_OR_MODEL"}
     wanted |= {f"data_{tool}": words for tool, words in TOOLS.items()}
     for key in POSITIONAL[command] if command in wanted and line.runs else ():

@@ -16,6 +16,7 @@ Positive = Annotated[float, Rule("a number above 0", lambda v: v > 0)]
 NotNegative = Annotated[float, Rule("a number, 0 or more", lambda v: v >= 0)]
 Share = Annotated[float, Rule("a number from 0 to below 1", lambda v: 0 <= v < 1)]
 Chance = Annotated[float, Rule("a number from 0 to 1", lambda v: 0 <= v <= 1)]
+Betas = Annotated[list[Share], Rule("two numbers from 0 to below 1, such as [0.9, 0.999]", lambda v: len(v) == 2)]
 Count = Annotated[int, Rule("a whole number, 1 or more", lambda v: v >= 1)]
 Epochs = Annotated[float, Rule("a number from 0 to a million", lambda v: 0 <= v <= 1e6)]
 Pairs = Annotated[int, Rule("a whole number from 1 to 64", lambda v: 1 <= v <= 64)]
@@ -87,16 +88,28 @@ class Schedule:
 
 @dataclass
 class Optim:
-    """``lr`` is the teacher's initial rate for the global batch; a student's is ``lr * lr_scale``."""
+    """``lr`` is the teacher's initial rate for the global batch; a student's is ``lr * lr_scale``.
 
-    name: Literal["sgd", "rmsprop"]
+    ``lr_per_256``: the rate of a batch of 256 images, from which `config.check` makes ``lr``. ``momentum``, ``decay``
+    and ``betas`` are null where the optimizer has none.
+    """
+
+    name: Literal["sgd", "rmsprop", "adam", "adamw"]
     lr: Positive
-    momentum: Share
+    lr_per_256: Positive | None
+    momentum: Share | None
     weight_decay: NotNegative
     nesterov: bool
-    decay: Share
+    decay: Share | None
+    betas: Betas | None
     eps: Positive
     schedule: Schedule
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What `training.optim.build_optimizer` takes of this, beside the rate."""
+        others = ("lr", "lr_per_256", "schedule")
+        return {key: value for key, value in vars(self).items() if key not in others and value is not None}
 
 
 @dataclass
@@ -107,7 +120,7 @@ class DefaultEpochs:
 
 @dataclass
 class Training:
-    """``batch_size`` counts global images a step, ``log_every`` steps; epochs are named as such."""
+    """``batch_size`` counts global images a step, ``log_every`` and ``profile`` steps; epochs are named as such."""
 
     default_epochs: DefaultEpochs
     batch_size: Count
@@ -128,6 +141,7 @@ class Training:
     checkpoint_every_minutes: NotNegative
     keep_at: list[Chance] | None
     log_every: Count
+    profile: Whole
     aux_weight: NotNegative
     deterministic: bool
 
@@ -388,5 +402,13 @@ MACHINE = (
     "retry",
 )
 """Keys that say where and how a run is made. They may differ between runs that are the same."""
-NO_MATTER = ("data.cache", "data.decoder", "data.on_error", "training.checkpoint_every_minutes", "training.keep_at")
+NO_MATTER = (
+    "data.cache",
+    "data.decoder",
+    "data.on_error",
+    "optim.lr_per_256",  # optim.lr says what it makes
+    "training.checkpoint_every_minutes",
+    "training.keep_at",
+    "training.profile",
+)
 """Keys of a setting that change no weight of its runs."""

@@ -26,6 +26,7 @@ OPTIMIZERS: dict[str, Build] = {
     "adam": lambda p: torch.optim.Adam(p, 1e-2),
     "adam decay": lambda p: torch.optim.Adam(p, 1e-2, weight_decay=1e-2, amsgrad=True),
     "adamw": lambda p: torch.optim.AdamW(p, 1e-2, weight_decay=0.1),
+    "adamw fused": lambda p: torch.optim.AdamW(p, 1e-2, weight_decay=0.1, fused=True),
     "adagrad": lambda p: torch.optim.Adagrad(p, 1e-2, weight_decay=1e-2),
 }
 BLOCKS = [("conv", 4), ("residual", 5), ("concat", 3), ("grouped", 2), ("depthwise", 4)]

@@ -150,6 +150,7 @@ def test_every_flag_of_every_command_resolves() -> None:
         ("n2n train ", ["teacher", "student"]),
         ("n2n train teacher model=inception_b", ["model=inception_bn", "model=inception_bn_tiny"]),
         ("n2n train teacher data=shapes optim=r", ["optim=rmsprop"]),
+        ("n2n train teacher optim=a", ["optim=adam", "optim=adamw"]),
         ("n2n grow op=deeper op.pa", ["op.pairs="]),
         ("n2n grow --teacher-", ["--teacher-epochs", "--teacher-model"]),
         ("n2n compare fig", ["fig4", "fig5", "fig6"]),

@@ -159,6 +159,33 @@ def test_the_config_of_a_run_comes_back(tmp_path: Path) -> None:
     assert config.read_run(tree) == cfg
 
 
+def test_a_rate_in_proportion_to_the_batch() -> None:
+    """The run is the one with that rate: in the same folder, and its config.yaml says both."""
+    words = ["optim=adamw", "training.batch_size=64"]
+    scaled, given = (
+        checked("train_teacher", *words, "optim.lr_per_256=2e-3"),
+        checked("train_teacher", *words, "optim.lr=5e-4"),
+    )
+    assert scaled.optim.lr == given.optim.lr == 5e-4
+    assert folders.setting(scaled) == folders.setting(given)
+    config_of_run = folders.plan_fresh(scaled, "teacher").config
+    assert (config_of_run["optim"]["lr"], config_of_run["optim"]["lr_per_256"]) == (5e-4, 2e-3)
+    assert config.read_run(config_of_run) == scaled
+
+
+def test_runs_from_before_these_keys_are_found() -> None:
+    """sgd and rmsprop have no betas: their folders keep their names. Adam's differ by them."""
+    assert checked("train_teacher").optim.betas is None
+    tree = folders.plan_fresh(checked("train_teacher"), "teacher").config
+    for group, key in (("optim", "betas"), ("optim", "lr_per_256"), ("training", "profile")):
+        del tree[group][key]
+    assert config.read_run(tree) == checked("train_teacher")
+    assert folders.setting(checked("train_teacher")).name == "inception_bn_tiny-shapes-2e1c6abc"
+    one, other = (checked("train_teacher", "optim=adam", f"optim.betas=[0.9,{b}]") for b in (0.99, 0.999))
+    assert folders.setting(one) != folders.setting(other)
+    assert folders.setting(checked("train_teacher", "training.profile=5")).name == "inception_bn_tiny-shapes-2e1c6abc"
+
+
 def test_schema_and_loaders_agree() -> None:
     """The schema imports no torch; what it repeats must be what the floors below take."""
     from typing import get_args, get_type_hints

@@ -104,6 +104,9 @@ def write_run(
         "machine": machine.described(cfg),
         **(more or {}),
     }
+    if cfg.optim.lr_per_256 is not None:
+        said = f"optim.lr_per_256={cfg.optim.lr_per_256:g} x {cfg.training.batch_size} images / 256"
+        print(f"optim.lr={cfg.optim.lr:g}: {said}", flush=True)
     text = write_config(planned)
     records.write(planned.folder / "run.json", info)
     state = {

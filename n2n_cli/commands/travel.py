@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,7 +36,7 @@ class Travel:
         self, grown: Growth, grow: Callable[[nn.Module], tuple[Growth, Any]], cfg: RunConfig, lr: float
     ) -> dict[str, Any]:
         """What the student's start checkpoint holds beside its weights; ``grown`` is what ``grow`` made of `model`."""
-        state, rates = optim.travelled(self.how, self.optimizer, self.model, grown, **_options(cfg, lr))
+        state, rates = optim.travelled(self.how, self.optimizer, self.model, grown, lr=lr, **cfg.optim.arguments)
         out: dict[str, Any] = {"optimizer": state, "rates": rates}
         have = len(state["state"]), sum(len(group["params"]) for group in state["param_groups"])
         print(f"  optimizer: {self.how}, the state of {have[0]} of {have[1]} parameters", flush=True)
@@ -82,9 +82,5 @@ def of_teacher(planned: PlannedRun, cfg: Student, network: nn.Module) -> Travel 
         model = copy.deepcopy(network)
         model.load_state_dict(state["model"])
         average = network if cfg.training.ema_decay else None
-    optimizer = optim.restored(model, state["optimizer"], state.get("rates"), **_options(cfg, cfg.optim.lr))
+    optimizer = optim.restored(model, state["optimizer"], state.get("rates"), lr=cfg.optim.lr, **cfg.optim.arguments)
     return Travel(how, model, optimizer, average, int(state.get("ema_age", 0)) + int(state["step"]))
-
-
-def _options(cfg: RunConfig, lr: float) -> dict[str, Any]:
-    return {key: value for key, value in asdict(cfg.optim).items() if key != "schedule"} | {"lr": lr}

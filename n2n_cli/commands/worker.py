@@ -150,16 +150,15 @@ def _copies_left(images: data.Dataset, model: nn.Module) -> dict[str, Any]:
 
 def _options(cfg: RunConfig, info: dict[str, Any], stop_after: int | None) -> FitOptions:
     """``info``: run.json, with the run's own highest rate and warm-up; those of the config are a teacher's."""
-    training, optim = asdict(cfg.training), asdict(cfg.optim)
-    del training["default_epochs"], optim["lr"]
+    training, schedule = asdict(cfg.training), asdict(cfg.optim.schedule)
+    del training["default_epochs"]
     kept = training.pop("keep_at")
-    schedule = optim.pop("schedule")
     if info.get("warmup_epochs") is not None:
         schedule["warmup_epochs"] = info["warmup_epochs"]
     return FitOptions(
         epochs=cfg.epochs,
         lr=info["lr"],
-        optimizer=optim,
+        optimizer=cfg.optim.arguments,
         schedule=schedule,
         seed=cfg.seed,
         stop_after=stop_after,

@@ -270,8 +270,8 @@ def load_state(optimizer: Optimizer, model: nn.Module, state: State) -> None:
     mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
     for name, p in model.named_parameters():
         if name in state and id(p) in mine:
-            optimizer.state[p] = {
-                key: value.to(p.device, p.dtype) if isinstance(value, Tensor) and value.ndim else value
+            optimizer.state[p] = {  # in the memory format of p: fused optimizers look at nothing else
+                key: torch.empty_like(p).copy_(value) if isinstance(value, Tensor) and value.ndim else value
                 for key, value in state[name].items()
             }
 

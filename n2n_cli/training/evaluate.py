@@ -47,6 +47,11 @@ class Normalize:
         return torch.addcmul(self.shift, x, self.scale)
 
 
+def at_least_fp32(logits: Tensor) -> Tensor:
+    """For a loss: half precision as fp32, fp64 as it is."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
 def main_output(output: Any) -> tuple[Tensor, list[Tensor]]:
     """The logits of a network and its auxiliary ones (GoogLeNet, Inception v3: tuples in train mode).
 

@@ -118,6 +118,7 @@ def fit(
             hparams=hparams,
         )
         stack.callback(log.close)
+        stack.callback(run.profile.close)
         signals = stack.enter_context(_signals())
         with _saving(run, log):
             summary = _train(run, train, val, log, signals)
@@ -147,17 +148,20 @@ def _train(run: Run, train: Loader, val: Loader, log: RunLog, signals: list[int]
         """The row of this step, if one is due; whether it was. An error in here leaves it due."""
         step, row = run.step, {}
         if run.unlogged and (step % options.log_every == 0 or step == total):
-            row = run.training_means()  # waits for the device, so the time below is true
-            row |= pace.row(step)
+            with run.profile.phase("logging"):
+                row = run.training_means()  # waits for the device, so the time below is true
+                row |= pace.row(step)
             if ranks.main:
                 pace.warn(folder=run.folder, remedy=getattr(train, "remedy", ""))
         if step in evaluations and run.last.get("step") != step:
-            row |= run.evaluate(val)
+            with run.profile.phase("evaluation"):
+                row |= run.evaluate(val)
         run.time_s = time.perf_counter() - clock
         if "train/loss" in row:
             run.forget_means()
         if row:
-            log.row(step, epoch=run.epoch, images=run.images, time_s=run.time_s, **row)
+            with run.profile.phase("logging"):
+                log.row(step, epoch=run.epoch, images=run.images, time_s=run.time_s, **row)
         return bool(row)
 
     before_s = run.time_s
@@ -170,7 +174,7 @@ def _train(run: Run, train: Loader, val: Loader, log: RunLog, signals: list[int]
     while run.step < total and run.step != options.stop_after:
         epoch, within = divmod(run.step, run.steps_per_epoch)
         epoch_end = min(total, (epoch + 1) * run.steps_per_epoch)
-        for batch in _with_errors(pace.waiting(train.batches(epoch, start_step=within))):
+        for batch in _with_errors(pace.waiting(train.batches(epoch, start_step=within), run)):
             failed, interrupted, due = ranks.any(isinstance(batch, Exception), bool(signals), run.due)
             if failed:
                 told = ranks.first(_line(batch))
@@ -189,6 +193,7 @@ def _train(run: Run, train: Loader, val: Loader, log: RunLog, signals: list[int]
                 _save(run, log)
             if measured or step in saves:
                 pace.restart(step)
+            run.profile.step()
             if stopping or step == epoch_end:
                 break
         else:
@@ -209,11 +214,12 @@ class _Pace:
     def restart(self, step: int) -> None:
         self._since, self._step, self._waited = time.perf_counter(), step, 0.0
 
-    def waiting(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def waiting(self, batches: Iterator[Batch], run: Run) -> Iterator[Batch]:
         """The batches, the time until each of them counted."""
         while True:
             began = time.perf_counter()
-            batch = next(batches, None)
+            with run.profile.phase("data wait"):
+                batch = next(batches, None)
             self._waited += time.perf_counter() - began
             if batch is None:
                 return
@@ -240,8 +246,9 @@ class _Pace:
 def _save(run: Run, log: RunLog) -> None:
     """The checkpoint of this step, if it has none, once the rows that it counts on are on disk."""
     if run.saved != run.step:
-        log.sync()
-        run.save()
+        with run.profile.phase("checkpoint"):
+            log.sync()
+            run.save()
 
 
 @contextlib.contextmanager

@@ -7,6 +7,9 @@ from typing import Any
 
 from n2n_cli.errors import N2NError
 
+PLAIN_STEPS, WARMUP_STEPS = 5, 3
+"""Steps before those that ``training.profile`` asks for: without the profiler, then with it, unrecorded."""
+
 
 def check_batch(batch_size: int, accumulate: int, devices: int) -> None:
     """Whether a batch of ``batch_size`` images divides over ``devices`` ranks, and a rank's part into micro-batches.
@@ -53,6 +56,7 @@ class FitOptions:
     checkpoint_every_minutes: float = 15.0  # of wall time, beside those; 0: none
     keep_at: tuple[float, ...] = ()  # shares of the run's steps whose checkpoints stay
     log_every: int = 50  # steps
+    profile: int = 0  # steps to be profiled, see profile.StepProfile; 0: none
     seed: int = 0
     aux_weight: float = 0.3  # of each auxiliary loss (GoogLeNet, Inception v3)
     deterministic: bool = False  # bit-identical on CUDA too, slower there; CPU runs are in any case

@@ -8,6 +8,7 @@ import random
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,13 @@ from n2n_cli.errors import Diverged, N2NError
 from n2n_cli.growth.optimizer import Equivariant, Rates
 from n2n_cli.training import checkpoint
 from n2n_cli.training.ema import EMA
-from n2n_cli.training.evaluate import Loader, Normalize, evaluate, main_output
+from n2n_cli.training.evaluate import Loader, Normalize, at_least_fp32, evaluate, main_output
 from n2n_cli.training.guides import Guide, Guided
 from n2n_cli.training.mixing import Mixing
 from n2n_cli.training.optim import build_optimizer, load_state, lr_at
 from n2n_cli.training.options import FitOptions, check_batch
 from n2n_cli.training.precision import autocast_dtype, use_channels_last
+from n2n_cli.training.profile import StepProfile
 from n2n_cli.training.ranks import Ranks
 from n2n_cli.training.schedule import step_seed
 
@@ -62,6 +64,7 @@ class Run:
         self.total_steps = round(options.epochs * steps_per_epoch)
         self.lineage, self.config, self.mean, self.std = lineage, config, mean, std
         self.schedule = options.schedule_at(steps_per_epoch)
+        self.profile = StepProfile(folder, options.profile if ranks.main else 0, ranks.device)
         self.channels_last = use_channels_last(options.channels_last)
         self.mixing = Mixing(options.mixup_alpha, options.cutmix_alpha, options.seed)
         self.normalize = Normalize(mean, std, ranks.device, self.channels_last)
@@ -72,12 +75,14 @@ class Run:
         self.model = model.to(ranks.device).to(memory_format=memory_format).train()
         for name in options.frozen:
             model.get_parameter(name).requires_grad_(False)
+        self._parameters = list(self.model.parameters())  # looking for them in all modules takes a while
         self.optimizer = build_optimizer(model, lr=options.lr, **options.optimizer)
         self.guide = guide
         if guide is not None:
             guide.to(ranks.device, memory_format)
             if len(guide.heads):
                 self.optimizer.add_param_group({"params": list(guide.heads.parameters())})
+                self._parameters += guide.heads.parameters()
         scaled = self.autocast_dtype == torch.float16
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=scaled)
         self.ema = EMA(model, options.ema_decay) if options.ema_decay else None
@@ -112,14 +117,13 @@ class Run:
         """
         options, device = self.options, self.ranks.device
         self.whole = False
-        seed = step_seed(options.seed, self.step, self.ranks.rank)
-        torch.manual_seed(seed)
-        random.seed(seed)
+        _seed(step_seed(options.seed, self.step, self.ranks.rank), device)
         self.lr = self._lr(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
-        images = images.to(device, non_blocking=True)
-        labels = labels.to(device, non_blocking=True)
+        with self.profile.phase("transfer"):
+            images = images.to(device, non_blocking=True)
+            labels = labels.to(device, non_blocking=True)
         total = torch.zeros((), device=device)
         hits = torch.zeros((), dtype=torch.int64, device=device)
         share, others = 1.0, labels
@@ -129,51 +133,69 @@ class Run:
         for i in range(options.accumulate):
             # Every accumulate-th image: a micro-batch then holds the same images for any number of ranks.
             some = slice(i, None, options.accumulate)
-            x = mixed[some] if self.mixing else self.normalize(images[some])
             y, other = labels[some], others[some]
             last = i == options.accumulate - 1
             wait = isinstance(self.net, DistributedDataParallel) and not last
             with self.net.no_sync() if wait else contextlib.nullcontext():  # type: ignore[operator]
-                with torch.autocast(device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
-                    out = self.net(x)
-                    out, read = out if self.guide is not None else (out, [])
-                    logits, auxiliary = main_output(out)
-                loss = self._loss(logits, y, other, share)
-                if self.guide is not None:
-                    with torch.autocast(device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
-                        loss = self.guide.loss(loss, x, logits, read)
-                for head in auxiliary:
-                    loss = loss + options.aux_weight * self._loss(head, y, other, share)
-                loss = loss * (len(y) / len(labels))
-                self.scaler.scale(loss).backward()
+                with self.profile.phase("forward"):
+                    x = mixed[some] if self.mixing else self.normalize(images[some])
+                    logits, loss = self._forward(x, y, other, share)
+                    loss = loss * (len(y) / len(labels))
+                with self.profile.phase("backward"):
+                    self.scaler.scale(loss).backward()
             total += loss.detach()
             hits += (logits.detach().argmax(1) == (y if share >= 0.5 else other)).sum()
+        with self.profile.phase("optimizer"):
+            self._update(total)
+        self._pending.append((total, hits))
+        self.whole = True
+
+    def _forward(self, images: Tensor, labels: Tensor, others: Tensor, share: float) -> tuple[Tensor, Tensor]:
+        """Logits and the loss of a micro-batch, which is its mean over the images; of the labels, ``share`` is
+        ``labels``, the rest ``others``."""
+        half = self.autocast_dtype
+        autocast = partial(torch.autocast, images.device.type, half, enabled=half is not None)
+        with autocast():
+            out = self.net(images)
+        out, read = out if self.guide is not None else (out, [])
+        logits, auxiliary = main_output(out)
+        loss = self._loss(logits, labels, others, share)
+        if self.guide is not None:
+            with autocast():
+                loss = self.guide.loss(loss, images, logits, read)
+        for head in auxiliary:
+            loss = loss + self.options.aux_weight * self._loss(head, labels, others, share)
+        return logits, loss
+
+    def _update(self, loss: Tensor) -> None:
+        """Checked and clipped gradients -> weights -> their average. Raises Diverged."""
+        options = self.options
         if options.clip_grad_norm:
             self.scaler.unscale_(self.optimizer)
         fp16 = self.autocast_dtype == torch.float16
-        norm = torch.zeros_like(total)
+        norm = torch.zeros_like(loss)
         if options.clip_grad_norm or not fp16:
-            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-            norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
-        self._check_finite(total, norm, fp16)
+            gradients = [p.grad for p in self._parameters if p.grad is not None]
+            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        self._check_finite(loss, norm, fp16)
         if options.clip_grad_norm:
-            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), options.clip_grad_norm, norm, foreach=True)
+            torch.nn.utils.clip_grads_with_norm_(self._parameters, options.clip_grad_norm, norm, foreach=True)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        for p in self._parameters:  # the optimizer's own zero_grad takes longer
+            p.grad = None
         self.step += 1
         if self.ema is not None:
             self.ema.update(self.step)
-        self._pending.append((total, hits))
-        self.whole = True
 
     def _loss(self, logits: Tensor, labels: Tensor, others: Tensor, share: float) -> Tensor:
         """Cross entropy against labels of which ``share`` is the image's own."""
         smoothing = self.options.label_smoothing
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+        logits = at_least_fp32(logits)
+        loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
         if share == 1:
             return loss
-        return share * loss + (1 - share) * F.cross_entropy(logits.float(), others, label_smoothing=smoothing)
+        return share * loss + (1 - share) * F.cross_entropy(logits, others, label_smoothing=smoothing)
 
     def _lr(self, step: int) -> float:
         return lr_at(step, base_lr=self.options.lr, total_steps=self.total_steps, **self.schedule)
@@ -184,7 +206,7 @@ class Run:
         The gradient of a loss that is not finite mostly is not either, and all ranks have the same one: no need to ask
         them. In fp16 it may overflow for another reason, and the scaler leaves such a step out.
         """
-        if (self.ranks.any(not loss.isfinite())[0]) if fp16 else not (norm + loss.abs()).isfinite():
+        if (self.ranks.any(not loss.isfinite())[0]) if fp16 else not math.isfinite(norm + loss):
             what = "gradient" if loss.isfinite() else "training loss"
             value = loss.item() if what == "training loss" else norm.item()
             raise Diverged(
@@ -381,3 +403,14 @@ class Run:
                 find_unused_parameters=True,
                 gradient_as_bucket_view=True,
             )
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """Seeds what a step draws from: Python's generator, and torch's of the CPU and of the GPUs if it computes there.
+
+    `torch.manual_seed` asks for accelerators of every kind: 0.15 ms and more, which is felt by small networks.
+    """
+    random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed_all(seed)

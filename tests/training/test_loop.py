@@ -158,7 +158,7 @@ def test_a_loss_that_is_not_finite(tmp_path: Path) -> None:
     [
         (dict(accumulate=9), "training.accumulate: 9 micro-batches are more than the 8 images"),
         (dict(precision="fp8"), "training.precision='fp8'"),
-        (dict(optimizer=dict(name="adam")), "optim.name='adam'"),
+        (dict(optimizer=dict(name="adamax")), "optim.name='adamax'"),
         (dict(schedule=dict(name="step")), "step_epochs above 0"),
         (dict(model=dict(aux=True)), "holds another network"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 
@@ -12,7 +13,7 @@ from torchvision import models
 from torchvision.models.convnext import CNBlockConfig
 
 from n2n_cli.errors import N2NError
-from n2n_cli.training.optim import build_optimizer, lr_at, parameter_groups
+from n2n_cli.training.optim import build_optimizer, load_state, lr_at, parameter_groups
 from n2n_cli.training.options import FitOptions
 from n2n_cli.training.schedule import evaluation_steps, multiples, step_seed
 
@@ -81,6 +82,103 @@ def test_sgd_decays_weights_only() -> None:
     assert len(plain["params"]) == 4
 
 
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_adam_by_hand(name: str) -> None:
+    model, (b1, b2), eps, lr, wd = small(), (0.8, 0.95), 1e-3, 0.1, 0.02
+    optimizer = build_optimizer(model, name=name, lr=lr, betas=(b1, b2), eps=eps, weight_decay=wd)
+    assert type(optimizer) is {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
+    expected = [p.detach().clone() for p in model.parameters()]
+    mean, square = ([torch.zeros_like(p) for p in expected] for _ in range(2))
+    for step in range(1, 6):
+        for i, (p, g) in enumerate(zip(model.parameters(), gradients(model, step), strict=True)):
+            p.grad = g.clone()
+            decay = wd if p.ndim > 1 else 0.0
+            if name == "adam":
+                g = g + decay * expected[i]
+            else:
+                expected[i] = expected[i] * (1 - lr * decay)
+            mean[i] = b1 * mean[i] + (1 - b1) * g
+            square[i] = b2 * square[i] + (1 - b2) * g**2
+            root = torch.sqrt(square[i] / (1 - b2**step)) + eps
+            expected[i] = expected[i] - lr * (mean[i] / (1 - b1**step)) / root
+        optimizer.step()
+    for p, e in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(p.detach(), e, rtol=1e-12, atol=1e-13)
+
+
+def adam_steps(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
+    """With gradients in NCHW, whatever the parameters lie in."""
+    for step in steps:
+        for p, g in zip(model.parameters(), gradients(model, step), strict=True):
+            p.grad = g
+        optimizer.step()
+
+
+def apart(a: nn.Module, b: nn.Module) -> float:
+    return max((p - q).abs().max().item() for p, q in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def test_memory_formats_do_not_mix() -> None:
+    """Fused Adam walks through memory: gradients and a loaded state of another format must be laid out anew."""
+    plain, nhwc, mixed = (small().to(memory_format=f) for f in (torch.contiguous_format, *2 * (torch.channels_last,)))
+    ours = {model: build_optimizer(model, name="adamw", lr=0.1, weight_decay=0.1) for model in (plain, nhwc)}
+    adam_steps(plain, ours[plain], range(3))
+    adam_steps(nhwc, ours[nhwc], range(3))
+    naive = torch.optim.AdamW(parameter_groups(mixed, 0.1), 0.1, fused=True)  # negative control: the gradients
+    adam_steps(mixed, naive, range(3))
+    assert apart(plain, nhwc) < 1e-12 < 1e-3 < apart(plain, mixed)
+    other, control = small().to(memory_format=torch.channels_last), small().to(memory_format=torch.channels_last)
+    optimizers = [build_optimizer(model, name="adamw", lr=0.1, weight_decay=0.1) for model in (other, control)]
+    for model in (other, control):
+        model.load_state_dict(plain.state_dict())
+    load_state(optimizers[0], copy.deepcopy(ours[plain].state_dict()))
+    optimizers[1].load_state_dict(copy.deepcopy(ours[plain].state_dict()))  # negative control: the state
+    for model, optimizer in ((plain, ours[plain]), (other, optimizers[0]), (control, optimizers[1])):
+        adam_steps(model, optimizer, range(3, 6))
+    assert apart(plain, other) < 1e-12 < 1e-3 < apart(plain, control)
+
+
+def test_parameters_with_gaps_in_memory() -> None:
+    """A view with strides of its own is beyond the fused form: the other one is taken."""
+    gappy, plain = small(), small()
+    table = torch.zeros(3, 2, 3, 6, dtype=torch.float64)
+    table[..., ::2] = gappy[0].weight.detach()
+    gappy[0].weight = nn.Parameter(table[..., ::2])
+    optimizers = [build_optimizer(model, name="adam", lr=0.1) for model in (gappy, plain)]
+    assert [optimizer.defaults["fused"] for optimizer in optimizers] == [False, True]
+    for model, optimizer in zip((gappy, plain), optimizers, strict=True):
+        adam_steps(model, optimizer, range(3))
+    assert apart(gappy, plain) < 1e-12
+
+
+NAMES = ("sgd", "rmsprop", "adam", "adamw")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_state_goes_to_its_own_kind(name: str) -> None:
+    old = build_optimizer(small(), name=name, lr=0.1)
+    adam_steps(small(), old, range(1))  # of another network: no gradients here, no state
+    load_state(build_optimizer(small(), name=name, lr=0.1), old.state_dict())
+    model = small()
+    old = build_optimizer(model, name=name, lr=0.1)
+    adam_steps(model, old, range(2))
+    new = build_optimizer(small(), name=name, lr=0.2)
+    load_state(new, old.state_dict())
+    kept = list(new.state.values())
+    assert len(kept) == 6 and new.param_groups[0]["lr"] == 0.2
+    for theirs, ours in zip(old.state.values(), kept, strict=True):
+        assert theirs.keys() == ours.keys() and all(torch.equal(theirs[key], ours[key]) for key in theirs)
+    for other in set(NAMES) - {name, {"adam": "adamw", "adamw": "adam"}.get(name)}:
+        with pytest.raises(N2NError, match="of another optimizer"):
+            load_state(build_optimizer(small(), name=other, lr=0.1), old.state_dict())
+    for key in kept[0]:
+        state = old.state_dict()
+        state["state"] = {i: dict(entries) for i, entries in state["state"].items()} | {0: dict(kept[0])}
+        state["state"][0][key] = torch.zeros(2)
+        with pytest.raises(N2NError, match="of other shapes"):
+            load_state(build_optimizer(small(), name=name, lr=0.1), state)
+
+
 class Stated(nn.Module):
     """A network that names what is not to decay, as timm's do."""
 
@@ -121,7 +219,7 @@ def test_what_the_field_does_not_decay(build: Callable[[], nn.Module], plain: se
 @pytest.mark.parametrize(
     "arguments, line",
     [
-        (dict(name="rmsprob"), r"optim.name='rmsprob': expected one of sgd, rmsprop \(did you mean 'rmsprop'\?\)"),
+        (dict(name="rmsprob"), r"optim.name='rmsprob': expected one of sgd, rmsprop, adam, adamw \(did you mean 'rm"),
     ],
 )
 def test_wrong_optimizers(arguments: dict[str, object], line: str) -> None:

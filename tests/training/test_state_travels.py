@@ -31,6 +31,7 @@ FEW = [
     "training.log_every=1",
     "device=cpu",
 ]
+OPTIMS = ["sgd", "adamw", pytest.param("rmsprop", marks=pytest.mark.slow)]
 EXACT = ["op.optimizer=equivariant", "--factor", "1.5", "lr_scale=1"]
 
 
@@ -79,7 +80,7 @@ def images() -> torch.Tensor:
     return torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("optim", ["sgd", pytest.param("rmsprop", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("optim", OPTIMS)
 def test_a_student_goes_on_as_its_teacher_would(place: Path, optim: str) -> None:
     """Grown by 1 and carried, it is the teacher that goes on; grown by 1.5 and exact, it takes the same way."""
     teacher(place, optim)
@@ -93,7 +94,7 @@ def test_a_student_goes_on_as_its_teacher_would(place: Path, optim: str) -> None
         assert apart < 1e-4 if near else apart > 1e-3, (how, apart)
 
 
-@pytest.mark.parametrize("optim", ["sgd", pytest.param("rmsprop", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("optim", OPTIMS)
 def test_stopped_and_resumed_is_bit_identical(place: Path, optim: str) -> None:
     words = ["grow", "--op", "wider", f"optim={optim}", *EXACT, "--teacher", str(teacher(place, optim))]
     n2n(*words, f"out=whole-{optim}")

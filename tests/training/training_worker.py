@@ -31,24 +31,26 @@ Heads = namedtuple("Heads", ["logits", "aux2", "aux1"])
 
 
 class Tiny(nn.Module):
-    """conv-BN-ReLU twice, dropout, classifier; optionally with one auxiliary head of two."""
+    """conv-BN-ReLU twice, dropout, classifier; optionally with one auxiliary head of two, or in fp64 and without BN."""
 
-    def __init__(self, dropout: float = 0.0, aux: bool = False) -> None:
+    def __init__(self, dropout: float = 0.0, aux: bool = False, double: bool = False) -> None:
         super().__init__()
+        self.double_precision = double
         self.features = nn.Sequential(
             nn.Conv2d(3, 6, 3, padding=1, bias=False),
-            nn.BatchNorm2d(6),
+            nn.Identity() if double else nn.BatchNorm2d(6),
             nn.ReLU(),
             nn.Conv2d(6, 8, 3, stride=2, bias=False),
-            nn.BatchNorm2d(8),
+            nn.Identity() if double else nn.BatchNorm2d(8),
             nn.ReLU(),
         )
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(8, CLASSES)
         self.aux = nn.Linear(8, CLASSES) if aux else None
+        self.to(torch.float64 if double else torch.float32)
 
     def forward(self, x: Tensor) -> Any:
-        x = self.features(x).mean((2, 3))
+        x = self.features(x.double() if self.double_precision else x).mean((2, 3))
         logits = self.classifier(self.dropout(x))
         return Heads(logits, None, self.aux(x)) if self.aux is not None and self.training else logits
 
