@@ -140,9 +140,8 @@ def test_every_flag_of_every_command_resolves() -> None:
     for command in schema.SCHEMAS:
         keys = command_keys(command)
         for key in keys:
-            assert translate(
-                command, [f"--{key.replace('_', '-')}=a:b", "checkpoint=x", "target=x", "root=x", "to=x"]
-            ).overrides
+            needed = [f"{name}=x" for name in ("checkpoint", "target", "root", "to", "dataset", "src", "dst")]
+            assert translate(command, [f"--{key.replace('_', '-')}=a:b", *needed]).overrides
 
 
 @pytest.mark.parametrize(
