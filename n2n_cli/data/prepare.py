@@ -132,7 +132,7 @@ def _begun(dst: Path, sizes: dict[str, int]) -> dict[str, int]:
     try:
         state = records.read(dst / STATE, {"sizes": {"*": int}, "verified": {"*": int}}, ("sizes", "verified"))
     except FileNotFoundError:
-        if dst.is_dir() and any(dst.iterdir()):
+        if dst.is_dir() and any(not path.name.startswith(records.TEMPORARY) for path in dst.iterdir()):
             raise N2NError(f"data prepare: {dst} holds other files: give an empty folder, or a new one") from None
         return {}
     if state["sizes"] != sizes:

@@ -195,7 +195,7 @@ def test_too_small_for_what_is_asked(photographs: Path, tmp_path: Path) -> None:
 
 def test_ctrl_c_is_one_line_and_gone_on_with_to_the_same_bytes(photographs: Path, tmp_path: Path) -> None:
     """A process, and those that work for it, as a terminal stops them."""
-    for part, count in (("train", 3000), ("val", 20)):
+    for part, count in (("train", 1500), ("val", 20)):
         files = sorted((photographs / part).rglob("*.jpg"))
         for number in range(count):
             os.link(file := files[number % len(files)], file.with_name(f"{number:04d}.jpg"))
@@ -228,4 +228,4 @@ def test_ctrl_c_is_one_line_and_gone_on_with_to_the_same_bytes(photographs: Path
         assert process.communicate(timeout=200)[1] == "" and process.returncode == 0
     assert done and all(path.stat().st_mtime_ns == at for path, at in done.items())
     ours, theirs = ({path.name: path.read_bytes() for path in (tmp_path / to).iterdir()} for to in ("to", "whole"))
-    assert ours == theirs and len(ours) > 190
+    assert ours == theirs and len(ours) > 95

@@ -97,6 +97,8 @@ def test_the_files_are_torchvisions(src: Path, tmp_path: Path, monkeypatch: pyte
 
 def test_what_is_whole_stays_and_what_is_torn_is_written_again(src: Path, tmp_path: Path) -> None:
     dst = tmp_path / "dst"
+    dst.mkdir()
+    (dst / f".tmp-1-{prepare.STATE}").touch()  # as a kill leaves it before anything else is there
     prepare.imagenet(src, dst, verify=False)
     whole = tree(dst)
     times = {name: (dst / name).stat().st_mtime_ns for name in whole}
