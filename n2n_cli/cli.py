@@ -23,6 +23,8 @@ n2n: growth studies after Net2Net. Grow a trained network, keep its function, go
   n2n compare [STUDY]          teacher, all arms and the report; STUDY: baselines, operators, depth, fig4, ...
   n2n evaluate CHECKPOINT      top-1, top-5 and loss
   n2n inspect CHECKPOINT|MODEL layers, parameters, MACs, lineage, groups that grow together; a plan's dry run (--op)
+  n2n data prepare imagenet SRC DST
+                               ImageNet's official archives in SRC, unpacked to DST/train and DST/val
   n2n data check ROOT          every image file opened once: damaged, odd, hidden, twice
   n2n data pack ROOT TO        a smaller copy in a few large files, for data=packed data.root=TO
   n2n completion bash|zsh      what to eval for completion

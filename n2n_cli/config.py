@@ -87,9 +87,11 @@ def check(command: str, tree: Mapping[str, Any]) -> Any:
         raise N2NError(f"no such run folder or checkpoint: {cfg.checkpoint}{_near_path(cfg.checkpoint)}")
     if isinstance(cfg, schema.Inspect):
         _check_inspect(cfg)
-    if isinstance(cfg, schema.DataCheck | schema.DataPack) and not Path(cfg.root).is_dir():
-        what = "this is a file, expected a folder" if Path(cfg.root).exists() else "no such folder"
-        raise N2NError(f"root: {what}: {cfg.root}{_near_path(cfg.root)}")
+    for key in ("root", "src") if isinstance(cfg, schema.DataTool) else ():
+        path = getattr(cfg, key, ".")
+        if not Path(path).is_dir():
+            what = "this is a file, expected a folder" if Path(path).exists() else "no such folder"
+            raise N2NError(f"{key}: {what}: {path}{_near_path(path)}")
     return cfg
 
 
@@ -99,7 +101,7 @@ def functions(cfg: Any) -> tuple[str, ...]:
     ``cfg`` must be the config of the command line, where ``app`` has checked that each of them was typed. Never ask for
     those of a config from a run folder or a checkpoint: names in there are information, and allow nothing.
     """
-    if isinstance(cfg, schema.DataCheck | schema.DataPack):
+    if isinstance(cfg, schema.DataTool):
         return ()
     names = [cfg.model.name if isinstance(cfg, schema.RunConfig) else cfg.model]
     if isinstance(cfg, schema.Student):

@@ -25,11 +25,12 @@ CHOICES = {
     "--cfg": ("job", "hydra", "all"),
     "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
 }
-PATHS = ("out", "teacher", "weights", "checkpoint", "target", "picture", "data.root", "root", "to")
+PATHS = ("out", "teacher", "weights", "checkpoint", "target", "picture", "data.root", "root", "to", "src", "dst")
 POSITIONAL = {
     "compare": ["study"],
     "evaluate": ["checkpoint"],
     "inspect": ["target"],
+    "data_prepare": ["dataset", "src", "dst"],
     "data_check": ["root"],
     "data_pack": ["root", "to"],
 }

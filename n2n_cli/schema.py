@@ -357,15 +357,29 @@ class Inspect:
 
 
 @dataclass
-class DataCheck:
+class DataTool:
+    progress: bool | None
+
+
+@dataclass
+class DataCheck(DataTool):
     root: str
     workers: Literal["auto"] | Whole
-    progress: bool | None
     json: bool
 
 
 @dataclass
-class DataPack:
+class DataPrepare(DataTool):
+    """``src``: a folder with the official archives; ``dst``: the image folder to be made."""
+
+    dataset: Literal["imagenet"]
+    src: str
+    dst: str
+    verify: bool
+
+
+@dataclass
+class DataPack(DataTool):
     """``root``: an image folder; ``to``: the folder to be made."""
 
     root: str
@@ -374,7 +388,6 @@ class DataPack:
     format: Literal["jpeg", "raw"]
     quality: Annotated[int, Rule("a whole number from 1 to 100", lambda v: 1 <= v <= 100)]
     workers: Literal["auto"] | Whole
-    progress: bool | None
 
 
 SCHEMAS: dict[str, type[Any]] = {
@@ -385,6 +398,7 @@ SCHEMAS: dict[str, type[Any]] = {
     "evaluate": Evaluate,
     "inspect": Inspect,
     "data_check": DataCheck,
+    "data_prepare": DataPrepare,
     "data_pack": DataPack,
 }
 MACHINE = (

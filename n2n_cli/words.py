@@ -5,7 +5,7 @@ from __future__ import annotations
 from n2n_cli.errors import N2NError, suggest
 
 ROLES = ("teacher", "student")
-TOOLS = {"check": "ROOT", "pack": "ROOT TO"}
+TOOLS = {"prepare": "imagenet SRC DST", "check": "ROOT", "pack": "ROOT TO"}
 COMMANDS = ("train", "grow", "compare", "evaluate", "inspect", "data", "completion", "help")
 SHELLS = ("bash", "zsh")
 
@@ -27,7 +27,7 @@ def parse(words: list[str]) -> tuple[str, list[str]]:
     if word == "data":
         tool = rest[0] if rest else ""
         if tool not in TOOLS:
-            what = f"'{tool}' is not {' or '.join(TOOLS)}{suggest(tool, TOOLS)}" if tool else "do what?"
+            what = f"'{tool}' is not one of {', '.join(TOOLS)}{suggest(tool, TOOLS)}" if tool else "do what?"
             lines = " or ".join(f"n2n data {name} {words}" for name, words in TOOLS.items())
             raise N2NError(f"data: {what}; type: {lines}")
         return f"data_{tool}", rest[1:]

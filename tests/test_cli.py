@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -23,6 +24,7 @@ WRONG = re.findall(r"^\$ n2n (.*)\n(n2n: error: .*)$", TABLE, re.MULTILINE)
 def n2n(*words: str, cwd: Path, **kwargs: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "n2n_cli", *words]
     path = {"PYTHONPATH": str(Path(cli.__file__).parents[1]), "PATH": "/usr/bin:/bin"}
+    path["XDG_CACHE_HOME"] = os.environ["XDG_CACHE_HOME"]
     return subprocess.run(command, cwd=cwd, env=path, capture_output=True, text=True, timeout=120)
 
 
@@ -138,9 +140,8 @@ def test_every_flag_of_every_command_resolves() -> None:
     for command in schema.SCHEMAS:
         keys = command_keys(command)
         for key in keys:
-            assert translate(
-                command, [f"--{key.replace('_', '-')}=a:b", "checkpoint=x", "target=x", "root=x", "to=x"]
-            ).overrides
+            needed = [f"{name}=x" for name in ("checkpoint", "target", "root", "to", "dataset", "src", "dst")]
+            assert translate(command, [f"--{key.replace('_', '-')}=a:b", *needed]).overrides
 
 
 @pytest.mark.parametrize(

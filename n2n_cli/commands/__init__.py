@@ -33,7 +33,7 @@ def check_job(command: str, cfg: Any) -> Path:
 
 def run_job(command: str, cfg: Any) -> None:
     """Runs one checked config (a dataclass of `n2n_cli.schema`). Raises N2NError, KeyboardInterrupt."""
-    from n2n_cli.commands import check_data, compare, evaluate, grow, inspect, machine, pack_data, train
+    from n2n_cli.commands import check_data, compare, evaluate, grow, inspect, machine, pack_data, prepare_data, train
 
     runs: dict[str, Callable[[Any], object]] = {
         "train_teacher": train.teacher,
@@ -42,6 +42,7 @@ def run_job(command: str, cfg: Any) -> None:
         "compare": compare.run,
         "evaluate": evaluate.run,
         "inspect": inspect.run,
+        "data_prepare": prepare_data.run,
         "data_check": check_data.run,
         "data_pack": pack_data.run,
     }

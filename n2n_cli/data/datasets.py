@@ -381,7 +381,8 @@ def _margin(size: int) -> int:
 
 def digest(paths: Sequence[str], root: Path) -> str:
     """Which image files these are: a digest of their paths below ``root``."""
-    below = sorted(path[len(str(root)) :] for path in paths)
+    start = len(str(root))
+    below = sorted(path[start:] for path in paths)
     return hashlib.sha256("\n".join(below).encode(errors="surrogateescape")).hexdigest()[:16]
 
 

@@ -7,6 +7,7 @@ A source answers `batch(indices, draws)`: the images with those indices, augment
 from __future__ import annotations
 
 import os
+import time
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,6 +23,8 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.io import decode_jpeg, read_file
 from torchvision.transforms.v2 import functional as F
 
+from n2n_cli.data import index
+from n2n_cli.data.index import Listed
 from n2n_cli.data.transforms import AS_IT_IS, Augment, augmented, random_resized_crop_flip, resize_center_crop
 from n2n_cli.errors import N2NError
 
@@ -84,7 +87,7 @@ class FolderSource:
     ):
         # One block of bytes: the pages of a million Python strings would be copied into every worker, as reading a
         # string writes its reference count.
-        self.paths = np.array([os.fsencode(path) for path in paths])
+        self.paths = np.array(os.fsencode("\0".join(paths)).split(b"\0") if paths else [], np.bytes_)
         self.labels = torch.tensor(labels, dtype=torch.int64)
         self.size, self.resize, self.augment, self.decoder = size, resize, augment, decoder
 
@@ -206,19 +209,44 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return image
 
 
-def _walk(folder: str, seen: set[str]) -> Iterator[tuple[str, list[str]]]:
-    """Every folder from this one on, links followed, each once; and the names of its files (no pipes or sockets)."""
+def _walk(root: str, at: str, seen: set[str], hidden: bool) -> Iterator[Listed]:
+    """Every folder from ``root/at`` on, links followed, each once, and its files (no pipes or sockets).
+
+    ``hidden``: whether it lies in a hidden folder.
+    """
+    folder = f"{root}/{at}"
     if (real := os.path.realpath(folder)) in seen:  # a link in a circle
         return
     seen.add(real)
+    times: list[int] | None = index.times(folder)
     files = []
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_dir():
-                yield from _walk(entry.path, seen)
-            elif entry.is_file() or entry.is_symlink():  # a link to nothing is an image that cannot be read
+                yield from _walk(root, f"{at}/{entry.name}", seen, hidden or entry.name.startswith("."))
+            elif entry.is_file():
                 files.append(entry.name)
-    yield folder, files
+            elif entry.is_symlink():  # to nothing: an image that cannot be read, until one day a folder is there
+                files.append(entry.name)
+                times = None
+    shown = [] if hidden else sorted(name for name in files if not name.startswith("."))
+    images = [name for name in shown if name.lower().endswith(IMG_EXTENSIONS)]
+    others = Counter[str]()
+    if len(images) < len(shown):
+        others.update(os.path.splitext(name)[1].lower() for name in shown if not name.lower().endswith(IMG_EXTENSIONS))
+    yield Listed(at, times, images, len(files) - len(shown), others)
+
+
+def _list(folder: Path) -> list[Listed]:
+    """The folder itself, named "", and all of every class, sorted as torchvision does. Raises OSError."""
+    times: list[int] | None = index.times(folder)
+    with os.scandir(folder) as entries:
+        inside = [entry for entry in entries if not entry.name.startswith(".")]
+        names = sorted(entry.name for entry in inside if entry.is_dir())
+        if any(entry.is_symlink() and not os.path.exists(entry.path) for entry in inside):  # to nothing, as above
+            times = None
+    classes = (sorted(_walk(str(folder), name, set(), False)) for name in names)
+    return [Listed("", times, [], 0, {}), *(row for rows in classes for row in rows)]
 
 
 @dataclass(frozen=True)
@@ -244,30 +272,27 @@ def scan(folder: Path) -> Files:
     Hidden files and folders are passed over. Raises `N2NError` for a folder without classes and for a class without
     images.
     """
-    try:
-        names = [entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")]
-    except OSError as error:
-        raise N2NError(f"imagefolder: cannot read {folder}: {error.strerror}") from error
-    names.sort()
+    found = index.read(folder)
+    if found is None:
+        start = time.time_ns()
+        try:
+            found = _list(folder)
+        except OSError as error:
+            raise N2NError(f"imagefolder: cannot read {error.filename}: {error.strerror}") from error
+        index.write(folder, found, start)
+    names, paths, labels, others = list[str](), list[str](), list[int](), Counter[str]()
+    images = Counter[str]()
+    for row in found[1:]:
+        name = row.at.partition("/")[0]
+        if name == row.at:
+            names.append(name)
+        images[name] += len(row.images)
+        at = str(folder / row.at)
+        paths += [f"{at}/{image}" for image in row.images]
+        labels += [len(names) - 1] * len(row.images)
+        others.update(row.others)
     if not names:
         raise N2NError(f"imagefolder: no class folders in {folder} (expected {folder}/<class>/<image>)")
-    labels = {name: label for label, name in enumerate(names)}
-    paths, found, hidden, others = list[str](), list[int](), 0, Counter[str]()
-    for name in names:
-        before = len(paths)
-        for at, files in sorted(_walk(str(folder / name), set())):
-            if any(part.startswith(".") for part in Path(at).relative_to(folder).parts):
-                hidden += len(files)
-                continue
-            for file in sorted(files):
-                suffix = os.path.splitext(file)[1].lower()
-                if file.startswith("."):
-                    hidden += 1
-                elif suffix in IMG_EXTENSIONS:
-                    paths.append(os.path.join(at, file))
-                else:
-                    others[suffix] += 1
-        if len(paths) == before:
-            raise N2NError(f"imagefolder: no images in {folder / name} ({', '.join(IMG_EXTENSIONS)})")
-        found += [labels[name]] * (len(paths) - before)
-    return Files(names, paths, found, hidden, dict(others.most_common()))
+    if empty := [name for name in names if not images[name]]:
+        raise N2NError(f"imagefolder: no images in {folder / empty[0]} ({', '.join(IMG_EXTENSIONS)})")
+    return Files(names, paths, labels, sum(row.hidden for row in found), dict(others.most_common()))

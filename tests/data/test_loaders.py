@@ -209,6 +209,22 @@ def test_unreadable_images_are_skipped_if_asked(
         list(TrainLoader(data.train, batch_size=4, seed=0, workers=workers, skip=True).batches(0))
 
 
+def test_memory_stays_level_over_ten_epochs(folder: Path) -> None:
+    """That of this process and of its two workers. A batch is 400 kB, an epoch 20 of them."""
+    few = load("imagefolder", root=folder, image_size=64, augment="imagenet", cache="none").train
+    source = few.subset(torch.arange(len(few)).repeat(54)[:640], "imagenet")
+    loader = TrainLoader(source, batch_size=32, seed=0, workers=2)
+    used = []
+    for epoch in range(10):
+        assert sum(len(labels) for _, labels in loader.batches(epoch)) == 640
+        workers = [child.pid for child in multiprocessing.active_children()]
+        assert len(workers) == 2
+        status = [Path(f"/proc/{pid}/status").read_text() for pid in (os.getpid(), *workers)]
+        used.append([int(text.partition("VmRSS:")[2].split()[0]) / 1024 for text in status])
+    loader.close()
+    assert all(last - third < 8 for third, last in zip(used[2], used[9], strict=True)), used  # MB
+
+
 def test_too_few_images(source: ArraySource) -> None:
     with pytest.raises(N2NError, match="100 training images are too few for one batch of batch_size 128"):
         TrainLoader(source, batch_size=128, seed=0)
