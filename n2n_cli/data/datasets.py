@@ -381,8 +381,8 @@ def _margin(size: int) -> int:
 
 def digest(paths: Sequence[str], root: Path) -> str:
     """Which image files these are: a digest of their paths below ``root``."""
-    start = len(str(root))
-    below = sorted(path[start:] for path in paths)
+    start = len(str(root / "_")) - 1  # of "." nothing stands in the paths
+    below = sorted(f"/{path[start:]}" for path in paths)
     return hashlib.sha256("\n".join(below).encode(errors="surrogateescape")).hexdigest()[:16]
 
 

@@ -325,3 +325,9 @@ def test_the_fast_decoder_gives_pillows_pixels(tmp_path: Path) -> None:
             assert torch.equal(found[0], found[1])
         seen["refused" if isinstance(found[1], str) else "same"] += 1
     assert min(seen.values()) > 40, seen
+
+
+def test_a_digest_does_not_depend_on_how_the_root_is_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    roots = (folder, ".", f"../{folder.name}")
+    assert len({load("imagefolder", root=root, image_size=24).files for root in roots}) == 1
