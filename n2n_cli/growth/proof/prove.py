@@ -24,6 +24,7 @@ TOLERANCE = 1e-10  # relative, in fp64
 FLOORS = 100  # times its own rounding floor a correct student may differ (5 is the most that was seen)
 WEAK = 1e-6  # with a floor above this a comparison in fp64 says little
 ROUGH = {torch.float32: 1e-3}  # relative gap that a precision explains, beside the proof in fp64
+NOT_FINITE = "the teacher's own output is not finite: there is no function to preserve"
 ROUNDINGS = 10  # times its own rounding in that precision a student may differ
 
 
@@ -110,24 +111,29 @@ def check_in_its_own_precision(teacher: nn.Module, student: nn.Module, batch: An
     variance near zero, say, the teacher's outputs in its own precision are far from those in fp64 themselves.
 
     Raises:
+        Unprovable: the teacher's outputs in its own precision are not finite.
         GrowthError: it differs by more.
     """
     gap = function_gap(teacher, student, batch, training=False)
-    if not gap <= bound and not gap <= ROUNDINGS * _own_rounding(teacher, batch) < float("inf"):
+    if gap <= bound:
+        return
+    own = outputs(teacher, prepared(teacher, batch), training=False)
+    if not _finite(own):
+        raise Unprovable(NOT_FINITE)
+    if not gap <= ROUNDINGS * relative(_exact(teacher, batch) or own, own):
         dtype = next((p.dtype for p in teacher.parameters() if p.is_floating_point()), torch.float32)
         raise GrowthError(
             f"the student's function differs from the teacher's: relative gap {gap:.1e} in eval mode ({dtype})"
         )
 
 
-def _own_rounding(teacher: nn.Module, batch: Any) -> float:
-    """How far the outputs in the teacher's own precision are from those in fp64; 0 if it does not run in fp64."""
-    own = prepared(teacher, batch)
+def _exact(teacher: nn.Module, batch: Any) -> list[Tensor]:
+    """Its outputs in fp64; none if it does not run in fp64, or they are not finite."""
     try:
-        exact = outputs(teacher, _in_double(own), training=False, weights={})
+        found = outputs(teacher, _in_double(prepared(teacher, batch)), training=False, weights={})
     except GrowthError:
-        return 0.0
-    return relative(exact, outputs(teacher, own, training=False))
+        return []
+    return found if _finite(found) else []
 
 
 def prove(teacher: nn.Module, student: nn.Module, *batches: Any, constant: bool = False) -> Gap:
@@ -244,7 +250,7 @@ class _Proof:
         except GrowthError as error:
             raise DoesNotRun(str(error)) from error
         if not _finite(theirs):
-            raise Unprovable("the teacher's own output is not finite: there is no function to preserve")
+            raise Unprovable(NOT_FINITE)
         return theirs
 
     def _floor(self, batch: Any, theirs: list[Tensor], training: bool, seed: int = 0) -> float:

@@ -162,6 +162,9 @@ def test_as_it_was_built_a_student_may_differ_by_what_its_teacher_rounds():
     check_in_its_own_precision(teacher, grown.student, X.float(), 1e-3)
     with pytest.raises(GrowthError, match=r"in eval mode \(torch.float32\)"):
         check_in_its_own_precision(teacher, wrong, X.float(), 1e-3)
+    teacher.b.bias.data[0] = float("inf")
+    with pytest.raises(Unprovable, match="the teacher's own output is not finite"):
+        check_in_its_own_precision(teacher, teacher, X.float(), 1e-3)
 
 
 def test_what_lacks_memory_is_said_in_one_line_and_nothing_is_held_for_it(monkeypatch):
