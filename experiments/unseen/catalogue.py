@@ -246,7 +246,9 @@ def segmentation_models_pytorch() -> dict[str, Build]:
 
     def build(decoder: str, encoder: str) -> tuple[nn.Module, Inputs]:
         options = {"encoder_output_stride": 16} if decoder == "PAN" else {}
-        return runs(smp.create_model(decoder, encoder, encoder_weights=None, classes=3, **options), images(3, 64, 64))
+        side = {"PAN": 128, "DPT": 224}.get(decoder, 64)  # it pools three times more; its encoder takes one size
+        model = smp.create_model(decoder, encoder, encoder_weights=None, classes=3, **options)
+        return runs(model, images(3, side, side))
 
     decoders = "Unet UnetPlusPlus MAnet Linknet FPN PSPNet PAN DeepLabV3 DeepLabV3Plus Segformer UPerNet"
     pairs = [(decoder, "resnet18") for decoder in decoders.split()]
@@ -294,7 +296,7 @@ def monai() -> dict[str, Build]:
         "VNet": (dict(spatial_dims=3), (1, 16, 16, 16)),
         "ViT": (dict(in_channels=1, img_size=(32, 32), patch_size=(8, 8), hidden_size=48, mlp_dim=64, num_layers=2,
                      num_heads=4, spatial_dims=2, classification=True), flat),
-        "ViTAutoEnc": (dict(in_channels=1, img_size=(32, 32), patch_size=(8, 8), hidden_size=48, mlp_dim=64,
+        "ViTAutoEnc": (dict(in_channels=1, img_size=(32, 32), patch_size=(4, 4), hidden_size=48, mlp_dim=64,
                             num_layers=2, num_heads=4, spatial_dims=2), flat),
     }  # fmt: skip
 
