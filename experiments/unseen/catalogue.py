@@ -164,6 +164,14 @@ def transformers() -> dict[str, Build]:
     vision = dict(
         num_hidden_layers=2, hidden_size=48, intermediate_size=80, num_attention_heads=4, image_size=64, patch_size=16
     )
+    of_text = "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads"
+    of_text += " head_dim max_position_embeddings pad_token_id bos_token_id eos_token_id"
+    text = {name: small[name] for name in of_text.split()}
+    sliding = dict(layer_types=["sliding_attention", "full_attention"])
+    linear = dict(
+        linear_key_head_dim=8, linear_value_head_dim=8, linear_num_key_heads=2, linear_num_value_heads=4,
+        layer_types=["linear_attention", "full_attention"],
+    )  # fmt: skip
     latent = dict(
         head_dim=8, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=12, kv_lora_rank=24, q_lora_rank=32,
         num_key_value_heads=4, n_routed_experts=8, n_group=2, topk_group=1, num_experts_per_tok=2,
@@ -173,6 +181,9 @@ def transformers() -> dict[str, Build]:
         "axk2": latent | dict(index_topk=64, index_head_dim=8, index_n_heads=2, gated_norm_rank=8),
         "canine": dict(num_hash_buckets=99, local_transformer_stride=8),
         "cvt": dict(embed_dim=[16, 48, 96], depth=[1, 2, 3]),
+        "cohere_compass_text": sliding | dict(
+            rope_parameters={kind: dict(rope_type="default", rope_theta=1e4) for kind in sliding["layer_types"]},
+        ),
         "deepseek_v2": latent | dict(n_group=1),
         "deepseek_v3": latent | dict(first_k_dense_replace=1),
         "deit": dict(architectures=["DeiTForImageClassification"]),
@@ -182,10 +193,14 @@ def transformers() -> dict[str, Build]:
         "luke": dict(entity_vocab_size=50, entity_emb_size=24),
         "minicpm3": latent,
         "mistral4": latent | dict(head_dim=16, n_group=1),
-        "qwen3_next": dict(
-            num_experts_per_tok=2, shared_expert_intermediate_size=40, linear_key_head_dim=8, linear_value_head_dim=8,
-            linear_num_key_heads=2, linear_num_value_heads=4, layer_types=["linear_attention", "full_attention"],
+        "qwen3_5": dict(
+            text_config=text | linear,
+            vision_config=dict(
+                depth=1, hidden_size=48, intermediate_size=80, num_heads=4, out_hidden_size=48,
+                num_position_embeddings=16,
+            ),
         ),
+        "qwen3_next": linear | dict(num_experts_per_tok=2, shared_expert_intermediate_size=40),
         "reformer": dict(
             num_hidden_layers=None, attn_layers=["local", "local"], axial_pos_embds=False, attention_head_size=12,
             feed_forward_size=80, local_attn_chunk_length=6,
@@ -193,6 +208,10 @@ def transformers() -> dict[str, Build]:
         "siglip": dict(vision_config=vision),
         "stablelm": dict(hidden_size=64),
         "t5": dict(decoder_start_token_id=0),
+        "t5gemma2": dict(
+            encoder=dict(text_config=text | sliding, vision_config=vision), decoder=text | sliding,
+        ),
+        "ultravbert": dict(text_config=text | sliding | dict(prediction_head_size=48), vision_config=vision),
         "xmod": dict(default_language="en_XX"),
         "zamba": dict(
             attention_hidden_size=96, attention_head_dim=24, mamba_dt_rank=4, mamba_d_state=8, num_hidden_layers=3,
