@@ -64,6 +64,7 @@ class Rounds(TorchDispatchMode):
     """Whether a network that is run in fp64 computes in less somewhere: then its student agrees to that precision."""
 
     seen = False
+    supports_higher_order_operators = True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
