@@ -161,14 +161,77 @@ def transformers() -> dict[str, Build]:
         word_embed_proj_dim=48, num_local_experts=4, num_experts=4, moe_intermediate_size=40, ffn_hidden_size=80,
         attention_window=4, projection_dim=48, rotary_dim=8, max_seq_len=64, n_positions=64,
     )  # fmt: skip
+    vision = dict(
+        num_hidden_layers=2, hidden_size=48, intermediate_size=80, num_attention_heads=4, image_size=64, patch_size=16
+    )
+    of_text = "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads"
+    of_text += " head_dim max_position_embeddings pad_token_id bos_token_id eos_token_id"
+    text = {name: small[name] for name in of_text.split()}
+    sliding = dict(layer_types=["sliding_attention", "full_attention"])
+    linear = dict(
+        linear_key_head_dim=8, linear_value_head_dim=8, linear_num_key_heads=2, linear_num_value_heads=4,
+        layer_types=["linear_attention", "full_attention"],
+    )  # fmt: skip
+    latent = dict(
+        head_dim=8, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=12, kv_lora_rank=24, q_lora_rank=32,
+        num_key_value_heads=4, n_routed_experts=8, n_group=2, topk_group=1, num_experts_per_tok=2,
+    )  # fmt: skip
+    special: dict[str, dict[str, Any]] = {  # what the others exclude or only some have; None: as it is
+        "axk1": latent,
+        "axk2": latent | dict(index_topk=64, index_head_dim=8, index_n_heads=2, gated_norm_rank=8),
+        "canine": dict(num_hash_buckets=99, local_transformer_stride=8),
+        "cvt": dict(embed_dim=[16, 48, 96], depth=[1, 2, 3]),
+        "cohere_compass_text": sliding | dict(
+            rope_parameters={kind: dict(rope_type="default", rope_theta=1e4) for kind in sliding["layer_types"]},
+        ),
+        "deepseek_v2": latent | dict(n_group=1),
+        "deepseek_v3": latent | dict(first_k_dense_replace=1),
+        "deit": dict(architectures=["DeiTForImageClassification"]),
+        "efficientnet": dict(width_coefficient=1.0, depth_coefficient=1.0, hidden_dim=1280),
+        "falcon": dict(head_dim=None),
+        "funnel": dict(num_hidden_layers=None, block_sizes=[1, 1, 1], d_head=12, d_inner=80, num_decoder_layers=1),
+        "luke": dict(entity_vocab_size=50, entity_emb_size=24),
+        "minicpm3": latent,
+        "mistral4": latent | dict(head_dim=16, n_group=1),
+        "qwen3_5": dict(
+            text_config=text | linear,
+            vision_config=dict(
+                depth=1, hidden_size=48, intermediate_size=80, num_heads=4, out_hidden_size=48,
+                num_position_embeddings=16,
+            ),
+        ),
+        "qwen3_next": linear | dict(num_experts_per_tok=2, shared_expert_intermediate_size=40),
+        "reformer": dict(
+            num_hidden_layers=None, attn_layers=["local", "local"], axial_pos_embds=False, attention_head_size=12,
+            feed_forward_size=80, local_attn_chunk_length=6,
+        ),
+        "siglip": dict(vision_config=vision),
+        "stablelm": dict(hidden_size=64),
+        "t5": dict(decoder_start_token_id=0),
+        "t5gemma2": dict(
+            encoder=dict(text_config=text | sliding, vision_config=vision), decoder=text | sliding,
+        ),
+        "ultravbert": dict(text_config=text | sliding | dict(prediction_head_size=48), vision_config=vision),
+        "xmod": dict(default_language="en_XX"),
+        "zamba": dict(
+            attention_hidden_size=96, attention_head_dim=24, mamba_dt_rank=4, mamba_d_state=8, num_hidden_layers=3,
+            layers_block_type=["hybrid", "linear_attention", "hybrid"],
+        ),
+        "zamba2": dict(
+            mamba_d_state=8, adapter_rank=8, chunk_size=8, layers_block_type=["linear_attention", "hybrid"],
+        ),
+    }  # fmt: skip
 
     def configs(kind: str) -> Iterator[Any]:
         """Small; only shallow; as it is: whichever runs first."""
         defaults = transformers.AutoConfig.for_model(kind)
+        own = special.get(kind, {})
         options = {k: v for k, v in small.items() if hasattr(defaults, k) or k in ("pad_token_id", "num_labels")}
+        options = {k: v for k, v in options.items() if k not in own}
         listed = {k for k in options if isinstance(getattr(defaults, k, None), list | tuple)}
         shallow = {k: v for k, v in options.items() if "layers" in k or k.endswith("_id") or k == "num_labels"}
-        for settings in ({k: v for k, v in options.items() if k not in listed}, shallow, {"num_labels": 7}):
+        own = {k: v for k, v in own.items() if v is not None}
+        for settings in ({k: v for k, v in options.items() if k not in listed} | own, shallow | own, {"num_labels": 7}):
             for more in ({"depths": [1] * len(defaults.depths)}, {}) if hasattr(defaults, "depths") else ({},):
                 with contextlib.suppress(Exception):  # settings that exclude each other
                     yield transformers.AutoConfig.for_model(kind, **settings, **more)
@@ -179,8 +242,8 @@ def transformers() -> dict[str, Build]:
             try:
                 config.use_cache = False
                 model = auto.from_config(config)
-                if task == "Sequence":
-                    return runs(model, tokens(min(90, config.get_text_config().vocab_size)))
+                if task == "Sequence" or kind == "imagegpt":  # it reads colours as words; one has no list of words
+                    return runs(model, tokens(min(90, getattr(config.get_text_config(), "vocab_size", 90))))
                 inner = getattr(config, "vision_config", config)
                 side = getattr(inner, "image_size", None) or 64
                 side = side if isinstance(side, int) else side[0]
@@ -202,7 +265,9 @@ def segmentation_models_pytorch() -> dict[str, Build]:
 
     def build(decoder: str, encoder: str) -> tuple[nn.Module, Inputs]:
         options = {"encoder_output_stride": 16} if decoder == "PAN" else {}
-        return runs(smp.create_model(decoder, encoder, encoder_weights=None, classes=3, **options), images(3, 64, 64))
+        side = {"PAN": 128, "DPT": 224}.get(decoder, 64)  # it pools three times more; its encoder takes one size
+        model = smp.create_model(decoder, encoder, encoder_weights=None, classes=3, **options)
+        return runs(model, images(3, side, side))
 
     decoders = "Unet UnetPlusPlus MAnet Linknet FPN PSPNet PAN DeepLabV3 DeepLabV3Plus Segformer UPerNet"
     pairs = [(decoder, "resnet18") for decoder in decoders.split()]
@@ -250,7 +315,7 @@ def monai() -> dict[str, Build]:
         "VNet": (dict(spatial_dims=3), (1, 16, 16, 16)),
         "ViT": (dict(in_channels=1, img_size=(32, 32), patch_size=(8, 8), hidden_size=48, mlp_dim=64, num_layers=2,
                      num_heads=4, spatial_dims=2, classification=True), flat),
-        "ViTAutoEnc": (dict(in_channels=1, img_size=(32, 32), patch_size=(8, 8), hidden_size=48, mlp_dim=64,
+        "ViTAutoEnc": (dict(in_channels=1, img_size=(32, 32), patch_size=(4, 4), hidden_size=48, mlp_dim=64,
                             num_layers=2, num_heads=4, spatial_dims=2), flat),
     }  # fmt: skip
 

@@ -64,6 +64,7 @@ class Rounds(TorchDispatchMode):
     """Whether a network that is run in fp64 computes in less somewhere: then its student agrees to that precision."""
 
     seen = False
+    supports_higher_order_operators = True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -118,9 +119,14 @@ def measure(model: nn.Module, inputs: Inputs, factor: float) -> Row:
     """The gap of an fp64 student on inputs that neither the recording nor the proof saw, beside the teacher's rounding.
 
     Two samples of another seed, three, one (eval mode), and larger images or texts where the teacher takes them.
+    In fp32 where the teacher does not run in fp64.
     """
-    teacher, gaps, floors = copy.deepcopy(model).double(), {}, {}
-    student = growth.widen(teacher, fp64(inputs(2, 0, 1.0)), factor).student
+    teacher, wide, gaps, floors = copy.deepcopy(model).double(), fp64, Row(), Row()
+    try:
+        assert all(t.isfinite().all() for t in run(teacher, wide(inputs(2, 0, 1.0)), training=False))
+    except Exception:  # an operation that has no fp64 kernel, code that asks for fp32 or has its largest number
+        teacher, wide = copy.deepcopy(model), lambda x: x
+    student = growth.widen(teacher, wide(inputs(2, 0, 1.0)), factor).student
     for name, batch, seed, scale in (
         ("two", 2, 101, 1.0),
         ("three", 3, 102, 1.0),
@@ -128,7 +134,7 @@ def measure(model: nn.Module, inputs: Inputs, factor: float) -> Row:
         ("larger", 2, 104, 1.5),
     ):
         for training in (False, True):
-            x = fp64(inputs(batch, seed, scale))
+            x = wide(inputs(batch, seed, scale))
             try:
                 theirs = run(teacher, x, training=training)
             except Exception:  # a size that it does not take, batch norm over one value
@@ -142,15 +148,15 @@ def measure(model: nn.Module, inputs: Inputs, factor: float) -> Row:
                 gaps[key] = relative(run(student, x, training=training), theirs)
             except Exception as error:
                 gaps[key], floors[key + " error"] = float("inf"), str(error)[:200]
-    with Rounds() as rounds:
-        run(teacher, fp64(inputs(2, 0, 1.0)), training=False)
-    row = {"gaps": gaps, "floors": floors, "rounds": rounds.seen}
+    with torch.compiler.set_stance("force_eager"), Rounds() as rounds:
+        run(teacher, wide(inputs(2, 0, 1.0)), training=False)
+    row = {"gaps": gaps, "floors": floors, "rounds": rounds.seen, "single": wide is not fp64}
     return row | {"exact": not differs(row)}
 
 
 def differs(row: Row) -> Row:
     """The gaps that arithmetic does not explain."""
-    base = 1e-5 if row["rounds"] else 1e-9
+    base = 1e-4 if row.get("single") else 1e-5 if row["rounds"] else 1e-9
     return {key: gap for key, gap in row["gaps"].items() if not gap <= max(base, 1000 * row["floors"][key])}
 
 
@@ -318,7 +324,8 @@ HOW = f"""No pretrained weights; norm statistics and constants at the start are 
 {GIB} GiB of address space. Then again in fp64, and that student's gap by plain forward passes of copies without
 dropout, on inputs that neither the recording nor the proof saw: two samples, three, one, and images or texts of 1.5
 times the size where the teacher takes them; max |student - teacher| / max |teacher|, eval and train mode, at most 1e-9
-or 1000 floors (an input one ulp away); 1e-5 where the code rounds to fp32 on its way (RMS norms of language models)."""
+or 1000 floors (an input one ulp away); 1e-5 where the code rounds to fp32 on its way (RMS norms of language models);
+all in fp32, and 1e-4, where the network does not run in fp64 (matrices of experts, code that asks for fp32)."""
 
 
 def main() -> None:

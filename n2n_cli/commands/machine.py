@@ -14,6 +14,7 @@ from torch import nn
 
 import n2n_cli
 from n2n_cli.errors import RunError
+from n2n_cli.growth.errors import lacks_memory
 from n2n_cli.models import describe
 from n2n_cli.schema import RunConfig
 
@@ -29,7 +30,7 @@ def enough_memory() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+        if not lacks_memory(error):
             raise
         raise RunError(
             "not enough memory; try a smaller network, a smaller training.batch_size, or training.accumulate=2"

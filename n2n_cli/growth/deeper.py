@@ -49,10 +49,10 @@ from n2n_cli.growth.depth.identity import BatchNorm, identify
 from n2n_cli.growth.depth.insert import Insertion, insert, insertions, moved, sources
 from n2n_cli.growth.depth.stack import stack_insertions
 from n2n_cli.growth.depth.width import free_layers
-from n2n_cli.growth.errors import GrowthError
+from n2n_cli.growth.errors import GrowthError, OutOfMemory, enough_memory
 from n2n_cli.growth.groups.operations import OPERATIONS
 from n2n_cli.growth.proof.gap import Gap, function_gap, measured_gap, runs, runs_as_it_is, worst
-from n2n_cli.growth.proof.prove import Unprovable, prove
+from n2n_cli.growth.proof.prove import Unprovable, check_in_its_own_precision, prove
 from n2n_cli.growth.report import GroupInfo, Growth, proved_in
 from n2n_cli.growth.trace.copies import in_double
 from n2n_cli.growth.trace.examples import check_model, examples_of
@@ -158,6 +158,7 @@ def check_way(new: Any, width: Any = None, activation: bool = True) -> None:
             raise GrowthError(f"{key} is for identity layers, and new={new} makes none")
 
 
+@enough_memory()
 def _with_new_layers(model: nn.Module, places: Sequence[Insertion], seed: int) -> tuple[nn.Module, Change]:
     """The teacher with new layers in between, whose weights are still random, and their names; branches are closed."""
     with torch.random.fork_rng(devices=[]):  # the user's random state stays
@@ -244,6 +245,7 @@ def _calibration(batches: Iterable[Any] | None, example: Any) -> list[Any]:
     return found
 
 
+@enough_memory()
 def _proved(model: nn.Module, student: nn.Module, change: Change, batches: list[Any]) -> Gap:
     """The proof in fp64 and in both modes, on copies; new batch norms undo the statistics of each very batch.
 
@@ -259,7 +261,7 @@ def _proved(model: nn.Module, student: nn.Module, change: Change, batches: list[
         identify(student, change.layers, change.sources, [batch])
         try:
             gaps.append(prove(teacher, student, batch))
-        except Unprovable:
+        except (Unprovable, OutOfMemory):
             raise
         except GrowthError as error:
             raise GrowthError(explained(str(error), student, change, batch)) from error
@@ -269,9 +271,7 @@ def _proved(model: nn.Module, student: nn.Module, change: Change, batches: list[
 def _check_in_its_own_precision(model: nn.Module, student: nn.Module, batch: Any, gap: Gap) -> None:
     """In eval mode a student is exact whichever batches its batch norms were calibrated on."""
     half = any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters())
-    found = function_gap(model, student, batch, training=False)
-    if not found <= max(1e-2 if half else 1e-3, 1000 * gap.eval):
-        raise GrowthError(f"the student's function differs from the teacher's in eval mode: relative gap {found:.1e}")
+    check_in_its_own_precision(model, student, batch, max(1e-2 if half else 1e-3, 1000 * gap.eval))
 
 
 def _notes(model: nn.Module, student: nn.Module, change: Change, batches: list[Any], never_vary: int) -> list[str]:

@@ -25,7 +25,7 @@ from torch import nn
 from n2n_cli.growth.build.gradmax import Loss, loss_of, turn_to_large_gradients
 from n2n_cli.growth.build.starts import COPIES, Start, start_of
 from n2n_cli.growth.build.students import Candidate, build, reshape
-from n2n_cli.growth.errors import GrowthError
+from n2n_cli.growth.errors import GrowthError, enough_memory
 from n2n_cli.growth.groups.infer import trace
 from n2n_cli.growth.groups.operations import OPERATIONS
 from n2n_cli.growth.groups.structure import Attributes, Remappings, Sizes
@@ -129,6 +129,7 @@ def widen(
     )
 
 
+@enough_memory()
 def proved_student(
     model: nn.Module,
     example_input: Any,

@@ -422,6 +422,70 @@ class Gated(nn.Module):
         return self.head(h * (h.relu() @ self.gate).tanh()[:, None] + self.b(h.relu()))
 
 
+class Pyramid(nn.Module):
+    """PyramidNet: each block has more channels than the one before, and zeros beside its shortcut.
+
+    ``more``: how many zeros, as the module keeps it; None: it stands in the code, and they stay as many.
+    """
+
+    def __init__(self, more):
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 21, 3, padding=1), nn.Linear(21, 2)
+        self.more = more
+
+    def forward(self, x):
+        h = self.a(x).relu()
+        more = self.more if isinstance(self.more, tuple) else (0, 0, 0, 0, 0, self.more or 5)
+        return self.head((self.b(h) + F.pad(h, more)).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("more", "grown"), [(5, 10), ((0, 0, 0, 0, 0, 5), (0, 0, 0, 0, 0, 10)), ((0, 0, 0, 0, 2, 3), (0, 0, 0, 0, 4, 6))]
+)
+def test_zeros_beside_a_shortcut_grow_as_the_module_says_how_many(more, grown):
+    torch.manual_seed(0)
+    teacher, x = perturb(Pyramid(more)).double(), normal(2, 3, 8, 8).double()
+    student = growth.widen(teacher, x, 2.0).student
+    assert (student.a.out_channels, student.b.out_channels, student.more) == (32, 42, grown)
+    assert growth.function_gap(teacher, student, normal(3, 3, 9, 9).double()) < 1e-12
+
+
+def test_zeros_whose_number_stands_in_the_code_stay_and_the_rest_grows():
+    torch.manual_seed(0)
+    teacher, x = perturb(Pyramid(None)).double(), normal(2, 3, 8, 8).double()
+    student = growth.widen(teacher, x, 2.0).student
+    assert (student.a.out_channels, student.b.out_channels) == (32, 37)
+    assert growth.function_gap(teacher, student, normal(3, 3, 9, 9).double()) < 1e-12
+
+
+class Reversible(nn.Module):
+    """RevNet: what can be computed again is given back at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.f, self.g, self.head = nn.Linear(3, 8), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(8, 2)
+
+    def forward(self, x):
+        h = self.a(x)
+        first, second = (part.contiguous() for part in h.chunk(2, 1))
+        left = first + self.f(second).relu()
+        both = torch.cat([left, second + self.g(left).relu()], 1)
+        for gone in (first, second, left, h):
+            gone.set_()
+        return self.head(both)
+
+
+class Compiled(nn.Module):
+    """A part that compiles itself when it is called, as attention with masks from functions does."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.head = nn.Linear(3, 8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.head(torch.compile(lambda h: h.relu() * 2, fullgraph=True, backend="eager")(self.inner(x)))
+
+
 GROWS = {  # network, example, how much larger at a factor of 2
     "a number that looks like a width": (MinSize, normal(2, 3, 32, 32), 1.9),
     "a size as a number": (Divided, X, 1.4),
@@ -445,6 +509,8 @@ GROWS = {  # network, example, how much larger at a factor of 2
     "shuffles between grouped convolutions": (shuffle_net, normal(2, 3, 8, 8), 3.0),
     "channels that a buffer takes": (condense_net, normal(2, 3, 8, 8), 3.0),
     "a product with a vector": (Gated, X, 2.5),
+    "memory that is given back": (Reversible, X, 2.6),
+    "a part that compiles itself": (Compiled, X, 1.9),
     "no fp64": (OnlySingle, X, 1.9),
     "a thousand places": (lambda: Flat(32), normal(2, 3, 32, 32), 1.9),
 }

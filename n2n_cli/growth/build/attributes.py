@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from n2n_cli.growth.build.maps import grown_length
+from n2n_cli.growth.groups.axes import Axis, length, resolve
 from n2n_cli.growth.groups.structure import Attributes, Remappings, Structure
+from n2n_cli.growth.trace.record import Op
 
 MADE_OF = ("weight_v", "weight_orig", "parametrizations.weight.original1", "parametrizations.weight.original")
 """Parameters of a weight's shape that a weight is computed from: by weight norm, spectral norm, pruning."""
@@ -157,7 +160,33 @@ def seen(structure: Structure, remappings: Remappings) -> dict[str, Seen]:
                     olds = tuple(t.shape[dim] for t in op.outputs if t.ndim > dim)
                     news = tuple(grown_length(labels[id(t)][dim], remappings) for t in op.outputs if t.ndim > dim)
                     here.add(olds, news)
+            for old, new in _made_beside(op, labels, remappings):
+                here.add(old, new)
     return found
+
+
+def _made_beside(
+    op: Op, labels: dict[int, list[Axis]], remappings: Remappings
+) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """How many positions an operation puts beside those that it was given (a padding of channels), old and new; and
+    the list of numbers, if it got one, that says how many."""
+    axes = [resolve(axis) for out in op.outputs for axis in labels.get(id(out), [])]
+    axes = [axis for axis in axes if len(axis) > 1]
+    if not axes:
+        return
+    given = {group for t in op.tensors() for axis in labels.get(id(t), []) for group, _ in resolve(axis)}
+    made: dict[int, int] = {}
+    for axis in axes:
+        for new, spans in groupby(axis, lambda span: span[0] not in given):
+            part = list(spans)
+            if new and len(part) < len(axis):
+                made[length(part)] = grown_length(part, remappings)
+    for old, grown in made.items():
+        yield (old,), (grown,)
+    lists = [list[int](arg) for arg in op.args if isinstance(arg, list | tuple) and all(type(n) is int for n in arg)]
+    for amounts in lists:
+        if made.keys() & set(amounts):
+            yield tuple(amounts), tuple(made.get(n, n) for n in amounts)
 
 
 def options(

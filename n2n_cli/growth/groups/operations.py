@@ -173,6 +173,7 @@ ROWS: dict[str, Operation] = {
     **_rows("squeeze squeeze_", _moving(movement.squeeze)),
     **_rows("expand", _moving(movement.expand)),
     **_rows("repeat", _moving(movement.repeat)),
+    **_rows("set_", Operation(movement.emptied)),
     **_rows("glu", Operation(movement.glu)),
     **_rows("channel_shuffle", Operation(movement.channel_shuffle)),
     **_rows("pixel_shuffle", Operation(movement.pixel_shuffle, moves=True, zero="first")),

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from n2n_cli.growth.errors import GrowthError
+from n2n_cli.growth.errors import GrowthError, kind_of
 from n2n_cli.growth.groups.operations import OPERATIONS
 from n2n_cli.growth.trace.calls import call, first_line, in_mode, leaves, module_path, same_chance
 from n2n_cli.growth.trace.copies import twin
@@ -139,7 +139,7 @@ def _outputs(
             raise
         except Exception as error:
             path = where() or "the top module"
-            raise GrowthError(f"{kind} does not run: in {path}: {first_line(error)}") from error
+            raise kind_of(error)(f"{kind} does not run: in {path}: {first_line(error)}") from error
         found = [torch.view_as_real(t).clone() if t.is_complex() else t.clone() for t in leaves(result)]
     if not any(t.is_floating_point() and t.numel() for t in found):
         raise GrowthError(f"{kind} returns no tensor of numbers: there is nothing to compare")

@@ -214,7 +214,7 @@ class _Comparison:
                 wrong = [axis for axis, n, m in zip(axes, shape, out.shape, strict=False) if n != m]
                 groups = self._growing([g for axis in wrong for g, _ in resolve(axis)])
                 text = f"gives {list(out.shape)} instead of {shape}"
-                return self._fault(theirs, text, groups or self._meeting(theirs) or self._of_size(out, shape))
+                return self._fault(theirs, text, self._made_by(theirs, groups) or self._of_size(out, shape))
             sample = self.wanted[self.at][which] if self.wanted else None
             if sample is not None and sample.values is not None:
                 off = (out[sample.ours].double() - sample.values).abs().max().item()
@@ -238,6 +238,12 @@ class _Comparison:
         met = [t for t in op.tensors() if id(t) not in self.weights] if entering else [*op.tensors(), *op.outputs]
         axes = [axis for tensor in met for axis in self.labels.get(id(tensor), [])]
         return self._growing([group for axis in axes for group, _ in resolve(axis)])
+
+    def _made_by(self, op: Op, groups: list[Group]) -> list[Group]:
+        """Of the groups on a result of the wrong shape, those that the code made there (the zeros of a padding whose
+        amount stands in it), if there are any; all that meet at the operation, if there are no groups."""
+        given = [group for t in op.tensors() for axis in self.labels.get(id(t), []) for group, _ in resolve(axis)]
+        return [group for group in groups if group not in given] or groups or self._meeting(op)
 
     def _of_size(self, out: Tensor, shape: list[int]) -> list[Group]:
         """The groups of the last axis that grew by the same numbers as this wrong one: there the code read its size."""

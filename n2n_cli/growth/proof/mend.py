@@ -18,7 +18,7 @@ from torch import nn
 
 from n2n_cli.growth.build.attributes import Option, options, set_attributes
 from n2n_cli.growth.build.students import Candidate, student_of
-from n2n_cli.growth.errors import GrowthError
+from n2n_cli.growth.errors import GrowthError, OutOfMemory
 from n2n_cli.growth.groups.axes import Group, resolve
 from n2n_cli.growth.groups.reasons import Reason
 from n2n_cli.growth.groups.structure import Attributes, Sizes, Structure
@@ -48,7 +48,7 @@ def build_until_proved(
     """The first student that passes ``prove``, which raises GrowthError otherwise.
 
     Raises:
-        Unprovable, Counterexample: as ``prove`` raised them.
+        Unprovable, Counterexample, OutOfMemory: as ``prove`` raised them.
         GrowthError: nothing can be mended, and what was asked for by name, or everything, would have to be held.
     """
     sizes, coupled = solution.sizes, False
@@ -60,7 +60,7 @@ def build_until_proved(
         try:
             prove(candidate)
             return candidate
-        except (Unprovable, Counterexample):
+        except (Unprovable, Counterexample, OutOfMemory):
             raise
         except GrowthError as error:
             if not candidate.remappings:

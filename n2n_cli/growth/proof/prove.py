@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 
 from n2n_cli.growth.build.students import Candidate, student_of
 from n2n_cli.growth.build.weights import weights_in_double
-from n2n_cli.growth.errors import GrowthError
+from n2n_cli.growth.errors import GrowthError, OutOfMemory
 from n2n_cli.growth.proof.gap import Gap, Weights, function_gap, outputs, relative, worst
 from n2n_cli.growth.proof.inputs import other_inputs
 from n2n_cli.growth.trace.copies import in_double
@@ -24,6 +24,8 @@ TOLERANCE = 1e-10  # relative, in fp64
 FLOORS = 100  # times its own rounding floor a correct student may differ (5 is the most that was seen)
 WEAK = 1e-6  # with a floor above this a comparison in fp64 says little
 ROUGH = {torch.float32: 1e-3}  # relative gap that a precision explains, beside the proof in fp64
+NOT_FINITE = "the teacher's own output is not finite: there is no function to preserve"
+ROUNDINGS = 10  # times its own rounding in that precision a student may differ
 
 
 class Unprovable(GrowthError):
@@ -75,7 +77,7 @@ def prove_candidate(model: nn.Module, candidate: Candidate, batches: list[Any], 
         weights = weights_in_double(model, candidate.structure, candidate.remappings, candidate.maps, candidate.random)
         try:
             return prove_in_double(model, candidate.student, weights, *batches)
-        except SaysNothing:
+        except (SaysNothing, OutOfMemory):
             raise
         except GrowthError:
             try:
@@ -87,7 +89,7 @@ def prove_candidate(model: nn.Module, candidate: Candidate, batches: list[Any], 
         if dtype == torch.float64 and as_built:
             try:
                 return prove(model, candidate.student, *batches)
-            except SaysNothing:
+            except (SaysNothing, OutOfMemory):
                 raise
             except GrowthError:
                 pass  # code that rounds to fp32 somewhere is compared in fp64 throughout
@@ -97,12 +99,41 @@ def prove_candidate(model: nn.Module, candidate: Candidate, batches: list[Any], 
             raise
         gap = on_copies(with_random_weights(model), constant=True)  # its head is zero, perhaps: with others it speaks
     if as_built and gap.kind == "float64":
-        rough = function_gap(model, candidate.student, batches[0], training=False)
-        if not rough <= max(ROUGH.get(dtype, 3e-2), 1e9 * gap.floor):
-            raise GrowthError(
-                f"the student's function differs from the teacher's: relative gap {rough:.1e} in eval mode ({dtype})"
-            )
+        bound = max(ROUGH.get(dtype, 3e-2), 1e9 * gap.floor)
+        check_in_its_own_precision(model, candidate.student, batches[0], bound)
     return gap
+
+
+def check_in_its_own_precision(teacher: nn.Module, student: nn.Module, batch: Any, bound: float) -> None:
+    """A look at a student as it was built, in eval mode, beside its proof in fp64.
+
+    Above ``bound`` it may only differ where rounding alone moves the teacher as far: where a batch norm divides by a
+    variance near zero, say, the teacher's outputs in its own precision are far from those in fp64 themselves.
+
+    Raises:
+        Unprovable: the teacher's outputs in its own precision are not finite.
+        GrowthError: it differs by more.
+    """
+    gap = function_gap(teacher, student, batch, training=False)
+    if gap <= bound:
+        return
+    own = outputs(teacher, prepared(teacher, batch), training=False)
+    if not _finite(own):
+        raise Unprovable(NOT_FINITE)
+    if not gap <= ROUNDINGS * relative(_exact(teacher, batch) or own, own):
+        dtype = next((p.dtype for p in teacher.parameters() if p.is_floating_point()), torch.float32)
+        raise GrowthError(
+            f"the student's function differs from the teacher's: relative gap {gap:.1e} in eval mode ({dtype})"
+        )
+
+
+def _exact(teacher: nn.Module, batch: Any) -> list[Tensor]:
+    """Its outputs in fp64; none if it does not run in fp64, or they are not finite."""
+    try:
+        found = outputs(teacher, _in_double(prepared(teacher, batch)), training=False, weights={})
+    except GrowthError:
+        return []
+    return found if _finite(found) else []
 
 
 def prove(teacher: nn.Module, student: nn.Module, *batches: Any, constant: bool = False) -> Gap:
@@ -130,11 +161,7 @@ def prove_in_double(teacher: nn.Module, student: nn.Module, weights: Weights, *b
 
     ``student`` lends its modules; its parameters and buffers are ``weights`` (see `build.weights.weights_in_double`).
     """
-
-    def widen(leaf: Any) -> Any:
-        return leaf.double() if isinstance(leaf, Tensor) and leaf.dtype in NARROW else leaf
-
-    inputs = [tree_map(widen, prepared(teacher, batch)) for batch in batches]
+    inputs = [_in_double(prepared(teacher, batch)) for batch in batches]
     ours = partial(outputs, student, weights=weights)
     return _Proof(partial(outputs, teacher, weights={}), ours, torch.float64).run(inputs)
 
@@ -198,6 +225,8 @@ class _Proof:
                 continue
             try:
                 gap = relative(self.student(other, training=False, seed=seed), theirs)
+            except OutOfMemory:  # of what was not asked for
+                continue
             except GrowthError as error:
                 raise Counterexample(f"on {what}, which the teacher takes: {error}", other) from error
             if not gap <= self._bound(0.0):  # only then the floor matters
@@ -216,10 +245,12 @@ class _Proof:
     def _theirs(self, batch: Any, training: bool) -> list[Tensor]:
         try:
             theirs = self.teacher(batch, training=training)
+        except OutOfMemory:
+            raise
         except GrowthError as error:
             raise DoesNotRun(str(error)) from error
         if not _finite(theirs):
-            raise Unprovable("the teacher's own output is not finite: there is no function to preserve")
+            raise Unprovable(NOT_FINITE)
         return theirs
 
     def _floor(self, batch: Any, theirs: list[Tensor], training: bool, seed: int = 0) -> float:
@@ -244,6 +275,10 @@ class _Proof:
 
 def _finite(tensors: list[Tensor]) -> bool:
     return all(bool(torch.isfinite(t).all()) for t in tensors if t.is_floating_point())
+
+
+def _in_double(batch: Any) -> Any:
+    return tree_map(lambda leaf: leaf.double() if isinstance(leaf, Tensor) and leaf.dtype in NARROW else leaf, batch)
 
 
 def _constant(tensors: list[Tensor]) -> bool:

@@ -10,7 +10,7 @@ from torch import nn
 
 from n2n_cli.growth.build.starts import Start, started
 from n2n_cli.growth.build.students import Candidate, student_of
-from n2n_cli.growth.errors import GrowthError
+from n2n_cli.growth.errors import GrowthError, OutOfMemory
 from n2n_cli.growth.groups.axes import Group
 from n2n_cli.growth.groups.reasons import Reason
 from n2n_cli.growth.groups.structure import Remappings
@@ -44,7 +44,7 @@ def start_until_proved(
     large, with either sign: a maximum might not have noticed small ones.
 
     Raises:
-        Unprovable, Counterexample: as ``prove`` raised them.
+        Unprovable, Counterexample, OutOfMemory: as ``prove`` raised them.
         GrowthError: the student is not exact, and no group could be blamed.
     """
     refused: dict[Group, Reason] = {}
@@ -60,7 +60,7 @@ def start_until_proved(
                 probe = _with_large_units(teacher, candidate, size)
                 _same_function(teacher, probe)
             return candidate
-        except (Unprovable, Counterexample):
+        except (Unprovable, Counterexample, OutOfMemory):
             raise
         except GrowthError as error:
             fault = find(copied.structure, remappings, student_of(teacher, probe), teacher)

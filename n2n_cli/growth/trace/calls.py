@@ -69,13 +69,17 @@ def same_chance(seed: int = 0) -> Iterator[None]:
 
 @contextmanager
 def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """The model in train or eval mode, without PyTorch's fast paths; modules are back in their own mode afterwards."""
+    """The model in train or eval mode, without PyTorch's fast paths; modules are back in their own mode afterwards.
+
+    Nothing is compiled either (``torch.compile`` in a forward pass, `flex_attention`): operations are to be seen.
+    """
     before = {module: module.training for module in model.modules()}
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # its fused kernel would hide what the module computes
     try:
         model.train(training)
-        yield
+        with torch.compiler.set_stance("force_eager"):
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         for module, was in before.items():

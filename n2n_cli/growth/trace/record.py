@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from n2n_cli.growth.errors import GrowthError
+from n2n_cli.growth.errors import GrowthError, kind_of
 from n2n_cli.growth.trace.calls import call, first_line, in_mode, leaves, module_path, same_chance
 from n2n_cli.growth.trace.copies import slots, twin
 from n2n_cli.growth.trace.dispatch import Known, Recorder, WithoutChance
@@ -90,7 +90,7 @@ def record(model: nn.Module, example_input: Any, known: Known, *, training: bool
         except Exception as error:
             where = getattr(error, "_n2n_where", "")
             last = f" after {ops[-1].name}" if ops else ""
-            raise GrowthError(
+            raise kind_of(error)(
                 f"cannot record {type(model).__name__} in {'train' if training else 'eval'} mode: "
                 f"{type(error).__name__} in module '{where}'{last}: {first_line(error)}"
             ) from error

@@ -11,8 +11,16 @@ from n2n_cli import growth
 from n2n_cli.growth import GrowthError
 from n2n_cli.growth.build.students import build
 from n2n_cli.growth.build.weights import grown_weights
+from n2n_cli.growth.errors import OutOfMemory
 from n2n_cli.growth.proof.gap import outputs
-from n2n_cli.growth.proof.prove import Counterexample, Unprovable, prove, prove_candidate, prove_in_double
+from n2n_cli.growth.proof.prove import (
+    Counterexample,
+    Unprovable,
+    check_in_its_own_precision,
+    prove,
+    prove_candidate,
+    prove_in_double,
+)
 from n2n_cli.growth.sizes.draw import draw
 from n2n_cli.growth.trace.examples import prepared
 
@@ -129,3 +137,52 @@ def test_a_candidate_is_proved_in_fp64_and_as_it_was_built(dtype):
     candidate.maps["3.weight"][1].copies.fill_(1)  # and now the division is forgotten
     with pytest.raises(GrowthError, match=r"function differs from the teacher's: .*in train mode \(float64"):
         prove_candidate(teacher, candidate, [X.to(dtype)], as_built=False)
+
+
+class Cancelling(nn.Module):
+    """Large numbers whose sum is small: in fp32 little of it is right."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
+        self.b.weight.data -= self.b.weight.mean(1, keepdim=True)
+
+    def forward(self, x):
+        return self.b(self.a(x).relu() + 1e5)
+
+
+def test_as_it_was_built_a_student_may_differ_by_what_its_teacher_rounds():
+    torch.manual_seed(0)
+    teacher = Cancelling()
+    grown = growth.widen(teacher, X.float(), 1.75)
+    assert grown.student.a.out_features == 7 and grown.gap.kind == "float64" and grown.gap.worst < 1e-9
+    assert growth.function_gap(teacher, grown.student, X.float(), training=False) > 1e-3
+    wrong = copy.deepcopy(grown.student)
+    wrong.b.bias.data += 1
+    check_in_its_own_precision(teacher, grown.student, X.float(), 1e-3)
+    with pytest.raises(GrowthError, match=r"in eval mode \(torch.float32\)"):
+        check_in_its_own_precision(teacher, wrong, X.float(), 1e-3)
+    teacher.b.bias.data[0] = float("inf")
+    with pytest.raises(Unprovable, match="the teacher's own output is not finite"):
+        check_in_its_own_precision(teacher, teacher, X.float(), 1e-3)
+
+
+def test_what_lacks_memory_is_said_in_one_line_and_nothing_is_held_for_it(monkeypatch):
+    def without(*args, **kwargs):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes\n")
+
+    teacher, tried = net(torch.float32), []
+    monkeypatch.setattr("n2n_cli.growth.build.weights._select", without)
+    with pytest.raises(OutOfMemory, match=r"^not enough memory to grow this network \(.* 9 bytes\)$"):
+        growth.widen(teacher, X.float(), 2.0)
+    monkeypatch.undo()
+
+    class Late(nn.Linear):
+        def forward(self, x):
+            tried.append(self.in_features)
+            return super().forward(x) if self.in_features == 4 else without()
+
+    teacher[3].__class__ = Late
+    with pytest.raises(OutOfMemory, match=r"does not run: in 3: \[enforce fail\] .* allocate 9 bytes$"):
+        growth.widen(teacher, X.float(), 2.0)
+    assert set(tried) == {4, 8}

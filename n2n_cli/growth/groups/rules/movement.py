@@ -15,7 +15,7 @@ from n2n_cli.growth.groups.division import NO_FACTOR, Division, Factor
 from n2n_cli.growth.groups.reasons import Fork
 from n2n_cli.growth.groups.rules.elementwise import broadcast
 from n2n_cli.growth.groups.rules.reductions import dims_of
-from n2n_cli.growth.groups.structure import Context, Origin
+from n2n_cli.growth.groups.structure import Context, Origin, UnknownCall
 from n2n_cli.growth.trace.record import Op
 
 
@@ -122,14 +122,16 @@ def _any_fixed(axis: Axis) -> bool:
 
 
 def pad(ctx: Context, op: Op) -> None:
-    """Padding with a constant: what is added are units that may not grow."""
+    """Padding with a constant: beside units that may grow, what is added are units that may grow with what they meet
+    (a shortcut to more channels); beside all else (pixels, positions) they may not."""
     x, amounts = op.args[:2]
     axes, reason = [ctx.use(x, d) for d in range(x.ndim)], ctx.reason(op, "padding")
     for at in range(len(amounts) // 2):
         before, after = amounts[2 * at : 2 * at + 2]
         dim = x.ndim - 1 - at
         axis = cut(axes[dim], max(0, -before), x.shape[dim] - max(0, -after))
-        axes[dim] = [*constant(max(0, before), reason), *axis, *constant(max(0, after), reason)]
+        added = [fresh(n) if is_open(axis) else constant(n, reason) for n in (max(0, before), max(0, after))]
+        axes[dim] = [*added[0], *axis, *added[1]]
     ctx.put(op, axes)
 
 
@@ -177,6 +179,13 @@ def repeat(ctx: Context, op: Op) -> None:
     axes = [fresh(n) for n in counts[:lead]]
     axes += [resolve(ctx.use(x, d)) * n for d, n in enumerate(counts[lead:])]
     ctx.put(op, axes)
+
+
+def emptied(ctx: Context, op: Op) -> None:
+    """``x.set_()``: its memory is given back before its time (reversible blocks), and nothing is left of it."""
+    if len(op.args) > 1 or op.kwargs:
+        raise UnknownCall("no rule for this operation")
+    ctx.put(op, [[]])
 
 
 def channel_shuffle(ctx: Context, op: Op) -> None:

@@ -46,8 +46,15 @@ CASES = {
     "both halves of the pairs": (lambda x: x[:, ::2] * x[:, 1::2], [(2, 6)], "a2 b3*2 -> a2 b3"),
     "slice in steps, not of all": (lambda x: x[:, :4:2], [(2, 6)], "a2 !6 -> a2 !2", STEPS),
     "slice in steps that leave a rest": (lambda x: x[:, ::2], [(2, 5)], "a2 !5 -> a2 !3", STEPS),
-    "pad": (lambda x: F.pad(x, (1, 2)), [(2, 6)], "a2 b6 -> a2 !1+b6+!2", PADDING),
-    "pad by less than nothing": (lambda x: F.pad(x, (0, 0, -1, 2)), [(2, 6, 3)], "a2 b1+c5 d3 -> a2 c5+!2 d3", PADDING),
+    "pad": (lambda x: F.pad(x, (1, 2)), [(2, 6)], "a2 b6 -> a2 c1+b6+d2"),
+    "pad by less than nothing": (lambda x: F.pad(x, (0, 0, -1, 2)), [(2, 6, 3)], "a2 b1+c5 d3 -> a2 c5+e2 d3"),
+    "pad of pixels": (
+        lambda x: F.pad(F.pixel_shuffle(x, 2), (1, 2)),
+        [(2, 12, 4, 4)],
+        "a2 b3*4 !4 !4 -> a2 b3 !8 !11",
+        SPATIAL,
+        PADDING,
+    ),
     # axes of size one, repeats
     "unsqueeze": (lambda x: x[:, None], [(2, 3)], "a2 b3 -> a2 !1 b3", NEW),
     "squeeze": (torch.squeeze, [(1, 4, 1)], "!1 a4 !1 -> a4", GONE),
@@ -55,6 +62,7 @@ CASES = {
     "expand": (lambda x: x.expand(5, -1, -1), [(1, 4, 3)], "!1 a4 b3 -> c5 a4 b3", MANY),
     "expand by an axis": (lambda x: x.expand(5, 4, 3), [(4, 1)], "a4 !1 -> b5 a4 c3", MANY),
     "repeat": (lambda x: x.repeat(2, 1, 3), [(4, 3)], "a4 b3 -> c2 a4 b3+b3+b3"),
+    "memory that is given back": (lambda x: (x * 2).set_(), [(2, 3)], "a2 b3 -> 0"),
     # pixels and channels
     "pixel shuffle": (lambda x: F.pixel_shuffle(x, 2), [(2, 12, 4, 4)], "a2 b3*4 !4 !4 -> a2 b3 !8 !8", SPATIAL),
     "pixel unshuffle": (lambda x: F.pixel_unshuffle(x, 2), [(2, 3, 4, 4)], "a2 b3 !4 !4 -> a2 b3*4 !2 !2", SPATIAL),
