@@ -315,6 +315,7 @@ class Compare(Student):
     seeds: Count
     jobs: Literal["auto"] | Count
     retry: bool
+    dry_run: bool
 
 
 @dataclass
@@ -414,6 +415,7 @@ MACHINE = (
     "launch",
     "jobs",
     "retry",
+    "dry_run",
 )
 """Keys that say where and how a run is made. They may differ between runs that are the same."""
 NO_MATTER = (

@@ -17,6 +17,11 @@ REPORT_EVERY_S = 30.0
 
 def run(cfg: Compare) -> None:
     """Runs what is not finished yet; all arms and seeds take the same loop, data and budget."""
+    if cfg.dry_run:
+        from n2n_cli.commands import dry_run
+
+        dry_run.show(cfg)
+        return
     study = folders.setting(cfg)
     given = cfg.teacher or cfg.weights
     total = cfg.seeds * ((given is None) + len(_arms(cfg, cfg.seed, Path())))

@@ -110,7 +110,7 @@ def job_folder(command: str, cfg: Any) -> Path:
         return plan_fresh(cfg, command.removeprefix("train_")).folder
     if isinstance(cfg, Grow):
         return plan_grown(cfg, cfg.op, cfg.seed, cfg.lr_scale, find_teacher(cfg)).folder
-    return setting(cfg) if isinstance(cfg, Compare) else Path()
+    return setting(cfg) if isinstance(cfg, Compare) and not cfg.dry_run else Path()
 
 
 def plan_fresh(cfg: RunConfig, arm: str, *, seed: int | None = None, epochs: float | None = None) -> PlannedRun:

@@ -72,15 +72,7 @@ def write_run(
         )
     if images.passed_over:
         print(f"{images.name}: passed over {images.passed_over}", flush=True)
-    options = FitOptions(
-        planned.epochs,
-        cfg.training.batch_size,
-        cfg.optim.lr,
-        precision=cfg.training.precision,
-        channels_last=cfg.training.channels_last,
-        compile=cfg.training.compile,
-        accumulate=cfg.training.accumulate,
-    )
+    options = options_of(cfg, planned.epochs)
     device = pick_device(cfg.device)
     settled(model, options, image_size=images.image_size, device=device, devices=cfg.devices)
     info = {
@@ -118,6 +110,19 @@ def write_run(
         **(going_on or {}),
     }
     checkpoint.save(planned.folder / "checkpoints", state, step=0)
+
+
+def options_of(cfg: RunConfig, epochs: float) -> FitOptions:
+    """What `trial.settled` asks of a run's options."""
+    return FitOptions(
+        epochs,
+        cfg.training.batch_size,
+        cfg.optim.lr,
+        precision=cfg.training.precision,
+        channels_last=cfg.training.channels_last,
+        compile=cfg.training.compile,
+        accumulate=cfg.training.accumulate,
+    )
 
 
 def _counted(images: data.Dataset) -> dict[str, Any]:

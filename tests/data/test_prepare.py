@@ -317,23 +317,44 @@ def test_the_command(src: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str
     assert "data prepare: unpack: 100%" in capfd.readouterr().err
 
 
+SLOW = """
+import sys, time
+from n2n_cli import cli
+from n2n_cli.data import prepare
+written = prepare._write
+def slowly(*arguments):
+    for size in written(*arguments):
+        time.sleep(0.001)
+        yield size
+prepare._write = slowly
+sys.exit(cli.main(sys.argv[1:]))
+"""
+"""A command that takes some seconds, so that a signal reaches it in the middle."""
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_process_that_is_stopped_is_gone_on_with(tmp_path: Path, how: signal.Signals) -> None:
     wnids = tuple(f"n{number:08d}" for number in range(40))
     src = archives(tmp_path / "src", classes(wnids, 150, 300), photographs(120), devkit(wnids, 120))
     whole, dst = tmp_path / "whole", tmp_path / "dst"
-    words = [sys.executable, "-m", "n2n_cli", "data", "prepare", "imagenet", str(src), str(dst), "--verify=false"]
+    line = ["data", "prepare", "imagenet", str(src), str(dst), "--verify=false"]
+    words = [sys.executable, "-m", "n2n_cli", *line]
     root = Path(n2n_cli.__file__).parents[1]
     process = subprocess.Popen(
-        words, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-c", SLOW, *line],
+        cwd=root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     while process.poll() is None and len(list(dst.glob("train/n*"))) < 5:
         time.sleep(0.001)
     os.killpg(process.pid, how)
     out, err = process.communicate(timeout=60)
     if how == signal.SIGINT:
-        line = "n2n: interrupted: stopped; the same command goes on from there\n"
-        assert (process.returncode, out, err) == (130, "", line)
+        said = "n2n: interrupted: stopped; the same command goes on from there\n"
+        assert (process.returncode, out, err) == (130, "", said)
     else:
         assert process.returncode == -signal.SIGKILL
     assert not (dst / "val" / wnids[-1]).exists()
