@@ -61,11 +61,12 @@ def write_grown(planned: PlannedRun, cfg: Student) -> None:
         raise N2NError(f"teacher: {planned.teacher} has {classes} classes, {cfg.data.name} has {images.num_classes}")
     moving = travel.of_teacher(planned, cfg, teacher)
     teacher = moving.model if moving else teacher
-    print(f"{ARMS[planned.op.name].label} from {planned.teacher}", flush=True)
     parts = planned.op.parts if isinstance(planned.op, Compose) else (planned.op,)
     network, begun, gaps = teacher, steps, list[dict[str, float]]()
     for op in parts:
         grown, to = grow(network, begun, op, cfg, images, batch, planned.seed)
+        if not gaps:  # nothing was refused
+            print(f"{ARMS[planned.op.name].label} from {planned.teacher}", flush=True)
         gaps.append(_told(network, grown))
         name = op.name if len(parts) > 1 else planned.op.name
         begun = lineage.grow(begun, {**grown.recipe, "op": name, "function_gap": gaps[-1]}, to)
