@@ -153,7 +153,7 @@ def build_optimizer(
             optimizer.register_step_pre_hook(_lay_gradients)
         return optimizer
     # Not fused, which takes 0.6 to 0.9 of the time: its momentum starts from memory as it lies where fp16 leaves out
-    # the first step, and it cannot go on from a state that some parameters have and others lack, as grown networks do.
+    # the first step, and it cannot go on from a state that some parameters lack, as those of grown networks do.
     return torch.optim.SGD(groups, lr, momentum=momentum, nesterov=nesterov, foreach=True)
 
 

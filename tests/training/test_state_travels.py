@@ -1,7 +1,7 @@
 """``op.optimizer`` on the command line: what a student's start checkpoint holds, and that training goes on from it.
 
-Found in four steps, fp32, growth 1.5 (largest relative difference of a loss): equivariant 7e-9 (SGD) and 4e-9
-(RMSProp), carry 1e-2 and 7e-3.
+Found in four steps, fp32, growth 1.5 (largest relative difference of a loss): equivariant 7e-9 (SGD), 4e-9 (RMSProp)
+and 8e-9 (AdamW), carry 1e-2, 7e-3 and 1e-3.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def test_a_student_goes_on_as_its_teacher_would(place: Path, optim: str) -> None
         n2n(*words, "--factor", "1.5", f"op.optimizer={how}")
         mine = losses(run(place, f"{optim}/*/wider-factor1.5-noise0-{how}-lr1-seed0"))
         apart = max(abs(a - b) / b for a, b in zip(mine, whole, strict=True))
-        assert apart < 1e-4 if near else apart > 1e-3, (how, apart)
+        assert apart < 1e-5 if near else apart > 1e-4, (how, apart)
 
 
 @pytest.mark.parametrize("optim", OPTIMS)
