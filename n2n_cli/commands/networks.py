@@ -41,13 +41,18 @@ def stored(path: Path, typed: Collection[str] = (), key: str = "model") -> tuple
     """
     state = checkpoint.load(path, ("lineage", "step", "config"))
     model = lineage.build(state["lineage"], typed, key)
+    fill(model, checkpoint.weights(state), path)
+    machine.limit_threads(model)
+    return model, state
+
+
+def fill(model: nn.Module, state_dict: dict[str, torch.Tensor], path: Path) -> None:
+    """Loads the weights of the checkpoint ``path`` into the network of its lineage. Raises N2NError."""
     try:
-        model.load_state_dict(checkpoint.weights(state))
+        model.load_state_dict(state_dict)
     except (RuntimeError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise N2NError(f"{path}: its weights do not fit its lineage: {reason}") from error
-    machine.limit_threads(model)
-    return model, state
 
 
 def fresh(

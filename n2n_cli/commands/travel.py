@@ -11,6 +11,7 @@ import torch
 import yaml
 from torch import nn
 
+from n2n_cli.commands import networks
 from n2n_cli.commands.folders import PlannedRun
 from n2n_cli.errors import N2NError
 from n2n_cli.growth import Growth
@@ -80,7 +81,7 @@ def of_teacher(planned: PlannedRun, cfg: Student, network: nn.Module) -> Travel 
     model, average = network, None
     if state.get("ema") is not None:
         model = copy.deepcopy(network)
-        model.load_state_dict(state["model"])
+        networks.fill(model, state["model"], path)
         average = network if cfg.training.ema_decay else None
     optimizer = optim.restored(model, state["optimizer"], state.get("rates"), lr=cfg.optim.lr, **cfg.optim.arguments)
     return Travel(how, model, optimizer, average, int(state.get("ema_age", 0)) + int(state["step"]))
