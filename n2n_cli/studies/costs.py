@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -70,7 +71,7 @@ def area(evaluations: Sequence[Evaluation]) -> float | None:
     steps = [at.step for at in evaluations]
     if not steps or steps[-1] == steps[0]:
         return None
-    pairs = zip(evaluations, evaluations[1:], strict=False)
+    pairs = itertools.pairwise(evaluations)
     return sum((b.step - a.step) * (a.accuracy + b.accuracy) / 2 for a, b in pairs) / (steps[-1] - steps[0])
 
 

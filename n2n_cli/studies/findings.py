@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from n2n_cli.arms import find
-from n2n_cli.studies.costs import described, first_at, until
+from n2n_cli.studies import wording
+from n2n_cli.studies.costs import described, until
 from n2n_cli.studies.inference import Difference, corrected, summarize
 from n2n_cli.studies.statistics import ArmStatistics, difference, gain, speedup
 from n2n_cli.studies.table import gap, highest, number
 from n2n_cli.studies.table import ratio as told
-from n2n_cli.studies.wording import interval, listed, percent, points, seeds, sentences, signed, significance, with_final
+from n2n_cli.studies.wording import interval, listed, percent, points, seeds, signed, with_final
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def findings(arms: Sequence[ArmStatistics]) -> list[Finding]:
         ("Learning rates", _rates(students)),
         ("How far this carries", _teachers_steps(arms)),
     ]
-    return [Finding(topic, sentences(texts)) for topic, texts in sections if any(texts)]
+    return [Finding(topic, wording.sentences(texts)) for topic, texts in sections if any(texts)]
 
 
 def rivalries(students: Sequence[ArmStatistics]) -> list[tuple[ArmStatistics, ArmStatistics, Difference]]:
@@ -67,7 +68,7 @@ def verdict(a: ArmStatistics, b: ArmStatistics, diff: Difference) -> str:
             return f"{high.label} ends {by} above {low.label} on the one seed that both have"
         return f"{with_final(high)} ends {by} above {with_final(low)}, on one seed"
     evidence = f"95% interval {interval(diff, 1 if high is a else -1)}; higher in {wins} of {diff.n} seeds"
-    evidence += f"; {significance(diff)}"
+    evidence += f"; {wording.significance(diff)}"
     if diff.tie:
         return (
             f"{with_final(a)} and {with_final(b)} tie: the difference of {by} in favour of"
@@ -150,7 +151,8 @@ def _catch_up(arm: ArmStatistics, baseline: ArmStatistics) -> str:
     last = summarize(end.run.last.get("step") for _, end in both)
     share = f", {100 * steps.mean / last.mean:.0f}% of {baseline.label}'s run" if last and last.mean else ""
     if reached < len(ways):
-        return f"{arm.label} first has {target} after more than {number(steps.mean)} steps, in {reached} of {len(ways)} seeds"
+        some = f"in {reached} of {len(ways)} seeds"
+        return f"{arm.label} first has {target} after more than {number(steps.mean)} steps, {some}"
     if steps.mean == 0:
         return f"{arm.label} has {target} before its first step"
     return f"{arm.label} first has {target} after {number(steps.mean)} steps{share}"

@@ -66,7 +66,8 @@ def warnings(arms: Sequence[ArmStatistics]) -> list[str]:
             f"Runs of one seed do not see the same images in the same order ({', '.join(others)} differ), so pairing"
             " them by seed takes out less"
         )
-    texts += [f"{one.run.folder.name} failed and is in no mean: {one.run.failed}" for arm in arms for one in arm.failed]
+    failed = [one.run for arm in arms for one in arm.failed]
+    texts += [f"The run {run.folder.name} failed and is in no mean: {run.failed}" for run in failed]
     waiting = [one.run.folder.name for arm in arms for one in arm.unfinished if one.run.failed is None]
     if waiting:
         texts.append(f"Not finished and in no mean: {listed(waiting)}")

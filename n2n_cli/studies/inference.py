@@ -149,9 +149,7 @@ def corrected(differences: Sequence[Difference]) -> list[Difference]:
     """Differences from one baseline, with Holm's correction for their number; those of one seed have no p."""
     tested = [one.p for one in differences if one.p is not None]
     adjusted = iter(holm(tested))
-    return [
-        one if one.p is None else replace(one, adjusted=next(adjusted), family=len(tested)) for one in differences
-    ]
+    return [one if one.p is None else replace(one, adjusted=next(adjusted), family=len(tested)) for one in differences]
 
 
 def paired(a: Mapping[int, float], b: Mapping[int, float]) -> Difference | None:

@@ -1,4 +1,4 @@
-"""A figure as an SVG inside a page: text in the page's font, colours as variables of its style sheet, marks that speak."""
+"""A figure as an SVG inside a page: text in the page's font, colours as its variables, marks that speak."""
 
 from __future__ import annotations
 

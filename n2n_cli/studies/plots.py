@@ -1,5 +1,4 @@
-"""The curves of a study: accuracy and loss against what training costs, and where every seed ended.
-"""
+"""The curves of a study: accuracy and loss against what training costs, and where every seed ended."""
 
 from __future__ import annotations
 
@@ -74,7 +73,7 @@ def panel(kind: str, arms: Sequence[ArmStatistics], unit: str = "step") -> tuple
     """One panel alone, for a page: ``kind`` is accuracy, first, loss or finals; and what its marks say."""
     with matplotlib.rc_context(FONT):
         row = 0.5 if any("(" in arm.title for arm in arms) else 0.34  # two lines or one
-        figure = blank(5.2, max(3.5, row * len(arms) + 0.8) if kind == "finals" else 3.5)
+        figure = blank(5.2, max(3.5, row * len(arms) + 0.8) if kind == "finals" else 3.5, kind != "finals")
         axes = figure.subplots()
         if kind == "accuracy":
             marks = _accuracy(arms, axes, unit, f"(a) Validation {_metric(arms)}")

@@ -24,7 +24,7 @@ from n2n_cli.studies.statistics import ArmStatistics, RunStatistics, statistics
 
 
 class Paths(NamedTuple):
-    """What `write` wrote: the page, its pictures (each as PNG and SVG), three tables, and TensorBoard's averaged runs."""
+    """What `write` wrote: the page, the picture and the table to look at first, TensorBoard's averaged runs."""
 
     report: Path
     curves: Path
@@ -113,7 +113,7 @@ def html(folder: Path, arms: Sequence[ArmStatistics], *, title: str, command: st
         total_rows=comparisons.totals(arms),
         colours=colours.values(),
         light=[(name, value) for value, (name, _) in colours.items()],
-        units=[(unit, words.partition(",")[0]) for unit, words in plots.UNITS.items() if unit in plots.known_units(arms)],
+        units=[(unit, plots.UNITS[unit].partition(",")[0]) for unit in plots.known_units(arms)],
         legend=[(Markup(_swatch(arm, arms, colours)), _legend(arm)) for arm in arms],
         panels=[Panel(*panel) for panel in _panels(arms, colours)],
         lineage=Markup(inline.inline(pedigree.picture(arms), "lineage", "Lineage of every student", colours)),
@@ -145,7 +145,8 @@ def _panels(arms: Sequence[ArmStatistics], colours: Mapping[str, tuple[str, str]
     panels = []
     for kind, unit in wanted:
         figure, marks = plots.panel(kind, arms, unit or "step")
-        label = f"{_SHOWN[kind]}{f' against {plots.UNITS[unit]}' if unit else ''}: {', '.join(arm.title for arm in arms)}"
+        against = f" against {plots.UNITS[unit]}" if unit else ""
+        label = f"{_SHOWN[kind]}{against}: {', '.join(arm.title for arm in arms)}"
         panels.append((unit, Markup(inline.inline(figure, f"{kind}-{unit or 'all'}", label, colours, marks))))
     return panels
 
@@ -169,8 +170,9 @@ def _legend(arm: ArmStatistics) -> str:
 
 
 def typeset(value: object) -> Markup:
-    """A value as HTML: ``±``, ``=``, ``<`` and ``>`` are kept with their numbers, ``3.1e-07`` is set as a power of ten, nothing as a dash."""
-    text = re.sub(r" (±|=) |(?<=[<>]) (?=\d)", lambda found: found[0].replace(" ", "\u00a0"), _plain(value))
+    """A value as HTML: ``±``, ``=``, ``<`` and ``>`` are kept with their numbers, ``3.1e-07`` is set as a power of ten,
+    nothing as a dash."""
+    text = re.sub(r" [±=] |(?<![^\s(])[<>] (?=\d)", lambda found: found[0].replace(" ", "\u00a0"), _plain(value))
     text = str(escape(text))
     return Markup("–" if text == "-" else re.sub(r"\b(\d(?:\.\d+)?)e([+-])0?(\d+)\b", _power, text))
 
@@ -203,8 +205,8 @@ def _arm_row(arm: ArmStatistics) -> list[object]:
 
 def _main_row(arm: ArmStatistics) -> list[object]:
     return [
-        arm.title, arm.n, table.spread(arm.start), table.final(arm), table.interval(arm.final and arm.final.interval),
-        table.spread(arm.best), table.spread(arm.area), table.interval(arm.area and arm.area.interval),
+        arm.title, arm.n, table.spread(arm.start), table.final(arm), table.interval(arm.final.interval if arm.final else None),
+        table.spread(arm.best), table.spread(arm.area), table.interval(arm.area.interval if arm.area else None),
         table.to_teacher(arm), table.gap(arm.gap), table.spread(arm.copies, 0),
     ]  # fmt: skip
 

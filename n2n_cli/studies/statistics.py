@@ -166,8 +166,8 @@ def run_statistics(run: Run, targets: Mapping[str, float] | None = None) -> RunS
 def statistics(runs: Iterable[Run], thresholds: Sequence[float] = SHARES) -> list[ArmStatistics]:
     """The arms (one a key, see `Run.key`) in the order of ``runs``.
 
-    ``thresholds``: shares of the highest final accuracy that any run of the seed has. Labels tell the arms apart: what all students share is left out, and beside an arm of another learning rate
-    the default rate is told too.
+    ``thresholds``: shares of the highest final accuracy that any run of the seed has. Labels tell the arms apart: what
+    all students share is left out, and beside an arm of another learning rate the default rate is told too.
     """
     runs, best = list(runs), dict[int, float]()
     for run in runs:

@@ -151,8 +151,8 @@ def way_name(threshold: str, unit: str) -> str:
 def table_csv(arms: Sequence[ArmStatistics]) -> str:
     """The table as CSV: of every quantity n, mean, sd and the ends of its bootstrap interval, accuracies as fractions.
 
-    What is not known (an sd of one seed) is an empty cell. Of a way to a threshold ``..._reached`` counts the seeds that
-    got there; the others stand in mean, sd and interval with the whole length of their run.
+    What is not known (an sd of one seed) is an empty cell. ``reached_...`` counts the seeds that got to a threshold;
+    the others stand in mean, sd and interval with the whole length of their run.
     """
     every = [quantities(arm) for arm in arms]
     names = list(dict.fromkeys(name for found in every for name in found))
