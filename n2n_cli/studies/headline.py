@@ -10,6 +10,7 @@ from n2n_cli.studies.statistics import ArmStatistics, speedup
 from n2n_cli.studies.table import highest, ratio
 from n2n_cli.studies.wording import listed, percent, sentences, with_final
 
+_MACHINE = ("device", "devices", "threads")
 SEEDS = 5
 """Fewer settle large differences only."""
 
@@ -61,6 +62,9 @@ def warnings(arms: Sequence[ArmStatistics]) -> list[str]:
     if len(lengths) > 1:
         each = [f"{mean:,.0f} images: {listed(labels)}" for mean, labels in sorted(lengths.items())]
         texts.append(f"Unequal budgets: {'; '.join(each)}")
+    machines = {tuple((run.info.get("machine") or {}).get(key) for key in _MACHINE) for run in runs}
+    if len(machines) > 1:
+        texts.append("Runs were made on machines that differ in device, devices or threads: wall times do not compare")
     if others := [key for key in settings.differing(runs) if key in ("training.batch_size", "data.seed", "data.name")]:
         texts.append(
             f"Runs of one seed do not see the same images in the same order ({', '.join(others)} differ), so pairing"

@@ -71,14 +71,40 @@ def write(
         _put(paths.table, table.table_csv(arms).encode())
         _put(folder / "comparisons.csv", comparisons.comparisons_csv(arms).encode())
         _put(folder / "curves.csv", table.curves_csv(arms).encode())
-        _put(paths.report, html(folder, arms, title=title, command=command, left_out=left_out).encode())
+        _put(
+            paths.report,
+            html(folder, arms, title=title, command=command, made=made(metric, thresholds), left_out=left_out).encode(),
+        )
         overlay.write(folder, arms)
     except OSError as error:
         raise N2NError(f"cannot write the report in {folder}: {error.strerror or error}") from None
     return paths
 
 
-def html(folder: Path, arms: Sequence[ArmStatistics], *, title: str, command: str, left_out: Sequence[str] = ()) -> str:
+def made(metric: str, thresholds: Sequence[float]) -> str:
+    """What a report says of how it was made: one that says otherwise is to be written again."""
+    return f"{__version__} {metric} {' '.join(f'{share:g}' for share in thresholds)}"
+
+
+def current(folder: Path, metric: str, thresholds: Sequence[float]) -> bool:
+    """Whether the folder's report is newer than every run in it, and made for this metric and these thresholds."""
+    page, ends = folder / "report.html", [*folder.glob("*/done.json"), *folder.glob("*/failed.json")]
+    if not (page.exists() and (folder / "curves.png").exists()):
+        return False
+    if any(end.stat().st_mtime > page.stat().st_mtime for end in ends):
+        return False
+    return f'<meta name="n2n" content="{made(metric, thresholds)}">' in page.read_text(errors="replace")[:1000]
+
+
+def html(
+    folder: Path,
+    arms: Sequence[ArmStatistics],
+    *,
+    title: str,
+    command: str,
+    made: str = "",
+    left_out: Sequence[str] = (),
+) -> str:
     """The page."""
     every = [one for arm in arms for one in arm.every]
     runs = [one.run for one in every]
@@ -88,6 +114,7 @@ def html(folder: Path, arms: Sequence[ArmStatistics], *, title: str, command: st
     colours = inline.palette(arms)
     return _template().render(
         title=title,
+        made=made,
         command=settings.portable(command),
         folder=folder.name,
         version=__version__,
@@ -205,8 +232,8 @@ def _arm_row(arm: ArmStatistics) -> list[object]:
 
 def _main_row(arm: ArmStatistics) -> list[object]:
     return [
-        arm.title, arm.n, table.spread(arm.start), table.final(arm), table.interval(arm.final.interval if arm.final else None),
-        table.spread(arm.best), table.spread(arm.area), table.interval(arm.area.interval if arm.area else None),
+        arm.title, arm.n, table.spread(arm.start), table.final(arm), table.interval(arm.final),
+        table.spread(arm.best), table.spread(arm.area), table.interval(arm.area),
         table.to_teacher(arm), table.gap(arm.gap), table.spread(arm.copies, 0),
     ]  # fmt: skip
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from n2n_cli.studies.costs import TEACHER, UNITS, Way
-from n2n_cli.studies.inference import Interval, Ratio, Summary
+from n2n_cli.studies.inference import Ratio, Summary
 from n2n_cli.studies.statistics import ArmStatistics
 
 WIDTH = 160
@@ -39,7 +39,7 @@ def count(summary: Summary | None) -> str:
 
 def number(value: float, digits: int = 3) -> str:
     """``1,240``, ``0.42`` or ``1.24e+15``; ``digits`` are those of the last form."""
-    if value and (abs(value) >= 1e9 or abs(value) < 0.01):
+    if abs(value) >= 1e8 or 0 < abs(value) < 1e-4:
         return f"{value:.{digits - 1}e}"
     return f"{value:,.0f}" if value == round(value) or abs(value) >= 10 else f"{value:.2g}"
 
@@ -62,8 +62,9 @@ def ratio(found: Ratio | None) -> str:
     return f"{f'{found.bound} ' if found.bound else ''}{found.mean:.3g}{ends}{known}"
 
 
-def interval(ends: Interval | tuple[float, float] | None, digits: int = 2) -> str:
-    """``[91.1, 91.7]`` in percent."""
+def interval(summary: Summary | None, digits: int = 2) -> str:
+    """The bootstrap's ``[91.1, 91.7]`` in percent."""
+    ends = summary.interval if summary else None
     return "-" if ends is None else f"[{percent(ends[0], digits)}, {percent(ends[1], digits)}]"
 
 
