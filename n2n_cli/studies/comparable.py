@@ -78,8 +78,11 @@ def _images(run: Run) -> dict[str, Any]:
 
 
 def _told_apart(runs: Sequence[Run]) -> list[Run]:
-    """The runs, those of one name and different settings with these in their names."""
+    """The runs, those of one name and different settings with these in their names; the name of a folder that the user
+    called otherwise is its arm."""
     groups: dict[str, list[Run]] = {}
+    named = [run.folder.name == run.arm or run.folder.name.startswith(f"{run.arm}-") for run in runs]
+    runs = [run if own else replace(run, alias=run.arm) for run, own in zip(runs, named, strict=True)]
     for run in runs:
         groups.setdefault(run.key, []).append(run)
     words: dict[Path, tuple[str, ...]] = {}

@@ -30,11 +30,14 @@ def claim(arms: Sequence[ArmStatistics]) -> str:
     faster = speedup(arm, rival, name, "step") if name else None
     costs = arm.total("flops"), rival.total("flops")
     if faster is not None and not faster.at_once:
-        text += f"; to {name}% of the highest final accuracy {rival.label} takes {ratio(faster)} times its steps"
+        text += (
+            f"; to {name}% of the highest final accuracy {rival.label} takes {ratio(faster)} times {arm.label}'s steps"
+        )
     elif faster is not None:
-        text += f"; it has {name}% of the highest final accuracy {ratio(faster)}"
+        text += f"; {arm.label} has {name}% of the highest final accuracy {ratio(faster)}"
     if costs[0] is not None and costs[1] is not None and costs[1].mean:
-        text += f"; with its teacher's training it took {costs[0].mean / costs[1].mean:.2g} times the FLOPs"
+        share = f"{costs[0].mean / costs[1].mean:.2g} times the FLOPs of {rival.label}"
+        text += f"; {arm.label} and its teacher together took {share}"
     grown = len({one.key for one, *_ in found})
     picked = f" It was picked of {grown} grown arms by its end on these same validation images." if grown > 1 else ""
     return sentences([text])[0] + picked

@@ -44,6 +44,7 @@ class Run:
     teacher: Run | None = None
     failed: str | None = None  # why its study gave it up
     metric: str = "top1"  # the accuracy that is compared
+    alias: str = ""  # what its folder counts as, where its name is the user's own
     more: tuple[str, ...] = ()  # what else tells it from runs of the same name, of another setting
 
     @property
@@ -61,7 +62,7 @@ class Run:
     @property
     def key(self) -> str:
         """The arm with its variant, equal for all seeds: the folder's name without its seed."""
-        name = re.sub(r"-seed\d+$", "", self.folder.name)
+        name = re.sub(r"-seed\d+$", "", self.alias or self.folder.name)
         if name != self.arm and not name.startswith(self.arm + "-"):
             name = f"{self.arm}-lr{self.info.get('lr_scale', 1)}-epochs{self.info.get('epochs', '')}"
         return "-".join([name, *(word.replace(" ", "") for word in self.more)])
