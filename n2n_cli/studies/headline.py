@@ -34,7 +34,8 @@ def claim(arms: Sequence[ArmStatistics]) -> str:
             f"; to {name}% of the highest final accuracy {rival.label} takes {ratio(faster)} times {arm.label}'s steps"
         )
     elif faster is not None:
-        text += f"; {arm.label} has {name}% of the highest final accuracy {ratio(faster)}"
+        some = "" if faster.at_once == faster.of else f" in {faster.at_once} of {faster.of} seeds"
+        text += f"; {arm.label} has {name}% of the highest final accuracy before its first step{some}"
     if costs[0] is not None and costs[1] is not None and costs[1].mean:
         share = f"{costs[0].mean / costs[1].mean:.2g} times the FLOPs of {rival.label}"
         text += f"; {arm.label} and its teacher together took {share}"
