@@ -6,6 +6,7 @@ Imports neither torch nor Hydra.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -83,6 +84,14 @@ def check(command: str, tree: Mapping[str, Any]) -> Any:
         scales = [f"{scale:g}" for scale in cfg.lr_scale] if isinstance(cfg.lr_scale, list) else []
         if len(set(scales)) < len(scales):
             raise N2NError(f"lr_scale: a rate stands there twice: {', '.join(scales)}")
+    if isinstance(cfg, schema.Compare | schema.CompareRuns) and len(set(cfg.thresholds)) < len(cfg.thresholds):
+        raise N2NError(f"thresholds: one stands there twice: {', '.join(f'{share:g}' for share in cfg.thresholds)}")
+    if isinstance(cfg, schema.CompareRuns):
+        places = [os.path.realpath(run) for run in cfg.runs]
+        if twice := [run for run, place in zip(cfg.runs, places, strict=True) if places.count(place) > 1]:
+            raise N2NError(f"compare: {twice[0]} stands there twice")
+        if cfg.out is not None and Path(cfg.out).is_file():
+            raise N2NError(f"out: {cfg.out} is a file, expected a folder")
     if isinstance(cfg, schema.Evaluate) and not Path(cfg.checkpoint).exists():
         raise N2NError(f"no such run folder or checkpoint: {cfg.checkpoint}{_near_path(cfg.checkpoint)}")
     if isinstance(cfg, schema.Inspect):
@@ -95,13 +104,37 @@ def check(command: str, tree: Mapping[str, Any]) -> Any:
     return cfg
 
 
+def names_runs(words: Sequence[str]) -> bool:
+    """Whether the words after ``n2n compare`` name folders of runs, and not a study.
+
+    Raises:
+        N2NError: they name both, or only folders that are not there.
+    """
+    places = [conf_dir(), *(Path(b) for a, b in itertools.pairwise(words) if a in ("--config-dir", "-cd"))]
+    studies = {path.stem for place in places for path in (place / "study").glob("*.yaml")}
+    before = ["", *words]  # the value of a flag is no name
+    plain = [word for last, word in zip(before, words, strict=False) if not last.startswith("-") or "=" in last]
+    plain = [word for word in plain if not word.startswith("-") and "=" not in word]
+    folders = [word for word in plain if word not in studies and Path(word).is_dir()]
+    if not folders:
+        if missing := [word for word in plain if word not in studies and os.sep in word]:
+            raise N2NError(f"compare: no such folder: {missing[0]}{_near_path(missing[0])}")
+        return False
+    if named := [word for word in plain if word in studies]:
+        raise N2NError(
+            f"compare: '{named[0]}' is a study and {folders[0]} a folder of runs; give one or the other "
+            f"(a folder called so is ./{named[0]})"
+        )
+    return True
+
+
 def functions(cfg: Any) -> tuple[str, ...]:
     """Every ``package.module:function`` that a command's config names: the only ones that it may import.
 
     ``cfg`` must be the config of the command line, where ``app`` has checked that each of them was typed. Never ask for
     those of a config from a run folder or a checkpoint: names in there are information, and allow nothing.
     """
-    if isinstance(cfg, schema.DataTool):
+    if isinstance(cfg, schema.DataTool | schema.CompareRuns):
         return ()
     names = [cfg.model.name if isinstance(cfg, schema.RunConfig) else cfg.model]
     if isinstance(cfg, schema.Student):

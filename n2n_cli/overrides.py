@@ -112,7 +112,7 @@ def translate(command: str, words: list[str]) -> Line:
     """
     keys = command_keys(command)
     line, rest = Line(), list(words)
-    positional = list(POSITIONAL.get(command, []))
+    positional, runs = list(POSITIONAL.get(command, [])), list[str]()
     multirun = not {"-m", "--multirun"}.isdisjoint(words)
     while rest:
         word = rest.pop(0)
@@ -139,11 +139,15 @@ def translate(command: str, words: list[str]) -> Line:
         elif (equals and name.strip()) or word.startswith("~"):
             path = name in PATHS and not (multirun and "," in value)
             line.overrides.append(_open(keys, f"{name}={quote(value)}" if path and value else word))
+        elif command == "compare_runs":
+            runs.append(word)
         elif positional:
             key = positional.pop(0)
             line.overrides.append(f"{key}={quote(word) if key != 'study' else word}")
         else:
             raise N2NError(_stray(command, word))
+    if runs:
+        line.overrides.append(f"runs=[{','.join(map(quote, runs))}]")
     for override in line.overrides:
         allows = override.startswith("model=") and ":" in override  # a function that the checkpoint may be built by
         if command == "evaluate" and override.lstrip("+~").startswith(("model", "optim", "training")) and not allows:

@@ -23,6 +23,8 @@ Pairs = Annotated[int, Rule("a whole number from 1 to 64", lambda v: 1 <= v <= 6
 Whole = Annotated[int, Rule("a whole number, 0 or more", lambda v: v >= 0)]
 Seed = Annotated[int, Rule("a whole number from 0 to 2^31 - 1", lambda v: 0 <= v < 2**31)]
 Pixels = Annotated[int, Rule("a whole number of pixels, 8 or more", lambda v: v >= 8)]
+Target = Annotated[float, Rule("a number above 0, at most 1", lambda v: 0 < v <= 1)]
+Metric = Literal["top1", "top5"]
 Difficulty = Annotated[float, Rule("a number from 0 to 4", lambda v: 0 <= v <= 4)]
 Device = Literal["auto", "cpu", "cuda"]
 OptimizerState = Literal["fresh", "carry", "equivariant"]
@@ -316,6 +318,18 @@ class Compare(Student):
     jobs: Literal["auto"] | Count
     retry: bool
     dry_run: bool
+    metric: Metric
+    thresholds: list[Target]
+
+
+@dataclass
+class CompareRuns:
+    """``runs``: run folders, or folders of run folders; ``out``: of the report (null: ./report-NAMES)."""
+
+    runs: list[str]
+    out: str | None
+    metric: Metric
+    thresholds: list[Target]
 
 
 @dataclass
@@ -396,6 +410,7 @@ SCHEMAS: dict[str, type[Any]] = {
     "train_student": RunConfig,
     "grow": Grow,
     "compare": Compare,
+    "compare_runs": CompareRuns,
     "evaluate": Evaluate,
     "inspect": Inspect,
     "data_check": DataCheck,

@@ -33,13 +33,25 @@ def check_job(command: str, cfg: Any) -> Path:
 
 def run_job(command: str, cfg: Any) -> None:
     """Runs one checked config (a dataclass of `n2n_cli.schema`). Raises N2NError, KeyboardInterrupt."""
-    from n2n_cli.commands import check_data, compare, evaluate, grow, inspect, machine, pack_data, prepare_data, train
+    from n2n_cli.commands import (
+        check_data,
+        compare,
+        compare_runs,
+        evaluate,
+        grow,
+        inspect,
+        machine,
+        pack_data,
+        prepare_data,
+        train,
+    )
 
     runs: dict[str, Callable[[Any], object]] = {
         "train_teacher": train.teacher,
         "train_student": train.student,
         "grow": grow.run,
         "compare": compare.run,
+        "compare_runs": compare_runs.run,
         "evaluate": evaluate.run,
         "inspect": inspect.run,
         "data_prepare": prepare_data.run,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -88,7 +89,9 @@ class _Progress:
         self.stopped = False
         self.failed: list[PlannedRun] = []
         self.orphans = 0  # runs whose teacher failed
-        self.written = time.monotonic()
+        self.began = self.written = time.monotonic()
+        self.took: dict[bool, list[float]] = {True: [], False: []}  # seconds of finished runs: of teachers, of students
+        self.spent = 0.0  # seconds of those finished now
 
     def open(self, runs: list[PlannedRun]) -> list[PlannedRun]:
         """Those of the runs, or of the arms of their finished teachers, that are still to be trained."""
@@ -103,6 +106,7 @@ class _Progress:
             folders.check_same(planned)
             fitting.check_images(planned, self.cfg)
             self.number += 1
+            self.took[planned.teacher is None].append(float(planned.done["time_s"]))
             if planned.teacher is None:
                 left += self.open(_arms(self.cfg, planned.seed, planned.folder))
         return left
@@ -133,34 +137,67 @@ class _Progress:
             return []
         self.number += 1
         self.fresh += 1
+        self.took[planned.teacher is None].append(float(done["time_s"]))
+        self.spent += float(done["time_s"])
+        if sys.stdout.isatty() and self.number < self.total:
+            self.show()
         if time.monotonic() - self.written > REPORT_EVERY_S and self.number < self.total:
             _write(self.cfg, self.study)
             self.written = time.monotonic()
         return self.open(_arms(self.cfg, planned.seed, planned.folder)) if planned.teacher is None else []
 
+    def show(self) -> None:
+        """The table of what is finished, and when the rest will be."""
+        from n2n_cli import studies
+
+        arms = studies.statistics(studies.collect(self.study, self.cfg.metric), self.cfg.thresholds)
+        print(studies.table_text(arms, shutil.get_terminal_size((studies.WIDTH, 24)).columns))
+        left = self.left()
+        print(
+            f"{self.number} of {self.total} runs" + ("" if left is None else f", about {_duration(left)} left"),
+            flush=True,
+        )
+
+    def left(self) -> float | None:
+        """Seconds until the last run, from what finished ones took, teachers and students apart; None: nobody knows."""
+        if not self.spent:
+            return None
+        teachers = 0 if self.cfg.teacher or self.cfg.weights else self.cfg.seeds - len(self.took[True])
+        runs, every = (
+            {True: teachers, False: self.total - self.number - teachers},
+            [*self.took[True], *self.took[False]],
+        )
+        means = {kind: sum(took or every) / len(took or every) for kind, took in self.took.items()}
+        need = sum(max(0, runs[kind]) * means[kind] for kind in runs)
+        return need * (time.monotonic() - self.began) / self.spent  # runs at once, and what a run takes beside training
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
 
 def _show(cfg: Compare, study: Path, fresh: int, total: int) -> None:
     from n2n_cli import studies
 
-    report, curves = study / "report.html", study / "curves.png"
-    newest = max(told.stat().st_mtime for name in ("done.json", folders.FAILED) for told in study.glob(f"*/{name}"))
-    if not (report.exists() and curves.exists() and report.stat().st_mtime >= newest):
+    if not studies.current(study, cfg.metric, cfg.thresholds):
         _write(cfg, study)
-    arms = studies.statistics(studies.collect(study))
+    arms = studies.statistics(studies.collect(study, cfg.metric), cfg.thresholds)
     print(studies.table_text(arms))
     for line in studies.failures(arms):
         print(line)
     if not fresh and not any(arm.failed for arm in arms):
         print(f"all {total} runs were done already")
-    print(f"report: {report}")
-    print(f"curves: {curves}")
+    print(f"report: {study / 'report.html'}")
+    print(f"curves: {study / 'curves.png'}")
     print(f"tensorboard --logdir {study}", flush=True)
 
 
 def _write(cfg: Compare, study: Path) -> None:
     from n2n_cli import studies
 
-    studies.write(study, title=cfg.study.title, command=_command())
+    studies.write(study, title=cfg.study.title, command=_command(), metric=cfg.metric, thresholds=cfg.thresholds)
 
 
 def _command() -> str:

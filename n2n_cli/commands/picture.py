@@ -22,7 +22,7 @@ from matplotlib.textpath import TextPath
 
 from n2n_cli.commands import tables
 from n2n_cli.growth.survey import GroupRow, LayerRow, Survey
-from n2n_cli.studies import plots
+from n2n_cli.studies import style
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8A7A10", "#7B5EA7")
 INK, FAINT, GREY, BAND = "#222222", "#8a8a86", "#a9a9a4", "#f5f4f0"
@@ -40,10 +40,10 @@ def draw(found: Survey, title: str) -> Figure:
 def save(figure: Figure, path: Path) -> None:
     """As SVG (the same figure gives the same bytes) or PNG, by the file's ending."""
     if path.suffix.lower() == ".svg":
-        path.write_bytes(plots.svg(figure))
+        path.write_bytes(style.svg(figure))
     else:
         longest = max(figure.get_size_inches())
-        path.write_bytes(plots.png(figure, dpi=int(min(170, 16000 / longest))))
+        path.write_bytes(style.png(figure, dpi=int(min(170, 16000 / longest))))
 
 
 @dataclass
@@ -186,8 +186,8 @@ class _Picture:
                 if shade:
                     box = (MARGIN - 0.06, self.top + ROW * first)
                     size = (self.width - 2 * MARGIN + 0.12, ROW * (row - first))
-                    style = "round,pad=0,rounding_size=0.05"
-                    self.axes.add_patch(FancyBboxPatch(box, *size, boxstyle=style, fc=BAND, lw=0, zorder=0))
+                    rounded = "round,pad=0,rounding_size=0.05"
+                    self.axes.add_patch(FancyBboxPatch(box, *size, boxstyle=rounded, fc=BAND, lw=0, zorder=0))
                 self._text(MARGIN + 0.05, self._y(first), _short(self.heads[first]), 9.5, INK, weight="bold")
                 first, shade = row, not shade
         for row, layer in enumerate(self.layers):

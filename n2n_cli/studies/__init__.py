@@ -4,9 +4,25 @@ A study is a folder with one run folder an arm and seed. Everything here is read
 (``run.json``, ``metrics.jsonl``, ``done.json``, ``config.yaml``): a report can be written again at any time.
 """
 
-from n2n_cli.studies.report import Paths, write
-from n2n_cli.studies.runs import Run, collect
+from n2n_cli.studies.comparable import comparable, gather
+from n2n_cli.studies.report import Paths, current, write
+from n2n_cli.studies.runs import Run, collect, ordered
 from n2n_cli.studies.statistics import ArmStatistics, RunStatistics, statistics
-from n2n_cli.studies.table import failures, table_text
+from n2n_cli.studies.table import WIDTH, failures, table_text
 
-__all__ = ["ArmStatistics", "Paths", "Run", "RunStatistics", "collect", "failures", "statistics", "table_text", "write"]
+__all__ = [
+    "WIDTH",
+    "ArmStatistics",
+    "Paths",
+    "Run",
+    "RunStatistics",
+    "collect",
+    "comparable",
+    "current",
+    "failures",
+    "gather",
+    "ordered",
+    "statistics",
+    "table_text",
+    "write",
+]

@@ -1,8 +1,7 @@
-"""A study's report: one HTML file that opens without a network; curves.png, table.csv, the overlay."""
+"""A study's report: one HTML file that opens without a network, its pictures and tables as files, the overlay."""
 
 from __future__ import annotations
 
-import base64
 import os
 import re
 from collections import Counter
@@ -17,14 +16,15 @@ from markupsafe import Markup, escape
 from n2n_cli import __version__
 from n2n_cli.arms import find
 from n2n_cli.errors import N2NError
-from n2n_cli.studies import overlay, plots, settings, table
+from n2n_cli.studies import comparisons, headline, inline, overlay, pedigree, plots, settings, style, table
+from n2n_cli.studies.costs import SHARES
 from n2n_cli.studies.findings import findings
 from n2n_cli.studies.runs import Run, collect
 from n2n_cli.studies.statistics import ArmStatistics, RunStatistics, statistics
 
 
 class Paths(NamedTuple):
-    """What `write` wrote: three files, and the folder of TensorBoard's averaged runs."""
+    """What `write` wrote: the page, the picture and the table to look at first, TensorBoard's averaged runs."""
 
     report: Path
     curves: Path
@@ -32,45 +32,91 @@ class Paths(NamedTuple):
     overlay: Path
 
 
-def write(folder: str | Path, *, title: str, command: str) -> Paths:
-    """Writes ``report.html``, ``curves.png``, ``table.csv`` and the overlay into a study's folder, each anew.
+def write(
+    folder: str | Path,
+    *,
+    title: str,
+    command: str,
+    runs: Sequence[Run] | None = None,
+    metric: str = "top1",
+    thresholds: Sequence[float] = SHARES,
+    left_out: Sequence[str] = (),
+) -> Paths:
+    """Writes a study's report, pictures, tables and overlay into its folder, each anew.
+
+    ``report.html``; ``curves``, ``costs`` and ``lineage`` as PNG and SVG; ``table.csv`` (every quantity over seeds),
+    ``comparisons.csv`` (paired differences and speed-ups) and ``curves.csv`` (every evaluation).
 
     Args:
         folder: the study: one run folder an arm and seed. Runs not finished are named, and in no mean.
         title: the report's title.
         command: what to type to repeat the study.
+        runs: those to report, where they are not all that lie in the folder.
+        metric: the accuracy that is compared, top1 or top5.
+        thresholds: shares of the highest final accuracy; what it takes to reach them is told.
+        left_out: a sentence for every run that was to be reported and cannot be.
 
     Raises:
         N2NError: no run is there, a file of a run cannot be read, or the report cannot be written.
     """
     folder = Path(folder)
-    arms = statistics(collect(folder))
-    light = plots.curves(arms)
+    arms = statistics(collect(folder, metric) if runs is None else runs, thresholds)
     paths = Paths(folder / "report.html", folder / "curves.png", folder / "table.csv", folder / overlay.FOLDER)
     try:
-        _put(paths.curves, plots.png(light))
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, figure in (("curves", plots.curves), ("costs", plots.costs), ("lineage", pedigree.picture)):
+            drawn = figure(arms)
+            _put(folder / f"{name}.png", style.png(drawn))
+            _put(folder / f"{name}.svg", style.svg(drawn))
         _put(paths.table, table.table_csv(arms).encode())
-        pictures = {"light": plots.svg(light), "dark": plots.svg(plots.curves(arms, dark=True))}
-        _put(paths.report, html(folder, arms, pictures, title=title, command=command).encode())
+        _put(folder / "comparisons.csv", comparisons.comparisons_csv(arms).encode())
+        _put(folder / "curves.csv", table.curves_csv(arms).encode())
+        _put(
+            paths.report,
+            html(folder, arms, title=title, command=command, made=made(metric, thresholds), left_out=left_out).encode(),
+        )
         overlay.write(folder, arms)
     except OSError as error:
         raise N2NError(f"cannot write the report in {folder}: {error.strerror or error}") from None
     return paths
 
 
-def html(folder: Path, arms: Sequence[ArmStatistics], pictures: dict[str, bytes], *, title: str, command: str) -> str:
-    """The page. ``pictures`` are the curves as SVG for a "light" and a "dark" ground."""
-    from n2n_cli import lineage  # brings torch, which nothing else here needs
+def made(metric: str, thresholds: Sequence[float]) -> str:
+    """What a report says of how it was made: one that says otherwise is to be written again."""
+    return f"{__version__} {metric} {' '.join(f'{share:g}' for share in thresholds)}"
 
+
+def current(folder: Path, metric: str, thresholds: Sequence[float]) -> bool:
+    """Whether the folder's report is newer than every run in it, and made for this metric and these thresholds."""
+    page, ends = folder / "report.html", [*folder.glob("*/done.json"), *folder.glob("*/failed.json")]
+    if not (page.exists() and (folder / "curves.png").exists()):
+        return False
+    if any(end.stat().st_mtime > page.stat().st_mtime for end in ends):
+        return False
+    return f'<meta name="n2n" content="{made(metric, thresholds)}">' in page.read_text(errors="replace")[:1000]
+
+
+def html(
+    folder: Path,
+    arms: Sequence[ArmStatistics],
+    *,
+    title: str,
+    command: str,
+    made: str = "",
+    left_out: Sequence[str] = (),
+) -> str:
+    """The page."""
     every = [one for arm in arms for one in arm.every]
     runs = [one.run for one in every]
     students = [arm for arm in arms if arm.arm != "teacher"]
     theirs = [one.run for arm in students for one in arm.every]
     example = (theirs or runs)[0]
+    colours = inline.palette(arms)
     return _template().render(
         title=title,
-        command=command,
-        folder=folder,
+        made=made,
+        command=settings.portable(command),
+        folder=folder.name,
         version=__version__,
         now=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         arms=arms,
@@ -80,36 +126,99 @@ def html(folder: Path, arms: Sequence[ArmStatistics], pictures: dict[str, bytes]
         seeds=max(arm.n for arm in arms),
         networks=_listed(_network(run) for run in runs),
         data=_listed(str(run.info.get("data", "?")) for run in runs),
-        synthetic=any(run.info.get("synthetic") for run in runs),
+        metric=example.metric.replace("top", "top-"),
+        claim=settings.portable(headline.claim(arms)),
+        warnings=[settings.portable(text) for text in (*headline.warnings(arms), *left_out)],
         lengths=_listed((_plain(arm.info("epochs")) for arm in students), " or "),
         differing=_listed(settings.differing(theirs)),
         arm_rows=[_arm_row(arm) for arm in arms],
         findings=findings(arms),
-        main_head=table.HEAD,
-        main_rows=[table.cells(arm) for arm in arms],
-        pictures={scheme: base64.b64encode(svg).decode() for scheme, svg in pictures.items()},
+        main_rows=[_main_row(arm) for arm in arms],
+        difference_rows=comparisons.differences(arms),
+        way_rows=comparisons.ways(arms),
+        speedup_rows=comparisons.speedups(arms),
+        total_rows=comparisons.totals(arms),
+        colours=colours.values(),
+        light=[(name, value) for value, (name, _) in colours.items()],
+        units=[(unit, plots.UNITS[unit].partition(",")[0]) for unit in plots.known_units(arms)],
+        legend=[(Markup(_swatch(arm, arms, colours)), _legend(arm)) for arm in arms],
+        panels=[Panel(*panel) for panel in _panels(arms, colours)],
+        lineage=Markup(inline.inline(pedigree.picture(arms), "lineage", "Lineage of every student", colours)),
         seed_rows=[_seed_row(arm, one) for arm in arms for one in arm.every],
-        lineage_rows=[[arm.title, " → ".join(lineage.describe(arm.info("lineage") or {})) or None] for arm in arms],
+        lineage_rows=[_lineage_row(arm) for arm in arms],
         shared=settings.shared(theirs or runs),
+        arm_settings=_arm_settings(students),
         example=example,
         config=settings.text(example),
+        images=_images(example),
         machines=Counter(_machine(run) for run in runs),
-        duration=_duration(sum(one.time_s or 0.0 for one in every)),
+        duration=_duration(sum(one.own.time_s or 0.0 for one in every)),
         commands=list(dict.fromkeys(str(run.info["command"]) for run in runs if run.info.get("command"))),
     )
 
 
+class Panel(NamedTuple):
+    """One picture of Figure 1: of one unit, or of all (None)."""
+
+    unit: str | None
+    svg: Markup
+
+
+def _panels(arms: Sequence[ArmStatistics], colours: Mapping[str, tuple[str, str]]) -> list[tuple[str | None, Markup]]:
+    """Accuracy by every unit, the first epoch, loss by every unit, the ends of all seeds."""
+    units: list[str] = plots.known_units(arms)
+    wanted: list[tuple[str, str | None]] = [("accuracy", unit) for unit in units]
+    wanted += [("first", None), *(("loss", unit) for unit in units), ("finals", None)]
+    panels = []
+    for kind, unit in wanted:
+        figure, marks = plots.panel(kind, arms, unit or "step")
+        against = f" against {plots.UNITS[unit]}" if unit else ""
+        label = f"{_SHOWN[kind]}{against}: {', '.join(arm.title for arm in arms)}"
+        panels.append((unit, Markup(inline.inline(figure, f"{kind}-{unit or 'all'}", label, colours, marks))))
+    return panels
+
+
+_SHOWN = {
+    "accuracy": "Validation accuracy",
+    "first": "Validation accuracy in the first epoch",
+    "loss": "Training loss",
+    "finals": "Final validation accuracy of every seed",
+}
+
+
+def _swatch(arm: ArmStatistics, arms: Sequence[ArmStatistics], colours: Mapping[str, tuple[str, str]]) -> str:
+    return inline.inline(plots.swatch(arm, arms), f"swatch{list(arms).index(arm)}", "", colours)
+
+
+def _legend(arm: ArmStatistics) -> str:
+    if arm.arm == "teacher":
+        return f"{arm.title}, own training"
+    return arm.title if arm.n else f"{arm.title}, {'failed' if arm.failed else 'unfinished'}"
+
+
 def typeset(value: object) -> Markup:
-    """A value as HTML: ``±`` is kept with its numbers, ``3.1e-07`` is set as a power of ten, nothing as a dash."""
-    text = str(escape(_plain(value))).replace(" ± ", "\u00a0±\u00a0")
-    return Markup("–" if text == "-" else re.sub(r"\b(\d\.\d)e-0?(\d+)\b", "\\1\u00a0×\u00a010<sup>−\\2</sup>", text))
+    """A value as HTML: ``±``, ``=``, ``<`` and ``>`` are kept with their numbers, ``3.1e-07`` is set as a power of ten,
+    nothing as a dash."""
+    text = re.sub(r" [±=] |(?<![^\s(])[<>] (?=\d)", lambda found: found[0].replace(" ", "\u00a0"), _plain(value))
+    text = str(escape(text))
+    return Markup("–" if text == "-" else re.sub(r"\b(\d(?:\.\d+)?)e([+-])0?(\d+)\b", _power, text))
+
+
+def _power(found: re.Match[str]) -> str:
+    return f"{found[1]}\u00a0×\u00a010<sup>{'−' if found[2] == '-' else ''}{found[3]}</sup>"
+
+
+def sort_key(value: object) -> str:
+    """The first number in a cell, which its column is sorted by; empty of text."""
+    found = re.match(r"[>< \[]*([+−-]?[\d,]*\.?\d+(?:e[+-]?\d+)?)", _plain(value))
+    return found[1].replace(",", "").replace("−", "-").lstrip("+") if found else ""
 
 
 def _template() -> Template:
     here = FileSystemLoader(Path(__file__).parent)
     # Strict: a name that nobody hands in is an error, not an empty place in the report.
     html = Environment(loader=here, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    html.filters["typeset"] = typeset
+    html.filters |= {"typeset": typeset, "sort_key": sort_key}
     return html.get_template("report.html.j2")
 
 
@@ -121,12 +230,44 @@ def _arm_row(arm: ArmStatistics) -> list[object]:
     return [arm.title, how, arm.info("lr"), arm.info("epochs"), None if size is None else f"{size:,}", shown]
 
 
+def _main_row(arm: ArmStatistics) -> list[object]:
+    return [
+        arm.title, arm.n, table.spread(arm.start), table.final(arm), table.interval(arm.final),
+        table.spread(arm.best), table.spread(arm.area), table.interval(arm.area),
+        table.to_teacher(arm), table.gap(arm.gap), table.spread(arm.copies, 0),
+    ]  # fmt: skip
+
+
+def _lineage_row(arm: ArmStatistics) -> list[object]:
+    from n2n_cli import lineage  # brings torch, which nothing else here needs
+
+    return [arm.title, " → ".join(lineage.describe(arm.info("lineage") or {})) or None]
+
+
+def _arm_settings(students: Sequence[ArmStatistics]) -> list[list[object]]:
+    """The settings in which the arms differ, a row an arm, names first; empty if there are none."""
+    found = settings.by_arm([arm.every[0].run for arm in students]) if students else {}
+    if not found:
+        return []
+    rows = zip(*found.values(), strict=True)
+    return [["Arm", *found], *([arm.title, *row] for arm, row in zip(students, rows, strict=True))]
+
+
+def _images(run: Run) -> dict[str, object]:
+    """What run.json says of the images."""
+    told, lineage = run.info.get("images") or {}, run.info.get("lineage") or {}
+    steps = lineage.get("steps") or [{}]
+    classes = len(lineage["classes"]) if lineage.get("classes") else steps[0].get("num_classes")
+    found = {"name": run.info.get("data"), "classes": classes, "training images": told.get("train")}
+    found |= {"validation images": told.get("val"), "digest of the file names": told.get("files")}
+    return {key: value for key, value in found.items() if value is not None}
+
+
 def _seed_row(arm: ArmStatistics, one: RunStatistics) -> list[object]:
-    """A run of `arm`, whose title stands in the row of its first run only."""
     step = f"{'unfinished' if one.run.failed is None else 'failed'}, step {one.run.last.get('step', 0):,}"
     never = "never" if one.run.finished and one.teacher is not None else None
     return [
-        arm.title if one is arm.every[0] else "",
+        arm.title,
         one.run.seed,
         table.percent(one.start),
         never if one.reached is None else f"{one.reached.step:,}",
@@ -135,7 +276,8 @@ def _seed_row(arm: ArmStatistics, one: RunStatistics) -> list[object]:
         table.percent(one.teacher),
         table.gap(one.gap),
         _copies(one.run.done or {}),
-        None if one.time_s is None else f"{one.time_s:,.0f}",
+        table.percent(one.area),
+        None if one.own.time_s is None else f"{one.own.time_s:,.0f}",
     ]
 
 

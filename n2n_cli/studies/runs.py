@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,18 @@ _VARIANT = re.compile(r"-([a-z_]+?)((?:(?<=-new)|(?<=-split))-[a-z]+|-[0-9a-f]{6
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation: after ``step`` optimizer steps and ``images`` global images; ``top1`` in [0, 1]."""
+    """One evaluation: ``accuracy`` in [0, 1], and what the run had cost until then.
+
+    ``step`` optimizer steps, ``images`` global images, ``flops`` of their training (None: the network's are not known),
+    ``time_s`` seconds of wall time.
+    """
 
     step: int
     images: int
     epoch: float
-    top1: float
+    accuracy: float
+    time_s: float
+    flops: float | None
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,9 @@ class Run:
     done: Mapping[str, Any] | None
     teacher: Run | None = None
     failed: str | None = None  # why its study gave it up
+    metric: str = "top1"  # the accuracy that is compared
+    alias: str = ""  # what its folder counts as, where its name is the user's own
+    more: tuple[str, ...] = ()  # what else tells it from runs of the same name, of another setting
 
     @property
     def arm(self) -> str:
@@ -52,10 +62,10 @@ class Run:
     @property
     def key(self) -> str:
         """The arm with its variant, equal for all seeds: the folder's name without its seed."""
-        name = re.sub(r"-seed\d+$", "", self.folder.name)
-        if name == self.arm or name.startswith(self.arm + "-"):
-            return name
-        return f"{self.arm}-lr{self.info.get('lr_scale', 1)}-epochs{self.info.get('epochs', '')}"
+        name = re.sub(r"-seed\d+$", "", self.alias or self.folder.name)
+        if name != self.arm and not name.startswith(self.arm + "-"):
+            name = f"{self.arm}-lr{self.info.get('lr_scale', 1)}-epochs{self.info.get('epochs', '')}"
+        return "-".join([name, *(word.replace(" ", "") for word in self.more)])
 
     @property
     def name(self) -> str:
@@ -65,16 +75,32 @@ class Run:
     @property
     def variant(self) -> list[str]:
         """What is not the default, from the folder's name: ``["noise 0.2", "lr ×0.3"]``."""
-        return [_words(*found) for found in _VARIANT.findall(self.key.removeprefix(self.arm))]
+        name = replace(self, more=()).key.removeprefix(self.arm)
+        return [*(_words(*found) for found in _VARIANT.findall(name)), *self.more]
 
     @property
+    def flops_per_image(self) -> float | None:
+        """Of a training step: forward and, twice as much, backward; a multiply-accumulate is two operations."""
+        macs = self.info.get("macs")
+        return None if macs is None else 6.0 * macs
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether it starts from another run's weights; a random start takes no more of its teacher than shapes."""
+        return self.arm not in ("teacher", "student") and not self.arm.endswith("init")
+
+    @functools.cached_property
     def evaluations(self) -> list[Evaluation]:
         """Every evaluation by step; the one at step 0 comes before any training."""
-        rows = {int(row["step"]): row for row in self.rows if isinstance(row.get("val/top1"), (int, float))}
+        tag = f"val/{self.metric}"
+        rows = {int(row["step"]): row for row in self.rows if isinstance(row.get(tag), (int, float))}
         return [
-            Evaluation(step, int(row.get("images", 0)), float(row.get("epoch", 0.0)), float(row["val/top1"]))
+            Evaluation(
+                step, (images := int(row.get("images", 0))), float(row.get("epoch", 0.0)), float(row[tag]),
+                float(row.get("time_s", 0.0)), None if (each := self.flops_per_image) is None else images * each,
+            )
             for step, row in sorted(rows.items())
-        ]
+        ]  # fmt: skip
 
     def series(self, tag: str) -> tuple[list[int], list[float]]:
         """Steps and values of one tag, by step."""
@@ -108,8 +134,10 @@ def _epochs(value: str) -> str:
     return f"{value} epoch" if value == "1" else f"{value} epochs"
 
 
-def collect(folder: str | Path) -> list[Run]:
+def collect(folder: str | Path, metric: str = "top1") -> list[Run]:
     """All runs of a study folder, in the order of arms, variants and seeds, each with its teacher.
+
+    ``metric``: the accuracy to compare, top1 or top5.
 
     Raises:
         N2NError: there is no such folder, it holds no run, or a file of a run cannot be read.
@@ -123,11 +151,13 @@ def collect(folder: str | Path) -> list[Run]:
         below = sorted({str(path.parent.parent) for path in folder.glob("*/*/run.json")})
         hint = f"; studies below it: {', '.join(below)}" if below else ""
         raise N2NError(f"no run in {folder}: expected run folders with a run.json{hint}")
-    runs = []
-    for run in found.values():
-        teacher = None if run.arm == "teacher" else _teacher(run, found)
-        runs.append(replace(run, teacher=teacher))
-    return sorted(runs, key=_order)
+    return ordered(found.values(), metric)
+
+
+def ordered(runs: Iterable[Run], metric: str = "top1") -> list[Run]:
+    """The runs in the order of arms, variants and seeds, each with its teacher, and that one's own."""
+    found = {run.folder.resolve(): replace(run, metric=metric) for run in runs}
+    return sorted((_with_teacher(run, found) for run in found.values()), key=_order)
 
 
 def read_run(folder: Path) -> Run:
@@ -143,13 +173,19 @@ def _order(run: Run) -> tuple[int, str, float, str, int]:
     return rank, run.arm, float(run.info.get("lr_scale") or 1.0), run.key, run.seed
 
 
+def _with_teacher(run: Run, found: dict[Path, Run], depth: int = 8) -> Run:
+    """A run with its teachers, at most ``depth`` of them: a folder that was tampered with may be its own."""
+    teacher = None if run.arm == "teacher" or not depth else _teacher(run, found)
+    return run if teacher is None else replace(run, teacher=_with_teacher(teacher, found, depth - 1))
+
+
 def _teacher(run: Run, found: dict[Path, Run]) -> Run | None:
     """The run that ``run`` grew from: by its path, by its name in a study that was moved, or by the seed."""
     if path := run.info.get("teacher"):
         places = [Path(path), *Path(path).parents]  # a checkpoint lies inside its run's folder
         for place in places:
             if (place / "run.json").exists():
-                return found.get(place.resolve()) or read_run(place)
+                return found.get(place.resolve()) or replace(read_run(place), metric=run.metric)
         by_name = {folder.name: other for folder, other in found.items()}
         return next((by_name[place.name] for place in places if place.name in by_name), None)
     same = [other for other in found.values() if other.arm == "teacher" and other.seed == run.seed]

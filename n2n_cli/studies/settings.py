@@ -32,6 +32,11 @@ def text(run: Run) -> str:
     return re.sub(r"(?m)^(\s*(?:root|teacher|weights|out): )['\"]?/(?:.*/)?([^/\n'\"]+)/?['\"]?$", r"\1\2", told)
 
 
+def portable(text: str) -> str:
+    """A text with the last name alone of every absolute path in it, as a report travels."""
+    return re.sub(r"(?<![\w.~:/<])/(?:[^\s/'\",;:()]+/)*([^\s/'\",;:()]+)", r"\1", text)
+
+
 def shared(runs: Sequence[Run]) -> dict[str, Any]:
     """The settings that are set and equal in all runs, flat; those of a run, an arm or a machine are left out."""
     configs = [config(run) for run in runs]
@@ -47,6 +52,19 @@ def differing(runs: Sequence[Run]) -> list[str]:
     configs = [config(run) for run in runs]
     keys = dict.fromkeys(key for one in configs for key in one if not _told_elsewhere(key))
     return [key for key in keys if any(one.get(key) != configs[0].get(key) for one in configs)]
+
+
+def by_arm(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """The settings in which the runs differ, those of an arm too, and each run's value: ``op.noise`` -> [0.3, None]."""
+    configs = [config(run) for run in runs]
+    keys = dict.fromkeys(key for one in configs for key in one)
+    left_out = ("arm", "seed", "teacher", "weights", "op.name", "op.lr_scale")
+    return {
+        key: [one.get(key) for one in configs]
+        for key in keys
+        if key not in left_out and key not in NO_MATTER and key.split(".")[0] not in MACHINE
+        if any(one.get(key) != configs[0].get(key) for one in configs)
+    }
 
 
 def of_operator(run: Run) -> dict[str, Any]:

@@ -1,30 +1,24 @@
-"""Convergence statistics: a run's, an arm's over its seeds, and the difference of two arms."""
+"""Convergence statistics: a run's, an arm's over its seeds, the difference and the ratio of two arms."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from n2n_cli.studies import costs
+from n2n_cli.studies.costs import SHARES, TEACHER, Cost, Way
+from n2n_cli.studies.inference import Difference, Ratio, Summary, paired, ratio, summarize
 from n2n_cli.studies.runs import Evaluation, Run
 
 
 @dataclass(frozen=True)
-class Summary:
-    """Mean and sample standard deviation (ddof = 1; None for one value) of ``n`` values."""
-
-    n: int
-    mean: float
-    sd: float | None
-
-
-@dataclass(frozen=True)
 class RunStatistics:
-    """One run in numbers. Accuracies are top-1 fractions; what is not known is None.
+    """One run in numbers. Accuracies are fractions; what is not known is None.
 
-    ``reached`` is the first evaluation at or above the teacher's final accuracy, step 0 included. ``copies``: the share
-    of a finished network's units that are within 1 % of another one.
+    ``targets``: the accuracy of every threshold, by name. ``area``: under the accuracy curve, over its length. ``own``:
+    what the run took, ``total``: with its teachers' training. ``copies``: the share of a finished network's units that
+    are within 1 % of another one.
     """
 
     run: Run
@@ -32,16 +26,28 @@ class RunStatistics:
     best: float | None
     final: float | None
     teacher: float | None
-    reached: Evaluation | None
+    targets: Mapping[str, float]
+    area: float | None
+    own: Cost
+    total: Cost
     gap: float | None
     parameters: int | None
-    time_s: float | None
     copies: float | None
+
+    @property
+    def reached(self) -> Evaluation | None:
+        """The first evaluation at or above the teacher's final accuracy, step 0 included."""
+        return None if self.teacher is None else costs.first_at(self.run.evaluations, self.teacher)
+
+    def until(self, threshold: str, unit: str) -> tuple[float, bool] | None:
+        """What the run took until a threshold, and whether it never got there; see `costs.until`."""
+        target = self.targets.get(threshold)
+        return None if target is None else costs.until(self.run.evaluations, target, unit)
 
 
 @dataclass(frozen=True)
 class ArmStatistics:
-    """One arm over its seeds. Means are over finished runs; ``steps_to_teacher`` over those that reach it."""
+    """One arm over its seeds. Means are over finished runs."""
 
     key: str
     arm: str
@@ -85,21 +91,28 @@ class ArmStatistics:
         """The final accuracy of this arm's teachers; None for an arm without one."""
         return summarize(run.teacher for run in self.runs)
 
-    @property
-    def reached(self) -> list[Evaluation]:
-        return [run.reached for run in self.runs if run.reached is not None]
+    def way(self, threshold: str = TEACHER, unit: str = "step") -> Way | None:
+        """What the arm took until a threshold in one of `costs.UNITS`; None if that is not known of any seed."""
+        found = [way for one in self.runs if (way := one.until(threshold, unit)) is not None]
+        cost = summarize(value for value, _ in found)
+        return None if cost is None else Way(cost, sum(not never for _, never in found))
 
     @property
-    def steps_to_teacher(self) -> Summary | None:
-        return summarize(at.step for at in self.reached)
+    def thresholds(self) -> list[str]:
+        """The names of the thresholds that its runs have."""
+        return list(dict.fromkeys(name for one in self.runs for name in one.targets))
 
     @property
-    def images_to_teacher(self) -> Summary | None:
-        return summarize(at.images for at in self.reached)
+    def area(self) -> Summary | None:
+        return summarize(run.area for run in self.runs)
 
-    @property
-    def epochs_to_teacher(self) -> Summary | None:
-        return summarize(at.epoch for at in self.reached)
+    def own(self, unit: str) -> Summary | None:
+        """What its runs took: ``images``, ``flops`` or ``time_s``."""
+        return summarize(getattr(run.own, unit) for run in self.runs)
+
+    def total(self, unit: str) -> Summary | None:
+        """What its runs took with their teachers' training."""
+        return summarize(getattr(run.total, unit) for run in self.runs)
 
     @property
     def gap(self) -> float | None:
@@ -111,10 +124,6 @@ class ArmStatistics:
         return summarize(run.copies for run in self.runs)
 
     @property
-    def time_s(self) -> Summary | None:
-        return summarize(run.time_s for run in self.runs)
-
-    @property
     def parameters(self) -> int | None:
         return next((run.parameters for run in self.every if run.parameters is not None), None)
 
@@ -123,98 +132,50 @@ class ArmStatistics:
         return self.every[0].run.info.get(key)
 
 
-@dataclass(frozen=True)
-class Difference:
-    """``a - b`` of two arms' final accuracies over the ``n`` seeds that both have, paired by seed.
-
-    Runs of one seed share their teacher and the order of the data, hence the pairing. ``interval`` is the
-    95 % interval of the mean difference (Student's t, n - 1 degrees of freedom; None for one seed). ``tie``:
-    the mean difference is no larger than the larger of the two arms' standard deviations; None for one seed.
-    """
-
-    n: int
-    mean: float
-    interval: tuple[float, float] | None
-    tie: bool | None
-    higher: int
-    lower: int
-
-    @property
-    def settled(self) -> bool:
-        """The interval lies on one side of zero."""
-        return self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0)
-
-
-def summarize(values: Iterable[float | None]) -> Summary | None:
-    """Mean and sample standard deviation of the values that are known; None if there are none.
-
-    >>> summarize([1, 2, None, 3])
-    Summary(n=3, mean=2.0, sd=1.0)
-    """
-    known = [float(value) for value in values if value is not None]
-    if not known:
-        return None
-    mean = math.fsum(known) / len(known)
-    if len(known) == 1:
-        return Summary(1, mean, None)
-    return Summary(len(known), mean, math.sqrt(math.fsum((v - mean) ** 2 for v in known) / (len(known) - 1)))
-
-
-def student_t(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t with ``freedom`` degrees: half a 95 % interval, in standard errors.
-
-    >>> [round(student_t(freedom), 3) for freedom in (1, 16, 1000)]
-    [12.706, 2.12, 1.962]
-    """
-    from scipy.special import stdtrit  # scipy.stats.t.ppf without the second that importing scipy.stats takes
-
-    return float(stdtrit(freedom, 0.975))
-
-
-def first_at(evaluations: Sequence[Evaluation], accuracy: float) -> Evaluation | None:
-    """The first evaluation at or above ``accuracy``, to 1e-9: rounding must not part two equal ratios of counts."""
-    return next((at for at in evaluations if at.top1 >= accuracy - 1e-9), None)
-
-
 def final_accuracy(run: Run) -> float | None:
     """The last evaluation of a finished run; None while it is not finished."""
     if not run.finished:
         return None
     if run.evaluations:
-        return run.evaluations[-1].top1
-    value = ((run.done or {}).get("final") or {}).get("val/top1")
+        return run.evaluations[-1].accuracy
+    value = ((run.done or {}).get("final") or {}).get(f"val/{run.metric}")
     return None if value is None else float(value)
 
 
-def run_statistics(run: Run) -> RunStatistics:
-    """One run in numbers, against the final accuracy of its teacher."""
+def run_statistics(run: Run, targets: Mapping[str, float] | None = None) -> RunStatistics:
+    """One run in numbers, against the final accuracy of its teacher and other ``targets``."""
     evaluations = run.evaluations
     teacher = final_accuracy(run.teacher) if run.teacher is not None else None
     gaps = [run.info["function_gap"].get(mode) for mode in ("eval", "train")] if run.info.get("function_gap") else []
-    time_s = (run.done or run.last).get("time_s")
     return RunStatistics(
         run=run,
-        start=evaluations[0].top1 if evaluations and evaluations[0].step == 0 else None,
-        best=max((at.top1 for at in evaluations), default=None),
+        start=evaluations[0].accuracy if evaluations and evaluations[0].step == 0 else None,
+        best=max((at.accuracy for at in evaluations), default=None),
         final=final_accuracy(run),
         teacher=teacher,
-        reached=None if teacher is None else first_at(evaluations, teacher),
+        targets={**({} if teacher is None else {TEACHER: teacher}), **(targets or {})},
+        area=costs.area(evaluations) if run.finished else None,
+        own=costs.own(run),
+        total=costs.total(run),
         gap=max((float(gap) for gap in gaps if gap is not None), default=None),
         parameters=run.info.get("parameters"),
-        time_s=None if time_s is None else float(time_s),
         copies=run.done["units/near_copies"] / run.done["units"] if run.done and run.done.get("units") else None,
     )
 
 
-def statistics(runs: Iterable[Run]) -> list[ArmStatistics]:
+def statistics(runs: Iterable[Run], thresholds: Sequence[float] = SHARES) -> list[ArmStatistics]:
     """The arms (one a key, see `Run.key`) in the order of ``runs``.
 
-    Labels tell the arms apart: what all students share is left out, and beside an arm of another learning rate
-    the default rate is told too.
+    ``thresholds``: shares of the highest final accuracy that any run of the seed has. Labels tell the arms apart: what
+    all students share is left out, and beside an arm of another learning rate the default rate is told too.
     """
+    runs, best = list(runs), dict[int, float]()
+    for run in runs:
+        best[run.seed] = max(best.get(run.seed, 0.0), final_accuracy(run) or 0.0)
     groups: dict[str, list[RunStatistics]] = {}
     for run in runs:
-        groups.setdefault(run.key, []).append(run_statistics(run))
+        targets = {costs.threshold(share): share * best[run.seed] for share in thresholds if best[run.seed]}
+        groups.setdefault(run.key, []).append(run_statistics(run, targets))
     labels = _labels({key: group[0].run for key, group in groups.items()})
     return [
         ArmStatistics(
@@ -246,34 +207,34 @@ def _labels(runs: dict[str, Run]) -> dict[str, str]:
 
 def difference(a: ArmStatistics, b: ArmStatistics) -> Difference | None:
     """How the final accuracies of two arms differ; None if no seed finished in both."""
-    return _paired(_finals(a), _finals(b))
+    return paired(_finals(a), _finals(b))
 
 
 def gain(arm: ArmStatistics) -> Difference | None:
     """How an arm's final accuracies differ from those of its teachers; None for an arm without teachers."""
-    return _paired(_finals(arm), {one.run.seed: one.teacher for one in arm.runs if one.teacher is not None})
+    return paired(_finals(arm), {one.run.seed: one.teacher for one in arm.runs if one.teacher is not None})
+
+
+def speedup(
+    arm: ArmStatistics, rival: ArmStatistics, threshold: str, unit: str, with_teacher: bool = False
+) -> Ratio | None:
+    """How many times as much the rival took until the arm's threshold, seed by seed.
+
+    ``with_teacher``: the training of the teachers that either starts from counts too. None if no seed says anything.
+    """
+    theirs, pairs = {one.run.seed: one for one in rival.runs}, []
+    for one in arm.runs:
+        other = theirs.get(one.run.seed)
+        target = one.targets.get(threshold)
+        if other is None or target is None:
+            continue
+        found = [costs.until(run.evaluations, target, unit) for run in (other.run, one.run)]
+        more = [getattr(costs.of_teachers(run), unit) if with_teacher else 0.0 for run in (other.run, one.run)]
+        if found[0] is not None and found[1] is not None and None not in more:
+            (above, above_never), (below, below_never) = found[0], found[1]
+            pairs.append((above + more[0], below + more[1], above_never, below_never))
+    return ratio(pairs)
 
 
 def _finals(arm: ArmStatistics) -> dict[int, float]:
     return {one.run.seed: one.final for one in arm.runs if one.final is not None}
-
-
-def _paired(a: dict[int, float], b: dict[int, float]) -> Difference | None:
-    seeds = sorted(a.keys() & b.keys())
-    deltas = summarize(a[seed] - b[seed] for seed in seeds)
-    if deltas is None:
-        return None
-    higher, lower = sum(a[seed] > b[seed] for seed in seeds), sum(a[seed] < b[seed] for seed in seeds)
-    if deltas.sd is None:
-        return Difference(1, deltas.mean, None, None, higher, lower)
-    half = student_t(deltas.n - 1) * deltas.sd / math.sqrt(deltas.n)
-    spreads = [summarize(values[seed] for seed in seeds) for values in (a, b)]
-    spread = max(one.sd or 0.0 for one in spreads if one is not None)
-    return Difference(
-        n=deltas.n,
-        mean=deltas.mean,
-        interval=(deltas.mean - half, deltas.mean + half),
-        tie=abs(deltas.mean) <= spread + 1e-12,
-        higher=higher,
-        lower=lower,
-    )

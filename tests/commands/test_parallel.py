@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ import torch
 
 import n2n_cli
 from n2n_cli import cli, records
+from n2n_cli.commands import compare
 from n2n_cli.training import checkpoint
 
 FEW = ["data.train_images=192", "data.val_images=80", "training.log_every=2", "device=cpu"]
@@ -192,3 +195,31 @@ def test_a_teacher_that_fails_is_not_grown(place: Path, capfd: pytest.CaptureFix
         in said.err
     )
     assert len(list(out.glob("*/*/run.json"))) == 1
+
+
+def test_the_table_fills_on_a_terminal(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """After every finished run but the last; piped, nothing of it is said."""
+    shutil.copytree(place / "one", place / "tty")
+    for arm in ("wider", "random_pad"):
+        (unfinished,) = place.glob(f"tty/*/{arm}-*")
+        (unfinished / "done.json").unlink()
+    monkeypatch.setattr(type(sys.stdout), "isatty", lambda self: True)
+    assert cli.main(["compare", "fig4", *SHORT, "out=tty", "jobs=1", "progress=false"]) == 0
+    out = capfd.readouterr().out
+    assert out.count("\nArm ") == 2 and out.count("3 of 4 runs, about ") == 1 and " of 4 runs" in out
+    monkeypatch.undo()
+    monkeypatch.chdir(place)
+    assert cli.main(["compare", "fig4", *SHORT, "out=tty", "jobs=1"]) == 0
+    assert " of 4 runs" not in capfd.readouterr().out
+
+
+def test_the_time_left_is_that_of_the_runs_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg: Any = SimpleNamespace(teacher=None, weights=None, seeds=3)
+    progress = compare._Progress(cfg, Path(), 9)
+    assert progress.left() is None
+    progress.number, progress.took, progress.spent = 3, {True: [10.0, 10.0], False: [4.0]}, 24.0
+    monkeypatch.setattr(compare.time, "monotonic", lambda: progress.began + 12.0)  # two at once
+    assert progress.left() == pytest.approx((1 * 10 + 5 * 4) / 2)
+    assert [compare._duration(seconds) for seconds in (5, 300, 9000)] == ["5 s", "5 min", "2.5 h"]

@@ -1,17 +1,23 @@
 """The sentences say what the numbers say, whoever wins."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from n2n_cli.studies import collect, statistics
 from n2n_cli.studies.findings import findings
+from n2n_cli.studies.headline import claim, warnings
 
 Study = Callable[..., Path]
 
 
 def sentences(study: Path) -> dict[str, str]:
     return {one.topic: " ".join(one.sentences) for one in findings(statistics(collect(study)))}
+
+
+def warned(study: Path) -> str:
+    return " ".join(warnings(statistics(collect(study))))
 
 
 def test_random_init_is_named_when_it_ends_higher(make_study: Study) -> None:
@@ -53,7 +59,6 @@ def test_start_and_way(make_study: Study) -> None:
         in found["Way to the teacher"]
     )
     assert "Never at or above it in the steps given: Deep random init (0 of 3 seeds)" in found["Way to the teacher"]
-    assert "synthetic" in found["How far this carries"]
     assert "its teacher had 4,500 before" in found["How far this carries"]
 
 
@@ -69,9 +74,10 @@ def test_a_grown_start_that_is_not_exact_is_not_called_exact(make_study: Study) 
 
 
 def test_one_seed_claims_no_spread(make_study: Study) -> None:
-    found = sentences(make_study(seeds=1))
+    study = make_study(seeds=1)
+    found = sentences(study)
     assert "on one seed" in found["End"] and "interval" not in found["End"]
-    assert "no spread is known" in found["How far this carries"]
+    assert "no spread is known" in warned(study)
 
 
 def test_rates_are_compared_and_the_picking_is_owned_up_to(make_study: Study) -> None:
@@ -83,9 +89,48 @@ def test_rates_are_compared_and_the_picking_is_owned_up_to(make_study: Study) ->
 
 
 def test_unfinished_runs_are_named(make_study: Study) -> None:
-    found = sentences(make_study(seeds=2, unfinished=("random_init-seed1",)))
-    assert "Not finished and in no mean: random_init-seed1" in found["How far this carries"]
+    told = warned(make_study(seeds=2, unfinished=("random_init-seed1",)))
+    assert "Not finished and in no mean: random_init-seed1" in told and "unequal numbers of finished seeds" in told
 
 
 def test_nothing_to_compare_yet(make_study: Study) -> None:
     assert "Nothing to compare yet" in sentences(make_study(("teacher",), seeds=1))
+
+
+def test_the_correction_decides_and_is_named(make_study: Study) -> None:
+    """Two arms beside one baseline: what is significant alone is not settled."""
+    finals = {
+        "random_init": [0.900, 0.901, 0.902, 0.900],
+        "wider": [0.920, 0.905, 0.926, 0.918],
+        "random_pad": [0.940, 0.880, 0.930, 0.890],
+    }
+    study = make_study(("teacher", *finals), seeds=4, finals=finals)
+    both = sentences(study)["End"]
+    assert "p = 0.064, Holm over 2), which 4 seeds do not settle" in both
+    for seed in range(4):
+        shutil.rmtree(study / f"random_pad-seed{seed}")
+    alone = sentences(study)["End"]
+    assert "p = 0.032)" in alone and "do not settle" not in alone
+
+
+def test_the_claim_is_one_sentence_with_its_numbers(make_study: Study) -> None:
+    finals = {"wider": [0.869, 0.871, 0.873], "random_init": [0.919, 0.921, 0.92]}
+    told = claim(statistics(collect(make_study(("teacher", "wider", "random_init"), finals=finals))))
+    assert told.startswith("Random init (92.0 ± 0.1%) ends 4.9 points higher than Net2Wider (87.1 ± 0.2%) (95%")
+    assert "Net2Wider and its teacher together took 1.9 times the FLOPs of Random init" in told and "<" in told
+
+
+def test_what_a_reader_should_know_first(make_study: Study) -> None:
+    study = make_study(seeds=3)
+    assert "3 seeds settle large differences only." in warned(study) and "The data are synthetic" in warned(study)
+    for change in ("batch_size: 32", "batch_size: 64"):
+        assert "same order" not in warned(study)
+        path = study / "wider-seed0/config.yaml"
+        path.write_text(path.read_text().replace("batch_size: 32", change))
+    assert "do not see the same images in the same order (training.batch_size differ)" in warned(study)
+    path = study / "wider-seed0/done.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"images": 10_000}))
+    assert "Unequal budgets: 51,333 images: Net2Wider; 72,000 images: " in warned(study)
+    (study / "wider-seed1/done.json").unlink()
+    (study / "wider-seed1/failed.json").write_text(json.dumps({"reason": "loss is nan", "arm": "wider", "seed": 1}))
+    assert "wider-seed1 failed and is in no mean: loss is nan" in warned(study)

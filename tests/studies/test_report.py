@@ -13,7 +13,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 
 from n2n_cli import studies
 from n2n_cli.errors import N2NError
-from n2n_cli.studies import plots, report
+from n2n_cli.studies import comparisons, inline, pedigree, plots, report, settings, style
 
 Study = Callable[..., Path]
 COMMAND = "n2n compare baselines --seeds 3"
@@ -34,7 +34,7 @@ class Balance(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
-        if tag not in ("meta", "img", "br"):
+        if tag not in ("meta", "img", "br", "input"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
@@ -56,11 +56,15 @@ def test_a_whole_study(make_study: Study) -> None:
     paths = write(study)
     assert [path.name for path in paths[:3]] == ["report.html", "curves.png", "table.csv"]
     found = read(paths.report)
-    assert all(address.startswith("data:image/svg+xml;base64,") for address in found.addresses)
-    assert len(found.addresses) == 2  # light and dark
-    assert "http://" not in paths.report.read_text() and "<script" not in paths.report.read_text()
+    page = paths.report.read_text()
+    assert found.addresses == [] and "http" not in page and "@import" not in page  # asks nothing of a network
+    assert page.count("<script") == 1 and len(page) < 700_000
+    assert {path.name for path in study.iterdir() if path.is_file()} == {
+        "report.html", "table.csv", "comparisons.csv", "curves.csv",
+        *(f"{name}.{kind}" for name in ("curves", "costs", "lineage") for kind in ("png", "svg")),
+    }  # fmt: skip
     text = found.text.replace("\u00a0", " ")
-    for words in ("Synthetic data.", COMMAND, "Baselines <&>", "AMD EPYC 7763", "optim.weight_decay", "0.005"):
+    for words in ("The data are synthetic", COMMAND, "Baselines <&>", "AMD EPYC 7763", "optim.weight_decay", "0.005"):
         assert words in text, words
     wider = next(arm for arm in studies.statistics(studies.collect(study)) if arm.key == "wider-lr0.3")
     assert wider.final is not None and wider.final.sd is not None
@@ -146,8 +150,7 @@ def test_mean_curve_is_over_the_steps_that_all_seeds_have() -> None:
 
 def test_the_same_study_draws_the_same_bytes(make_study: Study) -> None:
     arms = studies.statistics(studies.collect(make_study(("teacher", "wider"), seeds=2)))
-    assert plots.svg(plots.curves(arms)) == plots.svg(plots.curves(arms))
-    assert plots.svg(plots.curves(arms)) != plots.svg(plots.curves(arms, dark=True))
+    assert style.svg(plots.curves(arms)) == style.svg(plots.curves(arms))
 
 
 def test_text_is_escaped_and_numbers_are_set_as_print_does() -> None:
@@ -163,21 +166,83 @@ def test_what_a_run_says_of_itself_is_text_and_never_markup(make_study: Study) -
     path.write_text(json.dumps(info | {"machine": {"cpu": "<script>"}}))
     (study / "wider-seed0/config.yaml").write_text("data: {name: '<script>'}\n")
     page = write(study).report.read_text()
-    assert "<script" not in page and "<i>" not in page and "<img src=x" not in page
+    assert page.count("<script") == 1 and "<i>" not in page and "<img src=x" not in page
     text = read(study / "report.html").text
     assert all(words in text for words in ("<i>x</i>", 'Wi"der<script>', "a <img src=x>", "{name: '<script>'}"))
 
 
-def test_a_hairline_parts_the_arms_in_the_table_of_seeds(make_study: Study) -> None:
+def test_a_hairline_parts_the_arms_in_long_tables(make_study: Study) -> None:
     page = write(make_study(("teacher", "wider", "random_init"), seeds=2)).report.read_text()
-    assert page.count('<tr class="group">') == 2 and page.count("<tr class") == 2
+    assert page.count('<tr class="group">') == 4 == page.count("<tr class")  # and of the way to thresholds
     assert "<td>–</td>" in page
 
 
 def test_variants_of_one_arm_look_different(make_study: Study) -> None:
     (arm,) = studies.statistics(studies.collect(make_study(("wider",), seeds=1)))
     arms = [replace(arm, key=f"wider-{number}") for number in range(12)]
-    for theme in (plots._LIGHT, plots._DARK):
-        assert len({plots._look(one, arms, theme) for one in arms}) == 12
-        drawn = [plots._look(one, arms, theme)[1:] for one in arms]
+    for theme in (style.LIGHT, style.DARK):
+        assert len({style.look(one, arms, theme) for one in arms}) == 12
+        drawn = [style.look(one, arms, theme)[1:] for one in arms]
         assert len(set(drawn)) == 12  # for those who cannot tell the colours apart
+
+
+def test_the_axis_switches_without_a_script_and_colours_are_the_pages(make_study: Study) -> None:
+    page = write(make_study(seeds=3)).report.read_text()
+    for unit in ("step", "images", "flops", "time_s"):
+        assert page.count(f'id="unit-{unit}"') == 1 and f"#unit-{unit}:checked ~ .panels .unit-{unit}" in page
+        assert page.count(f'class="unit unit-{unit}"') == 2  # accuracy and loss
+    assert "<title>Net2Wider: 9" in page and "% at 2,250 optimizer steps</title>" in page
+    drawn = page[page.index("<svg") :]
+    assert "#0072b2" not in drawn and "var(--p-1)" in drawn
+    dark = page[page.index("prefers-color-scheme: dark") :]
+    assert "--p-1: #56a8e0" in dark and "--p-ink: #d8d8d4" in dark
+    ids = [part.split('"')[0] for part in page.split(' id="')[1:]]
+    assert len(ids) == len(set(ids))
+
+
+def test_flops_that_are_not_known_are_no_axis(make_study: Study) -> None:
+    study = make_study(("teacher", "wider", "random_init"), seeds=1)
+    for path in study.glob("*/run.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"macs": None}))
+    assert "unit-flops" not in write(study).report.read_text()
+
+
+def test_tables_are_sorted_by_numbers() -> None:
+    keys = {"91.42 ± 0.31": "91.42", "> 1,240 (3/5)": "1240", "−0.37": "-0.37", "+4.13": "4.13", "[-1.4, 2]": "-1.4",
+            "1.2e+15 ± 3e+13": "1.2e+15", "at once": "", "-": "", None: "", 3: "3", "< 0.001": "0.001"}  # fmt: skip
+    for cell, key in keys.items():
+        assert report.sort_key(cell) == key
+
+
+def test_no_path_of_this_machine_is_in_the_report(make_study: Study, tmp_path: Path) -> None:
+    study = make_study(("teacher", "wider"), seeds=2)
+    (study / "wider-seed1/done.json").unlink()
+    reason = f"{tmp_path}/images/train/cat.jpg: cannot read it"
+    (study / "wider-seed1/failed.json").write_text(json.dumps({"reason": reason, "arm": "wider", "seed": 1}))
+    config = study / "wider-seed0/config.yaml"
+    config.write_text(config.read_text().replace("out: runs", f"out: {tmp_path}/runs"))
+    paths = studies.write(study, title="x", command=f"n2n compare out={tmp_path}/runs data.root='{tmp_path}/a b/c'")
+    page = paths.report.read_text()
+    assert str(tmp_path) not in page and "n2n compare out=runs" in page and "cat.jpg: cannot read it" in page
+    assert settings.portable("3/4 of a/b at http://x/y and / or /z") == "3/4 of a/b at http://x/y and / or z"
+
+
+def test_every_comparison_is_in_the_csv(make_study: Study) -> None:
+    arms = studies.statistics(studies.collect(make_study(seeds=3)))
+    lines = comparisons.comparisons_csv(arms).splitlines()
+    rows = [dict(zip(lines[0].split(","), line.split(","), strict=True)) for line in lines[1:]]
+    (deeper,) = [row for row in rows if row["arm"] == "deeper" and row["quantity"] == "final_difference"]
+    assert deeper["rival"] == "deep_random_init" and float(deeper["p"]) == float(deeper["p_holm"]) < 0.05
+    censored = [row for row in rows if row["quantity"] == "speedup_steps_to_99" and row["arm"] == "deeper"]
+    assert censored[0]["bound"] == ">" and float(censored[0]["mean"]) > 1 and censored[0]["low"] == ""
+
+
+def test_the_lineage_is_drawn_from_teacher_to_student(make_study: Study) -> None:
+    arms = studies.statistics(studies.collect(make_study(seeds=2)))
+    wider, scratch = arms[1], arms[3]
+    titles = [(one.title, one.lines[0]) for one in pedigree.stations(wider)]
+    assert [title for title, _ in titles] == ["Teacher", "trained 12 epochs", "Net2Wider", "trained 6 epochs"]
+    assert titles[0][1] == "4,512 parameters" and titles[2][1] == "10,123 parameters"
+    assert [one.title for one in pedigree.stations(scratch)] == ["Random init", "trained 6 epochs"]
+    drawn = inline.inline(pedigree.picture(arms), "lineage", "Lineage", inline.palette(arms))
+    assert drawn.count(">Teacher<") == 1 and drawn.startswith("<svg viewBox=") and "http" not in drawn
