@@ -212,7 +212,7 @@ def test_unreadable_images_are_skipped_if_asked(
 def test_memory_stays_level_over_ten_epochs(folder: Path) -> None:
     """That of this process and of its two workers. A batch is 400 kB, an epoch 20 of them."""
     few = load("imagefolder", root=folder, image_size=64, augment="imagenet", cache="none").train
-    source = few.subset(torch.arange(len(few)).repeat(54)[:640], "imagenet")
+    source = few.subset(torch.arange(len(few)).repeat(54)[:640], few.augment)
     loader = TrainLoader(source, batch_size=32, seed=0, workers=2)
     used = []
     for epoch in range(10):

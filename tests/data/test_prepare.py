@@ -347,7 +347,6 @@ def test_a_process_that_is_stopped_is_gone_on_with(tmp_path: Path, how: signal.S
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     while process.poll() is None and len(list(dst.glob("train/n*"))) < 5:
         time.sleep(0.001)

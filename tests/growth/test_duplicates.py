@@ -67,7 +67,9 @@ def test_every_other_way_parts_them(way):
     assert found[1].near == 0, "after 100 steps they are more than 1 % apart"
 
 
-@pytest.mark.parametrize("family", ["resnet18", "vit", "densenet", "shufflenet_v2_x0_5"])
+@pytest.mark.parametrize(
+    "family", [pytest.param("resnet18", marks=pytest.mark.slow), "vit", "densenet", "shufflenet_v2_x0_5"]
+)
 def test_families(family):
     build, size = FAMILIES[family]
     torch.manual_seed(0)
