@@ -88,7 +88,13 @@ def of_teachers(run: Run) -> Cost:
         return Cost(None, None, None)
     if not run.needs_teacher:
         return Cost(0, 0, 0)
-    return Cost(None, None, None) if run.teacher is None else total(run.teacher)
+    if run.teacher is None:
+        return Cost(None, None, None)
+    # A student may come from a teacher that was stopped on its way: then only so much of its training counts.
+    whole, seen = own(run.teacher), run.info.get("teacher_images")
+    share = min(1.0, seen / whole.images) if seen is not None and whole.images else 1.0
+    part = Cost(*(None if value is None else share * value for value in _parts(whole)))
+    return plus(part, of_teachers(run.teacher))
 
 
 def total(run: Run) -> Cost:

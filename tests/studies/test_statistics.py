@@ -242,6 +242,18 @@ def test_costs_that_are_not_known_are_not_guessed(make_study: Study) -> None:
     assert arms_of(study)["wider"].total("images") is None
 
 
+def test_of_a_teacher_stopped_on_its_way_only_a_part_counts(make_study: Study) -> None:
+    study = make_study(("teacher", "wider"), seeds=1)
+    whole = arms_of(study)["wider"]
+    path = study / "wider-seed0/run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"teacher_images": 36_000}))  # a quarter of its 144,000
+    part = arms_of(study)["wider"]
+    for unit in ("images", "flops", "time_s"):
+        own, total, before = part.own(unit), part.total(unit), whole.total(unit)
+        assert own is not None and total is not None and before is not None
+        assert total.mean - own.mean == pytest.approx((before.mean - own.mean) / 4)
+
+
 def test_curves_as_csv(make_study: Study) -> None:
     study = make_study(("teacher", "wider"), seeds=1)
     set_curve(study / "wider-seed0", [0.6, 0.7])
