@@ -107,7 +107,7 @@ def _guide(tree: dict[str, Any], model: nn.Module, images: data.Dataset, typed: 
     teacher, _ = networks.stored(checkpoint.resolve(Path(tree["teacher"])), typed)
     if isinstance(op, Distill):
         return Distillation(teacher, temperature=op.temperature, weight=op.weight)
-    example = dataset.example(images, 2)
+    example = dataset.example(images)
     return FeaturePrediction(
         teacher, model, example, hidden_layers=op.hidden_layers, weight=op.weight, seed=tree["seed"]
     )

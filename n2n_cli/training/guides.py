@@ -63,11 +63,12 @@ class Distillation(Guide):
 
 class FeaturePrediction(Guide):
     """Extra 1 x 1 convolutions predict hidden layers of the teacher from the student's of the same names (paper,
-    section 2.1, after FitNets): ``weight`` times the squared error over the layer's mean square is added to the loss.
+    section 2.1, after FitNets): ``weight`` times the squared error, over the layer's mean square on ``example``, is
+    added to the loss.
 
     Args:
         teacher, student: networks of one kind.
-        example: normalised images ``[N, 3, H, W]``, to find the layers with.
+        example: normalised images ``[N, 3, H, W]``, to find and to measure the layers with.
         hidden_layers: how many of those that both have, evenly spaced from the input to the output.
         weight: of the added loss.
         seed: of the heads.
@@ -88,7 +89,8 @@ class FeaturePrediction(Guide):
     ) -> None:
         super().__init__(teacher)
         self.weight = weight
-        shapes = [_shapes(net, example) for net in (self.teacher, student)]
+        looked = [_looked(net, example) for net in (self.teacher, student)]
+        shapes = [{name: shape for name, (shape, _) in found.items()} for found in looked]
         common = [name for name, shape in shapes[0].items() if name in shapes[1] and shapes[1][name][2:] == shape[2:]]
         if len(common) < hidden_layers:
             raise N2NError(
@@ -96,6 +98,8 @@ class FeaturePrediction(Guide):
                 "layers of the same name and image size"
             )
         self.names = [common[(2 * i + 1) * len(common) // (2 * hidden_layers)] for i in range(hidden_layers)]
+        # Not that of each batch: ranks see parts of it.
+        self._squares = {name: max(looked[0][name][1], 1e-12) for name in self.names}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.heads = nn.ModuleList(nn.Conv2d(shapes[1][name][1], shapes[0][name][1], 1) for name in self.names)
@@ -119,21 +123,21 @@ class FeaturePrediction(Guide):
             self.teacher(images)
         for name, told in zip(self.names, read, strict=True):
             wanted = self._seen.pop(("teacher", name)).float()
-            error = F.mse_loss(told.float(), wanted) / wanted.square().mean().clamp(min=1e-12)
+            error = F.mse_loss(told.float(), wanted) / self._squares[name]
             loss = loss + self.weight / len(read) * error
         return loss
 
 
-def _shapes(net: nn.Module, example: Tensor) -> dict[str, torch.Size]:
-    """Shapes of the layers' results that are images of features, by module, in the order in which they are made."""
-    found: dict[str, torch.Size] = {}
+def _looked(net: nn.Module, example: Tensor) -> dict[str, tuple[torch.Size, float]]:
+    """Shape and mean square of the layers' results that are images of features, in the order in which they are made."""
+    found: dict[str, tuple[torch.Size, float]] = {}
     hooks = []
     for name, module in net.named_modules():
         if name and not list(module.children()):
 
             def note(module: nn.Module, inputs: Any, output: Any, name: str = name) -> None:
                 if isinstance(output, Tensor) and output.ndim == 4:
-                    found.setdefault(name, output.shape)
+                    found.setdefault(name, (output.shape, float(output.square().mean())))
 
             hooks.append(module.register_forward_hook(note))
     training = [module for module in net.modules() if module.training]
