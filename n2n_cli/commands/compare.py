@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from n2n_cli.commands import fitting, folders, parallel
 from n2n_cli.commands.folders import PlannedRun
@@ -106,7 +107,7 @@ class _Progress:
             folders.check_same(planned)
             fitting.check_images(planned, self.cfg)
             self.number += 1
-            self.took[planned.teacher is None].append(float(planned.done["time_s"]))
+            self._note(planned, planned.done)
             if planned.teacher is None:
                 left += self.open(_arms(self.cfg, planned.seed, planned.folder))
         return left
@@ -137,14 +138,20 @@ class _Progress:
             return []
         self.number += 1
         self.fresh += 1
-        self.took[planned.teacher is None].append(float(done["time_s"]))
-        self.spent += float(done["time_s"])
+        self.spent += self._note(planned, done)
         if sys.stdout.isatty() and self.number < self.total:
             self.show()
         if time.monotonic() - self.written > REPORT_EVERY_S and self.number < self.total:
             _write(self.cfg, self.study)
             self.written = time.monotonic()
         return self.open(_arms(self.cfg, planned.seed, planned.folder)) if planned.teacher is None else []
+
+    def _note(self, planned: PlannedRun, done: dict[str, Any]) -> float:
+        """Counts the seconds of a finished run, if its done.json says them, and returns them."""
+        seconds = float(done.get("time_s") or 0.0)
+        if seconds:
+            self.took[planned.teacher is None].append(seconds)
+        return seconds
 
     def show(self) -> None:
         """The table of what is finished, and when the rest will be."""
