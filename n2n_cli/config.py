@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from n2n_cli import models, records, schema
+from n2n_cli import models, ops, records, schema
 from n2n_cli.convert import convert
 from n2n_cli.errors import N2NError, suggest
 from n2n_cli.models import OURS, custom
@@ -254,13 +254,13 @@ def _check_teacher(cfg: schema.Student) -> None:
         check_name(cfg.teacher_model, "teacher_model: unknown network")
 
 
-def _check_op(op: schema.Op | None, where: str, cfg: schema.RunConfig | schema.Inspect) -> None:
-    if isinstance(op, schema.ToWider) and op.factor is not None and op.layers:
+def _check_op(op: ops.Op | None, where: str, cfg: schema.RunConfig | schema.Inspect) -> None:
+    if isinstance(op, ops.ToWider) and op.factor is not None and op.layers:
         raise N2NError(f"{where}.factor and {where}.layers: give one of them")
-    if isinstance(op, schema.Wider) and op.new != "copy" and (op.noise or op.split != "equal"):
+    if isinstance(op, ops.Wider) and op.new != "copy" and (op.noise or op.split != "equal"):
         key = f"noise={op.noise:g}" if op.noise else f"split={op.split}"
         raise N2NError(f"{where}.{key}: is for copies, and {where}.new={op.new} makes none")
-    if isinstance(op, schema.Deeper):
+    if isinstance(op, ops.Deeper):
         if op.width is not None and op.width < 1:
             raise N2NError(f"{where}.width: {op.width:g} is below 1: a new layer is at least as wide as the one below")
         for key, given in (("width", op.width is not None), ("activation=false", not op.activation)):
@@ -268,22 +268,22 @@ def _check_op(op: schema.Op | None, where: str, cfg: schema.RunConfig | schema.I
                 raise N2NError(f"{where}.{key}: is for identity layers, and {where}.new={op.new} makes none")
     if isinstance(cfg, schema.Inspect):
         return
-    to_constructor = isinstance(op, schema.ToWider) and op.factor is None and not op.layers
+    to_constructor = isinstance(op, ops.ToWider) and op.factor is None and not op.layers
     if to_constructor and cfg.model.name in OURS and cfg.model.width < cfg.model.teacher_width:
         raise N2NError(
             f"model.width: the student ({cfg.model.width:g}) is narrower than its teacher "
             f"(model.teacher_width={cfg.model.teacher_width:g})"
         )
-    if isinstance(op, schema.Compose):
+    if isinstance(op, ops.Compose):
         for part in op.parts:
             _check_op(part, f"{where}.{part.name}", cfg)
             if part.optimizer != "fresh" or getattr(part, "freeze", False):
                 key = "optimizer" if part.optimizer != "fresh" else "freeze"
                 raise N2NError(f"{where}.{part.name}.{key}: not in {op.name}: grow twice, by one operator each time")
-    equivariant = isinstance(op, schema.Wider | schema.Deeper) and op.optimizer == "equivariant"
-    if equivariant and isinstance(op, schema.Deeper) and op.new == "stack":
+    equivariant = isinstance(op, ops.Wider | ops.Deeper) and op.optimizer == "equivariant"
+    if equivariant and isinstance(op, ops.Deeper) and op.new == "stack":
         raise N2NError(f"{where}.optimizer=equivariant: not with {where}.new=stack, which is not exact; take carry")
-    if equivariant and isinstance(op, schema.Wider) and op.new != "copy":
+    if equivariant and isinstance(op, ops.Wider) and op.new != "copy":
         raise N2NError(
             f"{where}.optimizer=equivariant: not with {where}.new={op.new}, whose units have no teacher; take "
             f"{where}.optimizer=carry"

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from n2n_cli import schema
+from n2n_cli import ops, schema
 from n2n_cli.convert import takes
 from n2n_cli.errors import N2NError, suggest
 from n2n_cli.words import TOOLS
@@ -235,7 +235,7 @@ def quote(value: str) -> str:
 
 def _stray(command: str, word: str) -> str:
     """What is wrong with a word that is neither a flag nor ``key=value``."""
-    if command == "grow" and word in schema.OPS:
+    if command == "grow" and word in ops.OPS:
         return f"'{word}' is not KEY=VALUE: type n2n grow --op {word}"
     return f"'{word}' is not KEY=VALUE, nor a flag (see n2n {command.replace('_', ' ')} --help)"
 
@@ -245,14 +245,14 @@ def command_keys(command: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
 
     def walk(hint: Any, where: str) -> None:
-        for cls in schema.OPS.values() if hint is schema.Op else [hint]:
+        for cls in ops.OPS.values() if hint is ops.Op else [hint]:
             for name, inner in get_type_hints(cls, include_extras=True).items():
                 found.setdefault(where + name, inner)
                 optional = get_args(inner)[0] if isinstance(inner, UnionType) else inner
                 if is_dataclass(optional):
                     walk(optional, f"{where}{name}.")
-                elif get_origin(inner) is dict and get_args(inner)[1] is schema.Op:
-                    for arm, op in schema.OPS.items():
+                elif get_origin(inner) is dict and get_args(inner)[1] is ops.Op:
+                    for arm, op in ops.OPS.items():
                         found.setdefault(f"{where}{name}.{arm}", op)
                         walk(op, f"{where}{name}.{arm}.")
 

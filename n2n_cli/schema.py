@@ -1,33 +1,31 @@
-"""The schema of every command: names, types, ranges and units. The values live in ``conf/``.
+"""The schema of every command: names, types, ranges and units; of operators see `ops`. The values live in ``conf/``.
 
 `config.check` checks what goes together and what exists. Imports neither torch nor Hydra.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from n2n_cli.convert import Rule
-from n2n_cli.errors import N2NError, suggest
-
-Positive = Annotated[float, Rule("a number above 0", lambda v: v > 0)]
-NotNegative = Annotated[float, Rule("a number, 0 or more", lambda v: v >= 0)]
-Share = Annotated[float, Rule("a number from 0 to below 1", lambda v: 0 <= v < 1)]
-Chance = Annotated[float, Rule("a number from 0 to 1", lambda v: 0 <= v <= 1)]
-Betas = Annotated[list[Share], Rule("two numbers from 0 to below 1, such as [0.9, 0.999]", lambda v: len(v) == 2)]
-Count = Annotated[int, Rule("a whole number, 1 or more", lambda v: v >= 1)]
-Epochs = Annotated[float, Rule("a number from 0 to a million", lambda v: 0 <= v <= 1e6)]
-Pairs = Annotated[int, Rule("a whole number from 1 to 64", lambda v: 1 <= v <= 64)]
-Whole = Annotated[int, Rule("a whole number, 0 or more", lambda v: v >= 0)]
-Seed = Annotated[int, Rule("a whole number from 0 to 2^31 - 1", lambda v: 0 <= v < 2**31)]
-Pixels = Annotated[int, Rule("a whole number of pixels, 8 or more", lambda v: v >= 8)]
-Target = Annotated[float, Rule("a number above 0, at most 1", lambda v: 0 < v <= 1)]
-Metric = Literal["top1", "top5"]
-Difficulty = Annotated[float, Rule("a number from 0 to 4", lambda v: 0 <= v <= 4)]
-Device = Literal["auto", "cpu", "cuda"]
-OptimizerState = Literal["fresh", "carry", "equivariant"]
+from n2n_cli.ops import Op
+from n2n_cli.ranges import (
+    Betas,
+    Chance,
+    Count,
+    Device,
+    Difficulty,
+    Epochs,
+    Metric,
+    NotNegative,
+    Pixels,
+    Positive,
+    Seed,
+    Share,
+    Target,
+    Whole,
+)
 
 
 @dataclass
@@ -146,109 +144,6 @@ class Training:
     profile: Whole
     aux_weight: NotNegative
     deterministic: bool
-
-
-@dataclass
-class Op:
-    """How a student comes from its teacher; ``lr_scale`` is its rate over the teacher's, which it rises to over
-    ``warmup_epochs`` (null: those of the schedule)."""
-
-    name: str
-    lr_scale: Positive
-    warmup_epochs: NotNegative | None
-
-    @staticmethod
-    def choose(tree: Mapping[str, Any], where: str) -> type[Op]:
-        """The dataclass of the op that ``tree`` names. Raises N2NError."""
-        name = str(tree.get("name"))
-        if name not in OPS:
-            raise N2NError(f"{where}.name: '{name}' is not one of {', '.join(OPS)}{suggest(name, OPS)}")
-        return OPS[name]
-
-
-NOISE = 0.3  # on copies: the paper (section 2.3) asks for noise and names no size
-
-
-@dataclass
-class ToWider(Op):
-    factor: Annotated[float, Rule("a number, 1 or more", lambda v: v >= 1)] | None
-    layers: dict[str, Count | Positive]
-
-
-@dataclass
-class Wider(ToWider):
-    new: Literal["copy", "fresh", "paired", "gradmax"]
-    split: Literal["equal", "unequal"]
-    noise: NotNegative | None
-    calibration_batches: Count
-    optimizer: OptimizerState
-
-    @property
-    def noise_on_copies(self) -> float:
-        """``noise``, or what parts the copies where nothing else does."""
-        if self.noise is not None:
-            return self.noise
-        return NOISE if self.new == "copy" and self.split == "equal" else 0.0
-
-
-@dataclass
-class ToDeeper(Op):
-    pairs: Pairs
-    sites: list[str] | None
-    activation: bool
-
-
-@dataclass
-class Deeper(ToDeeper):
-    new: Literal["identity", "zero", "stack"]
-    freeze: bool
-    width: Count | Positive | None
-    calibration_batches: Count
-    optimizer: OptimizerState
-
-
-@dataclass
-class Compose(Op):
-    """Two growths in one step; their rates are this op's."""
-
-    wider: Wider
-    deeper: Deeper
-
-    @property
-    def parts(self) -> tuple[Wider | Deeper, ...]:
-        """In the order in which they are made."""
-        return (self.deeper, self.wider) if self.name == "deeper_wider" else (self.wider, self.deeper)
-
-
-@dataclass
-class Distill(ToWider):
-    """The teacher's softened outputs as further labels (Hinton et al. 2015)."""
-
-    temperature: Positive
-    weight: Chance
-
-
-@dataclass
-class FeaturePrediction(ToWider):
-    """Extra layers predict the teacher's hidden layers; ``hidden_layers``: of how many of these."""
-
-    weight: Positive
-    hidden_layers: Annotated[int, Rule("a whole number from 1 to 64", lambda v: 1 <= v <= 64)]
-
-
-OPS: dict[str, type[Op]] = {
-    "wider": Wider,
-    "deeper": Deeper,
-    "wider_deeper": Compose,
-    "deeper_wider": Compose,
-    "random_pad": ToWider,
-    "random_init": ToWider,
-    "deep_random_init": ToDeeper,
-    "wider_deep_random_init": Compose,
-    "continue": Op,
-    "distill": Distill,
-    "feature_prediction": FeaturePrediction,
-}
 
 
 @dataclass

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
-from n2n_cli import app, config, lineage, records, schema
+from n2n_cli import app, config, lineage, ops, records, schema
 from n2n_cli.arms import ARMS
 from n2n_cli.commands import folders, grow
 from n2n_cli.errors import N2NError
@@ -47,19 +47,17 @@ def test_every_choice_passes(command: str, group: str, tmp_path: Path) -> None:
 
 def test_ops_and_studies_pass() -> None:
     """An operator has its conf file, dataclass, row of arms, function and way back; a study its operators' settings."""
-    two = {
-        op for op, cls in schema.OPS.items() if issubclass(cls, schema.Compose)
-    }  # each a step of its own in a lineage
-    assert set(GROUPS["op"]) == set(schema.OPS) == {*lineage.REBUILD, *two} < set(ARMS)
-    assert {op for op, cls in schema.OPS.items() if issubclass(cls, schema.ToWider)} == set(grow.TO_WIDER)
+    two = {op for op, cls in ops.OPS.items() if issubclass(cls, ops.Compose)}  # each a step of its own in a lineage
+    assert set(GROUPS["op"]) == set(ops.OPS) == {*lineage.REBUILD, *two} < set(ARMS)
+    assert {op for op, cls in ops.OPS.items() if issubclass(cls, ops.ToWider)} == set(grow.TO_WIDER)
     for op in GROUPS["op"]:
         cfg = checked("grow", f"op={op}")
-        assert type(cfg.op) is schema.OPS[op] and cfg.op.name == op
+        assert type(cfg.op) is ops.OPS[op] and cfg.op.name == op
         random = "init" in op or op in ("distill", "feature_prediction")
         assert cfg.op.lr_scale == (1.0 if random else 0.1)  # a tenth of the teacher's rate (App. A)
     for study in GROUPS["study"]:
         cfg = checked("compare", f"study={study}")
-        assert cfg.study.name == study and set(cfg.study.arms) <= set(cfg.ops) >= set(schema.OPS)
+        assert cfg.study.name == study and set(cfg.study.arms) <= set(cfg.ops) >= set(ops.OPS)
 
 
 def test_studies_of_the_paper() -> None:

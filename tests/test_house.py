@@ -23,6 +23,8 @@ FLOORS = (
     "studies",
     "config overrides",
     "schema words",
+    "ops",
+    "ranges",
     "convert",
     "training",
     "lineage",

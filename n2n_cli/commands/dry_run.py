@@ -19,7 +19,8 @@ from n2n_cli.commands import dataset, folders, grow, machine, networks
 from n2n_cli.commands.prepare import options_of
 from n2n_cli.errors import N2NError
 from n2n_cli.models import describe
-from n2n_cli.schema import Compare, Compose, Op, Wider
+from n2n_cli.ops import Compose, Op, Wider
+from n2n_cli.schema import Compare
 from n2n_cli.training.evaluate import main_output
 from n2n_cli.training.optim import build_optimizer
 from n2n_cli.training.options import FitOptions

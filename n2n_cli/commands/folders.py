@@ -22,7 +22,8 @@ from n2n_cli.arms import ARMS
 from n2n_cli.config import LATER, conf_dir
 from n2n_cli.convert import flat
 from n2n_cli.errors import N2NError, RunError
-from n2n_cli.schema import MACHINE, NO_MATTER, OPS, Compare, Grow, Op, RunConfig, Student
+from n2n_cli.ops import OPS, Op
+from n2n_cli.schema import MACHINE, NO_MATTER, Compare, Grow, RunConfig, Student
 
 FAILED = "failed.json"
 

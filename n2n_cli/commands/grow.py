@@ -18,7 +18,8 @@ from n2n_cli.commands.folders import PlannedRun
 from n2n_cli.config import functions
 from n2n_cli.errors import N2NError
 from n2n_cli.models import describe
-from n2n_cli.schema import Compose, Deeper, Grow, Model, Op, RunConfig, Student, ToDeeper, ToWider, Wider
+from n2n_cli.ops import Compose, Deeper, Op, ToDeeper, ToWider, Wider
+from n2n_cli.schema import Grow, Model, RunConfig, Student
 
 ROWS = 16  # of the table of what grew
 TO_WIDER = {

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from n2n_cli import config, lineage, models, schema
+from n2n_cli import config, lineage, models, ops, schema
 from n2n_cli.commands import networks, tables
 from n2n_cli.commands.evaluate import stored_config
 from n2n_cli.commands.grow import deeper_constructor
@@ -48,7 +48,7 @@ def run(cfg: schema.Inspect) -> None:
     image = torch.zeros(1, 3, size, size)
     found: Survey | None = None
     try:
-        start = {"new": cfg.op.new, "split": cfg.op.split} if isinstance(cfg.op, schema.Wider) else {}
+        start = {"new": cfg.op.new, "split": cfg.op.split} if isinstance(cfg.op, ops.Wider) else {}
         found = survey(model, image, _plan(cfg.op, steps), **start)
     except GrowthError as error:
         if cfg.op is not None or cfg.picture is not None:
@@ -104,21 +104,21 @@ def _plain_group(group: GroupRow) -> dict[str, Any]:
     return {**asdict(group), **reasons, "growing": group.growing}
 
 
-def _shown(op: schema.Op | None) -> tuple[str, ...]:
+def _shown(op: ops.Op | None) -> tuple[str, ...]:
     """The tables that go with an op: all without one."""
-    return ("layers", "groups", "sites") if op is None else ("groups" if isinstance(op, schema.ToWider) else "sites",)
+    return ("layers", "groups", "sites") if op is None else ("groups" if isinstance(op, ops.ToWider) else "sites",)
 
 
-def _words(op: schema.Op | None) -> str:
+def _words(op: ops.Op | None) -> str:
     """The op as one types it."""
     if op is None:
         return ""
-    if isinstance(op, schema.ToWider):
+    if isinstance(op, ops.ToWider):
         if op.factor is not None:
             return f"{op.name} by {op.factor:g}"
         layers = ", ".join(f"{name}: {amount:g}" for name, amount in op.layers.items())
         return f"{op.name}, {layers}" if layers else f"{op.name}, the standard network"
-    assert isinstance(op, schema.ToDeeper)
+    assert isinstance(op, ops.ToDeeper)
     return f"{op.name}{' behind ' + ', '.join(op.sites) if op.sites else ''}"
 
 
@@ -143,11 +143,11 @@ def _build(arguments: dict[str, Any]) -> nn.Module:
         return models.build(**arguments)
 
 
-def _plan(op: schema.Op | None, steps: dict[str, Any]) -> Plan | None:
+def _plan(op: ops.Op | None, steps: dict[str, Any]) -> Plan | None:
     """What `survey` takes: the op's factor or layers, else our families' standard network. Raises N2NError."""
-    if op is not None and not isinstance(op, schema.ToWider | schema.ToDeeper):
+    if op is not None and not isinstance(op, ops.ToWider | ops.ToDeeper):
         raise N2NError(f"op: {op.name} grows nothing; choose from wider, deeper or a baseline of theirs")
-    if not isinstance(op, schema.ToWider):
+    if not isinstance(op, ops.ToWider):
         return None
     if op.factor is not None or op.layers:
         return op.factor if op.factor is not None else dict(op.layers)
@@ -160,7 +160,7 @@ def _plan(op: schema.Op | None, steps: dict[str, Any]) -> Plan | None:
 def _dry_run(
     model: nn.Module,
     image: Tensor,
-    op: schema.Op,
+    op: ops.Op,
     steps: dict[str, Any],
     found: Survey,
     before: dict[str, int],
@@ -168,7 +168,7 @@ def _dry_run(
     """Parameters and MACs before and after; for deeper the modules that identity layers would stand behind."""
     behind: list[str] | None = None
     student = found.student
-    if isinstance(op, schema.ToDeeper):
+    if isinstance(op, ops.ToDeeper):
         student, behind = _deeper(model, image, op, steps)
     assert student is not None
     after: dict[str, int | None] = {"parameters": describe.count_parameters(student), "macs": None}
@@ -178,11 +178,11 @@ def _dry_run(
     return {**told, **{key: {"before": before[key], "after": after[key]} for key in after}}
 
 
-def _deeper(model: nn.Module, image: Tensor, op: schema.ToDeeper, steps: dict[str, Any]) -> tuple[nn.Module, list[str]]:
+def _deeper(model: nn.Module, image: Tensor, op: ops.ToDeeper, steps: dict[str, Any]) -> tuple[nn.Module, list[str]]:
     """The deeper network that ``n2n grow`` would make, and what its new layers stand behind."""
     to = deeper_constructor(steps, op)
     if to is None:
-        ways: dict[str, Any] = {"new": op.new, "width": op.width} if isinstance(op, schema.Deeper) else {}
+        ways: dict[str, Any] = {"new": op.new, "width": op.width} if isinstance(op, ops.Deeper) else {}
         return deepened(model, image, op.sites, pairs=op.pairs, activation=op.activation, **ways)
     student = _build(to)
     old = {name.rpartition(".")[0] for name, _ in model.named_parameters()}

@@ -15,7 +15,8 @@ from n2n_cli.commands import networks
 from n2n_cli.commands.folders import PlannedRun
 from n2n_cli.errors import N2NError
 from n2n_cli.growth import Growth
-from n2n_cli.schema import Deeper, RunConfig, Student, Wider
+from n2n_cli.ops import Deeper, Wider
+from n2n_cli.schema import RunConfig, Student
 from n2n_cli.training import checkpoint, optim
 
 

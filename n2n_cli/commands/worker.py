@@ -24,7 +24,8 @@ from n2n_cli.config import read_run
 from n2n_cli.convert import convert, flat
 from n2n_cli.errors import N2NError
 from n2n_cli.models import custom
-from n2n_cli.schema import MACHINE, OPS, Distill, Op, RunConfig
+from n2n_cli.ops import OPS, Distill, Op
+from n2n_cli.schema import MACHINE, RunConfig
 from n2n_cli.training import checkpoint
 from n2n_cli.training.guides import Distillation, FeaturePrediction, Guide
 from n2n_cli.training.launch import run_rank

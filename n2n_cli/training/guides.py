@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from n2n_cli.errors import N2NError
 from n2n_cli.training.evaluate import main_output
 
 
-class Guide:
+class Guide(ABC):
     """A teacher, in eval mode and never trained; ``heads``: layers that are trained beside the student and then
     forgotten."""
 
@@ -28,10 +29,10 @@ class Guide:
         """What the heads make of the student's forward pass that has just been."""
         return []
 
+    @abstractmethod
     def loss(self, loss: Tensor, images: Tensor, logits: Tensor, read: list[Tensor]) -> Tensor:
         """The loss of a batch: that of its labels, and the guide's. ``images``: normalised, as the student sees them;
         ``logits`` ``[N, classes]``; ``read``: see `read`."""
-        raise NotImplementedError
 
 
 class Guided(nn.Module):
