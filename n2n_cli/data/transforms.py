@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
@@ -72,23 +70,13 @@ def augmented(images: Tensor, draws: Tensor, augment: Augment) -> Tensor:
     if not augment.drawn_by_torchvision:
         return images
     out = torch.empty_like(images)
-    with _chance_kept():
+    with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator of the CPU
         for place, image, number in zip(out, images, draws[:, -1].tolist(), strict=True):
             torch.default_generator.manual_seed(int(number * 2**53))
             for transform in augment.drawn_by_torchvision:
                 image = transform(image)
             place.copy_(image)
     return out
-
-
-@contextlib.contextmanager
-def _chance_kept() -> Iterator[None]:
-    """torchvision draws from the global generator of the CPU, which is put back."""
-    before = torch.get_rng_state()
-    try:
-        yield
-    finally:
-        torch.set_rng_state(before)
 
 
 def crop_flip(images: Tensor, draws: Tensor, pad: int = PAD) -> Tensor:

@@ -87,13 +87,11 @@ def keep_at(folder: Path, at: float, path: Path) -> None:
 
 
 def kept_at(run: Path, at: float) -> Path:
-    """The checkpoint of the share ``at`` (0 to 1) of the steps of a run folder; at 1 the folder itself.
+    """The checkpoint of the share ``at`` (0 to below 1) of the steps of a run folder.
 
     Raises:
         CheckpointError: none was kept there.
     """
-    if at == 1:
-        return run
     found = sorted((run / "checkpoints").glob(f"at{at:g}-*.pt"))
     if not found:
         raise CheckpointError(

@@ -29,11 +29,8 @@ class Mixing:
     def __call__(self, images: Tensor, step: int) -> tuple[Tensor, float]:
         """Images ``[b + 1, 3, H, W]``, the first of which stands before the rank's own -> the ``b`` of them mixed, and
         the share of each one's own label."""
-        before = torch.get_rng_state()
-        torch.default_generator.manual_seed(step_seed(self._seed, step, -1))
-        try:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(step_seed(self._seed, step, -1))
             way = self._ways[int(torch.randint(len(self._ways), ()))]
             drawn = {"labels": None, "batch_size": len(images)} | way.make_params([images])
-        finally:
-            torch.set_rng_state(before)
         return way.transform(images, drawn)[1:], float(drawn.get("lam", drawn.get("lam_adjusted")))
