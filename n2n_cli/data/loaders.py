@@ -14,6 +14,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
+from multiprocessing.connection import wait
 from typing import Any
 
 import numpy as np
@@ -141,7 +142,8 @@ class _Reader:
                     break
                 yield self._taken(item)
         except (RuntimeError, OSError, EOFError) as error:
-            if "DataLoader" not in str(error) and not self._killed():
+            # Its connection ends a moment before the worker counts as dead.
+            if "DataLoader" not in str(error) and not self._killed(within_s=2):
                 raise
             message = f"data workers: {' '.join(str(error).split())}"  # killed, or silent for TIMEOUT_S
             message += "" if "DataLoader" in message else " (one of them was killed)"
@@ -159,10 +161,11 @@ class _Reader:
             running._shutdown_workers()
         self._loader = None
 
-    def _killed(self) -> bool:
-        """Whether a worker is gone."""
+    def _killed(self, within_s: float = 0) -> bool:
+        """Whether a worker is gone, or goes within so many seconds."""
         running: Any = self._loader and self._loader._iterator
-        return bool(running) and not all(worker.is_alive() for worker in running._workers)
+        workers = running._workers if running else []
+        return bool(wait([worker.sentinel for worker in workers], within_s)) if workers else False
 
     def _taken(self, item: Any) -> Batch:
         """A batch as tensors, its skipped images told. Raises N2NError for too many of them."""

@@ -141,8 +141,11 @@ def report(error: BaseException) -> bool:
         "of_this_run": isinstance(error, RunError),
     }
     message = {"message": f"{type(error).__name__}: {error}", "extraInfo": extra}
-    with suppress(FileExistsError), open(path, "x") as file:
-        json.dump({"message": message}, file)
+    if not os.path.exists(path):
+        whole = f"{path}.whole"  # the agent reads the file as soon as it is there
+        with open(whole, "w") as file:
+            json.dump({"message": message}, file)
+        os.replace(whole, path)
     return True
 
 

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -145,13 +146,37 @@ def test_a_worker_killed_while_it_holds_the_loaders_lock(folder: Path, monkeypat
     batches = loader.batches(0)
     next(batches)
     running = loader._reader._loader._iterator  # type: ignore[attr-defined]
-    assert running._workers_done_event._cond.acquire(timeout=5)  # for ever
-    for worker in running._workers:
-        os.kill(worker.pid, signal.SIGKILL)
-    with pytest.raises(N2NError, match="data workers: "):
-        list(batches)
-        list(loader.batches(1))
-    assert not any(worker.is_alive() for worker in running._workers)
+    lock = running._workers_done_event._cond
+    assert lock.acquire(timeout=5)
+    try:
+        for worker in running._workers:
+            os.kill(worker.pid, signal.SIGKILL)
+        with pytest.raises(N2NError, match="data workers: "):
+            list(batches)
+            list(loader.batches(1))
+        assert not any(worker.is_alive() for worker in running._workers)
+    finally:
+        lock.release()  # or a failure here would wait for ever where the loader is collected
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "reset"), EOFError(), FileNotFoundError(2, "no socket")])
+def test_a_connection_that_ends_before_its_worker_counts_as_dead(
+    folder: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = load("imagefolder", root=folder, image_size=24, cache="none")
+    loader = TrainLoader(data.train, batch_size=2, seed=0, workers=1)
+    batches = loader.batches(0)
+    next(batches)
+    (worker,) = loader._reader._loader._iterator._workers  # type: ignore[attr-defined]
+
+    def lost(_: object) -> None:
+        threading.Timer(0.2, worker.kill).start()
+        raise error
+
+    monkeypatch.setattr("n2n_cli.data.loaders._patient", lost)
+    with pytest.raises(N2NError, match=r"^data workers: .*\(one of them was killed\)$"):
+        next(batches)
+    assert not worker.is_alive()
 
 
 def test_a_killed_worker_is_found_by_looking(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ import training_worker as worker
 
 from n2n_cli.errors import N2NError
 from n2n_cli.training import checkpoint
-from n2n_cli.training.launch import RankFailure, launch, run_rank
+from n2n_cli.training.launch import RankFailure, launch, report, run_rank
 from n2n_cli.training.ranks import Ranks, pick_device, ranks
 
 
@@ -41,6 +41,17 @@ def test_a_users_mistake_on_one_rank_is_the_same_line_here(capfd: pytest.Capture
 def test_a_bug_comes_with_its_traceback() -> None:
     with pytest.raises(RankFailure, match=r"(?s)a rank failed:.*training_worker.py.*ZeroDivisionError: a bug"):
         launch("training_worker", jobs(dict(action="crash", rank=0)), 2)
+
+
+def test_the_agent_never_reads_half_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "error.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(path))
+    there = list[bool]()
+    dump = json.dump
+    monkeypatch.setattr(json, "dump", lambda *args: (dump(*args), there.append(path.exists())))
+    assert report(N2NError("the first")) and report(N2NError("the second"))
+    assert there == [False] and os.listdir(tmp_path) == ["error.json"]
+    assert json.loads(path.read_text())["message"]["extraInfo"]["user_error"] == "the first"
 
 
 def test_sigterm_on_one_rank_stops_all_at_the_same_saved_step(tmp_path: Path) -> None:
