@@ -56,6 +56,19 @@ def bottlenecks(**options: int) -> nn.Module:
     return models.ResNet(resnet.Bottleneck, [1, 1, 1, 1], num_classes=7, **options)
 
 
+class NarrowResNet(models.ResNet):
+    """A quarter of its units in every stage."""
+
+    def _make_layer(self, block, planes, *args, **kwargs):
+        return super()._make_layer(block, planes // 4, *args, **kwargs)
+
+
+def narrow_resnet(blocks: tuple[int, ...] = (2, 2, 2, 2), num_classes: int = 7) -> nn.Module:
+    model = NarrowResNet(resnet.BasicBlock, list(blocks))
+    model.fc = nn.Linear(128, num_classes)
+    return model
+
+
 def swin(kind: str) -> nn.Module:
     parts = models.swin_transformer
     block, merging = parts.SwinTransformerBlock, parts.PatchMerging
@@ -80,7 +93,7 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "mobilenet_v3_small": (partial(zoo.build, "mobilenet_v3_small"), 64),
     "regnet_x_400mf": (partial(zoo.build, "regnet_x_400mf"), 64),
     "regnet_y_400mf": (partial(zoo.build, "regnet_y_400mf"), 64),
-    "resnet18": (partial(zoo.build, "resnet18"), 64),
+    "resnet18": (narrow_resnet, 64),
     "resnext": (partial(bottlenecks, groups=8, width_per_group=4), 64),
     "shufflenet_v2_x0_5": (partial(zoo.build, "shufflenet_v2_x0_5"), 64),
     "shufflenet_v2_x1_0": (partial(zoo.build, "shufflenet_v2_x1_0"), 64),
@@ -95,4 +108,7 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], int]] = {
 }
 
 
-HEAVY = {"googlenet", "inception_v3", "wide_resnet"}  # by one factor here, by both among the slow
+HEAVY = {
+    *("efficientnet_b0", "googlenet", "inception_v3", "mobilenet_v2", "mobilenet_v3_small"),
+    *("regnet_x_400mf", "regnet_y_400mf", "shufflenet_v2_x1_0", "wide_resnet"),
+}  # by one factor here, by both among the slow

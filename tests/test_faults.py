@@ -16,16 +16,16 @@ import faults
 
 bench.fork = False
 FEW = {
-    "damage": 9,
+    "damage": 6,
     "done_damaged": 6,
     "every_damaged": 2,
-    "fuzz_checkpoints": 9,
-    "fuzz_lineages": 60,
-    "fuzz_records": 8,
+    "fuzz_checkpoints": 5,
+    "fuzz_lineages": 40,
+    "fuzz_records": 5,
     "fuzzed_lines": 20,
     "fuzzed_yaml": 12,
     "images": 20,
-    "kill_in_a_write": 3,
+    "kill_in_a_write": 1,
 }
 """Of those that need no process of their own, or few: a minute together."""
 AS_ROOT = ("full_disk", "full_disk_at_logs", "full_disk_at_report", "read_only")

@@ -84,6 +84,7 @@ def test_wheel(source: Path, tmp_path: Path) -> None:
     works(install(tmp_path / "env", wheel), tmp_path / "elsewhere", tmp_path / "env")
 
 
+@pytest.mark.slow  # make installs so: .ci/run has seen it
 def test_editable(source: Path, tmp_path: Path) -> None:
     n2n = install(tmp_path / "env", "-e", source)
     assert not list((tmp_path / "env").rglob("base.yaml"))  # no stale copy of conf

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -267,6 +268,7 @@ def _cifar10(
     if size != 32:
         raise N2NError(f"data cifar10 has images of 32 px, not image_size={size}")
     folder = Path(root or "data").expanduser()
+    new = not folder.exists()
     sources = []
     try:
         for train in (True, False):
@@ -278,6 +280,8 @@ def _cifar10(
             source = ArraySource(images, labels, kind)
             sources.append(source if keep is None else source.subset(keep, kind))
     except (OSError, RuntimeError) as error:  # no network, no space, a damaged archive
+        if new:  # nothing is left behind
+            shutil.rmtree(folder, ignore_errors=True)
         reason = " ".join(str(error).split())
         raise N2NError(f"cifar10: cannot be downloaded to data.root={folder}: {reason}") from error
     return Dataset(

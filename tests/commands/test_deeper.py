@@ -25,6 +25,7 @@ def teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "teacher"
 
 
+@pytest.mark.slow
 def test_to_another_networks_constructor_and_at_the_teachers_own_sites(teacher: str, tmp_path: Path) -> None:
     for network, word in (("resnet34", "to"), ("resnet18", "insert")):
         words = ["grow", "--op", "deeper", f"model={network}", f"teacher={teacher}", *FEW]

@@ -198,7 +198,10 @@ def test_cifar10_without_a_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.setattr("torchvision.datasets.utils._urlretrieve", refuse)
     with pytest.raises(N2NError, match=rf"cifar10: cannot be downloaded to data.root={tmp_path}") as error:
         load("cifar10", root=tmp_path)
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and tmp_path.is_dir()
+    with pytest.raises(N2NError, match="cifar10: cannot be downloaded"):
+        load("cifar10", root=tmp_path / "new" / "data")
+    assert not (tmp_path / "new" / "data").exists()
 
 
 def epoch(source: Source, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-import torchvision
+from families import narrow_resnet
 from nets import perturb, same_state, state_of, storages
 
 from n2n_cli import growth, models
@@ -19,9 +19,9 @@ def shapes(model):
 @pytest.mark.parametrize("plan", ["factor", "student"])
 def test_random_pad_keeps_the_teachers_weights_and_pads_with_the_initialization(plan):
     torch.manual_seed(0)
-    teacher = perturb(models.build("inception_bn", 6, width=0.3, stem="small"))
+    teacher = perturb(models.build("inception_bn_tiny", 6, width=0.3))
     before, x = state_of(teacher), images()
-    target = models.build("inception_bn", 6, width=0.45, stem="small") if plan == "student" else 1.5
+    target = models.build("inception_bn_tiny", 6, width=0.45) if plan == "student" else 1.5
     padded = growth.random_pad(teacher, x, target, seed=4)
     wide = growth.widen(teacher, x, target, seed=4).student
     fresh = growth.random_init(teacher, x, target, seed=4).student
@@ -58,7 +58,7 @@ def test_padding_sits_behind_each_part_of_a_concatenation():
 
 
 def test_random_init_is_drawn_from_the_seed():
-    teacher, x = perturb(torchvision.models.resnet18(num_classes=6)), images(64)
+    teacher, x = perturb(narrow_resnet()), images(64)
     one, same, other = (growth.random_init(teacher, x, 1.5, seed=s).student.state_dict() for s in (1, 1, 2))
     assert same_state(one, same) and not same_state(one, other)
     assert torch.equal(one["bn1.running_mean"], torch.zeros(96)), "statistics are fresh, not the teacher's"

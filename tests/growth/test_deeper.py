@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torchvision
+from families import narrow_alexnet, narrow_resnet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nets import check_exact, images, mlp, perturb
@@ -19,10 +20,10 @@ from n2n_cli.growth.deeper import rebuild
 def test_any_network_at_any_site(name):
     torch.manual_seed(0)
     build = {
-        "resnet18": lambda: torchvision.models.resnet18(num_classes=6),
+        "resnet18": narrow_resnet,
         "vgg": lambda: nn.Sequential(*torchvision.models.vgg.make_layers([8, 8, "M", 16, "M"], True), nn.Flatten()),
         "mobilenet_v2": lambda: torchvision.models.mobilenet_v2(num_classes=6, width_mult=0.25),
-        "alexnet": lambda: torchvision.models.AlexNet(6, dropout=0.5),
+        "alexnet": narrow_alexnet,
     }[name]
     teacher = perturb(build()).double()
     x = images(64 if name != "vgg" else 16).double()
@@ -59,7 +60,7 @@ def test_recipes_rebuild_the_architecture():
 def test_wider_and_deeper_compose_in_any_order_through_lineages():
     torch.manual_seed(0)
     x = images().double()
-    start = lineage.start("inception_rect", 6, width=0.2, stem="small")
+    start = lineage.start("inception_rect_tiny", 6, width=0.3)
     teacher = perturb(lineage.build(start)).double()
     steps, student = start, teacher
     for operate in (
@@ -76,7 +77,7 @@ def test_wider_and_deeper_compose_in_any_order_through_lineages():
     assert len(lineage.describe(steps)) == 4
 
 
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=2, deadline=None)
 @given(st.lists(st.sampled_from(["wider", "deeper", "named"]), min_size=2, max_size=4))
 def test_any_order_and_number_through_checkpoints(tmp_path_factory, order):
     torch.manual_seed(0)

@@ -4,7 +4,8 @@ import copy
 
 import pytest
 import torch
-from nets import images, inferred, perturb, resnet18
+from families import narrow_resnet
+from nets import images, inferred, perturb
 from torch import nn
 
 from n2n_cli import growth
@@ -33,9 +34,9 @@ def test_a_failed_proof_refuses_and_names_the_place(monkeypatch):
 
     monkeypatch.setattr("n2n_cli.growth.build.students.grown_weights", forgetful)
     with pytest.raises(GrowthError, match=r"function differs .* in eval mode"):
-        growth.widen(perturb(resnet18()), images(64, 2), 1.5)
+        growth.widen(perturb(narrow_resnet()), images(64, 2), 1.5)
     with pytest.raises(GrowthError, match=r"function differs .* in eval mode .* first at conv2d at layer2.0.conv2"):
-        growth.widen(perturb(resnet18()).double(), images(64, 2).double(), 1.5)
+        growth.widen(perturb(narrow_resnet()).double(), images(64, 2).double(), 1.5)
 
 
 def net(dtype=torch.float64):
