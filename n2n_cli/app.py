@@ -93,7 +93,7 @@ def checked(command: str, node: Any) -> Any:
     left_out = ("hydra", "model", "optim", "training") if command == "evaluate" else ("hydra",)
     shown = OmegaConf.masked_copy(node, [key for key in node if key not in left_out])
     tree: Any = OmegaConf.to_container(shown, resolve=True)
-    if command in ("evaluate", "inspect"):  # the group model stands for the name of a network
+    if command in ("evaluate", "inspect", "export"):  # the group model stands for the name of a network
         tree["model"] = OmegaConf.select(node, "model.name", default=None)
         if command == "inspect" and tree["target"] == "???" and tree["model"] is not None:
             tree["target"] = tree["model"]

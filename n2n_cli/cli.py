@@ -24,6 +24,7 @@ n2n: growth studies after Net2Net. Grow a trained network, keep its function, go
   n2n compare RUN...           one report on runs that are there already, however they were started
   n2n evaluate CHECKPOINT      top-1, top-5 and loss
   n2n inspect CHECKPOINT|MODEL layers, parameters, MACs, lineage, groups that grow together; a plan's dry run (--op)
+  n2n export CHECKPOINT        the network for other programs (--format safetensors, torch_export, onnx), and a card
   n2n data prepare imagenet SRC DST
                                ImageNet's official archives in SRC, unpacked to DST/train and DST/val
   n2n data check ROOT          every image file opened once: damaged, odd, hidden, twice

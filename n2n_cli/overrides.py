@@ -30,6 +30,7 @@ POSITIONAL = {
     "compare": ["study"],
     "evaluate": ["checkpoint"],
     "inspect": ["target"],
+    "export": ["checkpoint"],
     "data_prepare": ["dataset", "src", "dst"],
     "data_check": ["root"],
     "data_pack": ["root", "to"],
@@ -155,7 +156,7 @@ def translate(command: str, words: list[str]) -> Line:
     typed = {override.lstrip("+").partition("=")[0] for override in line.overrides if not override.endswith("=null")}
     if {"optim.lr", "optim.lr_per_256"} <= typed:
         raise N2NError("optim.lr and optim.lr_per_256: give one of them")
-    wanted = {"evaluate": "RUN_FOLDER_OR_CHECKPOINT", "inspect": "CHECKPOINT_OR_MODEL"}
+    wanted = dict.fromkeys(("evaluate", "export"), "RUN_FOLDER_OR_CHECKPOINT") | {"inspect": "CHECKPOINT_OR_MODEL"}
     wanted |= {f"data_{tool}": words for tool, words in TOOLS.items()}
     for key in POSITIONAL[command] if command in wanted and line.runs else ():
         name = command.replace("_", " ")

@@ -267,6 +267,16 @@ class Inspect:
 
 
 @dataclass
+class Export:
+    """``model``: as for `Evaluate`; ``to``: the file to be made."""
+
+    checkpoint: str
+    model: str | None
+    format: Literal["safetensors", "torch_export", "onnx"]
+    to: str | None
+
+
+@dataclass
 class DataTool:
     progress: bool | None
 
@@ -308,6 +318,7 @@ SCHEMAS: dict[str, type[Any]] = {
     "compare_runs": CompareRuns,
     "evaluate": Evaluate,
     "inspect": Inspect,
+    "export": Export,
     "data_check": DataCheck,
     "data_prepare": DataPrepare,
     "data_pack": DataPack,

@@ -6,7 +6,7 @@ from n2n_cli.errors import N2NError, suggest
 
 ROLES = ("teacher", "student")
 TOOLS = {"prepare": "imagenet SRC DST", "check": "ROOT", "pack": "ROOT TO"}
-COMMANDS = ("train", "grow", "compare", "evaluate", "inspect", "data", "completion", "help")
+COMMANDS = ("train", "grow", "compare", "evaluate", "inspect", "export", "data", "completion", "help")
 SHELLS = ("bash", "zsh")
 
 

@@ -1,7 +1,7 @@
 """Images for training and validation: data sets by name, and loaders that are functions of (seed, epoch)."""
 
-from n2n_cli.data.datasets import AUGMENTS, NAMES, Dataset, load
+from n2n_cli.data.datasets import AUGMENTS, LOOKS, NAMES, Dataset, load
 from n2n_cli.data.loaders import EvalLoader, TrainLoader
 from n2n_cli.data.sources import Source
 
-__all__ = ["AUGMENTS", "NAMES", "Dataset", "EvalLoader", "Source", "TrainLoader", "load"]
+__all__ = ["AUGMENTS", "LOOKS", "NAMES", "Dataset", "EvalLoader", "Source", "TrainLoader", "load"]
