@@ -11,12 +11,17 @@ import torch
 import yaml
 
 import n2n_cli
-from n2n_cli import cli
+from n2n_cli import cli, models
 from n2n_cli.config import conf_dir
+from n2n_cli.models import describe
 from n2n_cli.training import checkpoint
 
 STUDIES = sorted(path.stem for path in (conf_dir() / "study").glob("*.yaml"))
 FAST = {"neighbours"}  # the others take long, or differ from it by little
+SMALL = {  # what makes a recipe for ImageNet fit a test
+    "resnet50_wide": ["training.batch_size=32"],
+    "vit": ["training.batch_size=32", "model.kwargs={num_layers:2}"],
+}
 FEW = [
     "data.train_images=64", "data.val_images=40", "training.default_epochs={teacher:2,student:1}", "device=cpu",
     "training.evals_first_epoch=1", "progress=false", "jobs=1",
@@ -49,7 +54,7 @@ def one(place: Path, pattern: str) -> Path:
 
 @pytest.mark.parametrize("study", [s if s in FAST else pytest.param(s, marks=pytest.mark.slow) for s in STUDIES])
 def test_every_study_runs(study: str, capfd: pytest.CaptureFixture[str]) -> None:
-    n2n("compare", study)
+    n2n("compare", study, *SMALL.get(study, []))
     told = yaml.safe_load((conf_dir() / "study" / f"{study}.yaml").read_text())
     arms = told.get("study", {}).get("arms", [])
     table = capfd.readouterr().out.split("\n---", 1)[1]
@@ -57,6 +62,24 @@ def test_every_study_runs(study: str, capfd: pytest.CaptureFixture[str]) -> None
     rows = [line for line in table.splitlines()[1:] if line and not line.startswith(("report:", "curves:", "tensor"))]
     assert len(rows) == 1 + len(arms) * len(rates) * len(at) or not arms
     assert len(rows) > 2 and all(" 1  " in row for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("study", "target"), [("resnet50_wide", "wide_resnet50_2"), ("vit", "vit_b_16")])
+def test_the_students_of_a_recipe_have_the_shapes_it_names(
+    study: str, target: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    few = ["data.train_images=64", "data.val_images=40", "device=cpu", "training.batch_size=8"]
+    more = ["model.kwargs={patch_size:8}"] if study == "vit" else []
+    assert cli.main(["compare", study, "--dry-run", "data=fake", "data.image_size=64", *more, *few]) == 0
+    with torch.device("meta"):
+        expected = models.build(target, num_classes=1000)
+    rows = [line.split() for line in capfd.readouterr().out.splitlines()[2:6]]
+    students = [next(int(w.replace(",", "")) for w in row if "," in w) for row in rows[1:]]
+    wanted = describe.count_parameters(expected)
+    if study == "vit":  # patches of 8 px, and fewer of them
+        wanted -= 768 * (3 * (16**2 - 8**2) + (224 // 16) ** 2 - (64 // 8) ** 2)
+    assert students == [wanted] * 3
 
 
 def test_the_help_names_every_study(capfd: pytest.CaptureFixture[str]) -> None:
