@@ -51,8 +51,10 @@ def ours(place: Path, out: Path, given: argparse.Namespace) -> float:
         "training.log_every=10", f"epochs={given.epochs}", f"out={out}", "data.cache=none", "device=cpu",
     ]  # fmt: skip
     words += [f"model.teacher_width={given.width}"] if given.width != 1 else []
-    subprocess.run([sys.executable, "-m", "n2n_cli", *words], check=True, stdout=subprocess.DEVNULL)
-    (run,) = out.glob("*/teacher-seed0")
+    told = subprocess.run([sys.executable, "-m", "n2n_cli", *words], capture_output=True, text=True)
+    if told.returncode:
+        raise SystemExit(told.stderr)
+    (run,) = out.glob("*/teacher-*")
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     done = json.loads((run / "done.json").read_text())
     assert rows[0]["step"] == 0 and done["epochs"] == given.epochs

@@ -85,8 +85,8 @@ def evaluate(
 
     Top-1 and top-5 are fractions of exact integer counts (with fewer than 5 classes, top-5 is top-C), the
     loss the mean cross entropy summed in fp64. TF32 is off: a grown student must start at its teacher's accuracy to the
-    last image; for the same reason ``precision`` is ``fp32`` unless somebody says ``bf16``. From a few batches on, batch
-    norms are computed inside convolutions, which is the same to rounding. The model's mode is restored.
+    last image; for the same reason ``precision`` is ``fp32`` unless somebody says ``bf16``. From a few batches on,
+    batch norms are computed inside convolutions, which is the same to rounding. The model's mode is restored.
 
     Raises:
         N2NError: no images.
