@@ -106,7 +106,8 @@ def point(axis: str, value: float, rounds: int) -> dict[str, float]:
         with synchronised(run.model):
             found["step, s"] = least(lambda: run.optimizer_step(images, labels), 3 * rounds)
         return found
-    found["step, MB"] = rise(lambda: [run.optimizer_step(images, labels) for _ in range(2)])
+    if axis != "ranks":
+        found["step, MB"] = rise(lambda: [run.optimizer_step(images, labels) for _ in range(2)])
     found["step, s"] = least(lambda: run.optimizer_step(images, labels), 3 * rounds)
     return found
 
@@ -116,7 +117,7 @@ def _growth(model: torch.nn.Module, batch: torch.Tensor, rounds: int) -> dict[st
     structure = infer(model, trace(model, batch))
     remappings = draw(structure, solve(structure, FACTOR).sizes, 0)
     grown = build(model, structure, remappings)
-    weights = weights_in_double(model, structure, remappings, grown.maps)
+    weights = weights_in_double(model, structure, remappings, grown.maps, grown.random)
     return {
         "infer, s": least(lambda: infer(model, trace(model, batch)), rounds),
         "grow, s": least(lambda: build(model, structure, remappings, grown.attributes, noise=0.01), rounds),
@@ -176,7 +177,7 @@ def show(axis: str, rounds: int) -> None:
     xs = [row.pop("x") for row in rows]
     label = "convolutions" if axis == "pairs" else axis
     print(f"| {label} | {' | '.join(f'{x:g}' for x in xs)} | exponent |\n|---|{'---|' * (len(xs) + 1)}")
-    for key in rows[0]:
+    for key in rows[-1]:
         values = [row[key] for row in rows]
         slope = f"{exponent(xs, values):.2f}" if len(xs) > 1 else ""
         print(f"| {key} | {' | '.join(f'{v:.3g}' for v in values)} | {slope} |", flush=True)
