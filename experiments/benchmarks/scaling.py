@@ -48,7 +48,7 @@ AXES: dict[str, tuple[float, ...]] = {
     "pairs": (0, 1, 3, 7),
     "resolution": (64, 96, 128, 192),
     "batch": (2, 4, 8, 16),
-    "files": (10_000, 20_000, 40_000, 80_000),
+    "files": (5_000, 10_000, 20_000, 40_000),
     "ranks": tuple(n for n in (1, 2, 4, 8) if n <= len(os.sched_getaffinity(0))),
 }
 FACTOR = 1.5
