@@ -163,6 +163,8 @@ LATER: Mapping[str, Mapping[str, Any]] = {
         "profile": 0,
         "mixup_alpha": 0.0,
         "cutmix_alpha": 0.0,
+        "compress_gradients": False,
+        "eval_precision": "fp32",
     },
 }
 """Keys that the runs of an older n2n lack, and the values that they were made with."""

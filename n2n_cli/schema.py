@@ -134,7 +134,9 @@ class Training:
     channels_last: Literal["auto"] | bool
     compile: bool
     sync_bn: bool
+    compress_gradients: bool
     eval_batch_size: Count
+    eval_precision: Literal["fp32", "bf16"]
     evals_first_epoch: Annotated[int, Rule("a whole number from 0 to 10000", lambda v: 0 <= v <= 10_000)]
     eval_every_epochs: Positive
     checkpoint_every_epochs: NotNegative

@@ -51,7 +51,7 @@ def times(name: str, rounds: int, factor: float) -> dict[str, float]:
     structure = infer(model, trace(model, batch))
     remappings = draw(structure, solve(structure, factor).sizes, 0)
     grown = build(model, structure, remappings)
-    weights = weights_in_double(model, structure, remappings, grown.maps)
+    weights = weights_in_double(model, structure, remappings, grown.maps, grown.random)
 
     def forward() -> None:
         with torch.inference_mode():

@@ -8,15 +8,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from hydra.core.hydra_config import HydraConfig
 
 from n2n_cli import config, data, schema
 from n2n_cli.commands import dataset, machine, networks
+from n2n_cli.commands.prepare import options_of
 from n2n_cli.errors import N2NError
 from n2n_cli.training import checkpoint
 from n2n_cli.training.evaluate import evaluate
+from n2n_cli.training.precision import use_channels_last
 from n2n_cli.training.ranks import pick_device
+from n2n_cli.training.trial import settled
 
 
 def run(cfg: schema.Evaluate) -> None:
@@ -35,7 +39,13 @@ def run(cfg: schema.Evaluate) -> None:
         batch_size=cfg.batch_size or stored.training.eval_batch_size,
         workers=machine.workers(cfg.workers, 1, not images.val.decodes),
     )
-    result: dict[str, Any] = evaluate(model.to(device), loader, device=device, mean=images.mean, std=images.std)
+    options, _ = settled(model, options_of(stored, 0), image_size=images.image_size, device=device)
+    nhwc = use_channels_last(options.channels_last)
+    layout = torch.channels_last if nhwc else torch.contiguous_format
+    model = model.to(device).to(memory_format=layout)
+    result: dict[str, Any] = evaluate(
+        model, loader, device=device, mean=images.mean, std=images.std, channels_last=nhwc
+    )
     if cfg.json:
         plain = {key: value if math.isfinite(value) else None for key, value in result.items()}  # JSON knows no NaN
         print(json.dumps({"checkpoint": str(path), "step": state["step"], "data": images.name, **plain}), flush=True)

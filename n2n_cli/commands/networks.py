@@ -16,6 +16,7 @@ from n2n_cli.commands.folders import PlannedRun
 from n2n_cli.config import functions
 from n2n_cli.errors import N2NError
 from n2n_cli.models import OURS, custom, weights
+from n2n_cli.models.names import SMALL_VITS
 from n2n_cli.schema import Inspect, Model, RunConfig, Student
 from n2n_cli.training import checkpoint
 from n2n_cli.training.evaluate import main_output
@@ -31,6 +32,8 @@ def arguments(cfg: Model, width: float, images: data.Dataset) -> dict[str, Any]:
     if cfg.name in OURS:
         stem = ("small" if images.image_size <= SMALL_STEM_PX else "imagenet") if cfg.stem == "auto" else cfg.stem
         found |= {"extra_pairs": cfg.extra_pairs, "pairs_at": cfg.pairs_at, "stem": stem, "dropout": cfg.dropout}
+    if cfg.name in SMALL_VITS:
+        found["image_size"] = images.image_size
     return found | cfg.kwargs
 
 

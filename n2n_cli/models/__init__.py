@@ -1,4 +1,4 @@
-"""Networks by name: our two Inception families, and every classification model of torchvision.
+"""Networks by name: our two Inception families, every classification model of torchvision, and its ViT in smaller.
 
 Functions of the user's are apart, in `n2n_cli.models.custom`: nothing here imports by name.
 Importing this package does not import torch; calling `build` or `names` does.
@@ -11,7 +11,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from n2n_cli.errors import N2NError, suggest
-from n2n_cli.models.names import FAMILY_KWARGS, OURS, PAIRS_AT, STEMS, WIDTH_MULT
+from n2n_cli.models.names import FAMILY_KWARGS, OURS, PAIRS_AT, SMALL_VITS, STEMS, WIDTH_MULT
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,10 +20,10 @@ __all__ = ["OURS", "build", "names"]
 
 
 def names() -> list[str]:
-    """All names that `build` knows: ours first, then torchvision's classification builders."""
+    """All names that `build` knows: ours first, then torchvision's classification builders, and `SMALL_VITS`."""
     import torchvision
 
-    return [*OURS, *torchvision.models.list_models(module=torchvision.models)]
+    return [*OURS, *torchvision.models.list_models(module=torchvision.models), *SMALL_VITS]
 
 
 def build(name: str, num_classes: int = 1000, width: float = 1.0, **kwargs: Any) -> nn.Module:
@@ -38,7 +38,8 @@ def build(name: str, num_classes: int = 1000, width: float = 1.0, **kwargs: Any)
     * ``stem``: ``"imagenet"`` for 224 px, ``"small"`` for 32 px
     * ``dropout``: probability before the classifier
 
-    torchvision's builders get ``kwargs`` as they are, never weights. Random numbers come from torch's global
+    torchvision's builders get ``kwargs`` as they are, never weights; `SMALL_VITS` are its ``VisionTransformer``, and
+    ``kwargs`` go over their sizes. Random numbers come from torch's global
     generator. Raises `N2NError` for an unknown name or argument and for values out of range.
     """
     if not isinstance(num_classes, int) or num_classes < 1:
@@ -92,8 +93,13 @@ def _torchvision(name: str, num_classes: int, width: float, kwargs: dict[str, An
     if name in ("googlenet", "inception_v3"):
         # Says which initialization is meant (torchvision warns otherwise): the paper's truncated normal.
         kwargs = {"init_weights": True, **kwargs}
+    made: dict[str, Any] = {"image_size": 224, **SMALL_VITS.get(name, {}), **kwargs}
     try:
-        model: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **kwargs)
+        model: nn.Module = (
+            torchvision.models.VisionTransformer(num_classes=num_classes, **made)
+            if name in SMALL_VITS
+            else torchvision.models.get_model(name, weights=None, num_classes=num_classes, **kwargs)
+        )
     except (TypeError, ValueError, NotImplementedError, KeyError, AttributeError, AssertionError) as error:
         if not kwargs:
             raise

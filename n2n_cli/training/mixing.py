@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.transforms import v2
 
 from n2n_cli.training.schedule import step_seed
 
@@ -18,10 +17,14 @@ class Mixing:
     """
 
     def __init__(self, mixup_alpha: float, cutmix_alpha: float, seed: int) -> None:
-        ways = ((v2.MixUp, mixup_alpha), (v2.CutMix, cutmix_alpha))
-        # Classes are for labels, which are not mixed here: a loss between two labels is a sum of two losses.
-        self._ways: list[Any] = [way(alpha=alpha, num_classes=1) for way, alpha in ways if alpha]
+        self._ways: list[Any] = []
         self._seed = seed
+        if mixup_alpha or cutmix_alpha:  # else torchvision, which takes seconds to import, is not needed
+            from torchvision.transforms import v2
+
+            ways = ((v2.MixUp, mixup_alpha), (v2.CutMix, cutmix_alpha))
+            # Classes are for labels, which are not mixed here: a loss between two labels is a sum of two losses.
+            self._ways = [way(alpha=alpha, num_classes=1) for way, alpha in ways if alpha]
 
     def __bool__(self) -> bool:
         return bool(self._ways)

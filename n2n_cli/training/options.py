@@ -45,11 +45,13 @@ class FitOptions:
     clip_grad_norm: float | None = None  # largest global L2 norm of the gradient
     accumulate: int = 1  # micro-batches a step; batch norm sees one at a time
     ema_decay: float | None = None  # None: no average
-    precision: str = "auto"  # auto | fp32 | bf16 | fp16, of training; evaluation is fp32
+    precision: str = "auto"  # auto | fp32 | bf16 | fp16, of training
     channels_last: bool | str = "auto"  # auto | true | false
     compile: bool = False
     sync_bn: bool = True  # batch-norm statistics over all ranks
+    compress_gradients: bool = False  # bf16 between the ranks: half the traffic, and rounded
     eval_batch_size: int = 256  # of the validation loader, which the caller makes; `fit` does not read it
+    eval_precision: str = "fp32"  # or bf16
     evals_first_epoch: int = 4  # evaluations within the first epoch, evenly spaced
     eval_every_epochs: float = 1.0
     checkpoint_every_epochs: float = 1.0  # 0: when stopped and at the end only

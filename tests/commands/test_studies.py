@@ -9,14 +9,20 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from torchvision.models import VisionTransformer
 
 import n2n_cli
-from n2n_cli import cli
+from n2n_cli import cli, models
 from n2n_cli.config import conf_dir
+from n2n_cli.models import describe
 from n2n_cli.training import checkpoint
 
 STUDIES = sorted(path.stem for path in (conf_dir() / "study").glob("*.yaml"))
 FAST = {"neighbours"}  # the others take long, or differ from it by little
+SMALL = {  # what makes a recipe for ImageNet fit a test
+    "resnet50_wide": ["training.batch_size=32"],
+    "vit": ["training.batch_size=32", "model.kwargs={num_layers:2}"],
+}
 FEW = [
     "data.train_images=64", "data.val_images=40", "training.default_epochs={teacher:2,student:1}", "device=cpu",
     "training.evals_first_epoch=1", "progress=false", "jobs=1",
@@ -49,7 +55,7 @@ def one(place: Path, pattern: str) -> Path:
 
 @pytest.mark.parametrize("study", [s if s in FAST else pytest.param(s, marks=pytest.mark.slow) for s in STUDIES])
 def test_every_study_runs(study: str, capfd: pytest.CaptureFixture[str]) -> None:
-    n2n("compare", study)
+    n2n("compare", study, *SMALL.get(study, []))
     told = yaml.safe_load((conf_dir() / "study" / f"{study}.yaml").read_text())
     arms = told.get("study", {}).get("arms", [])
     table = capfd.readouterr().out.split("\n---", 1)[1]
@@ -57,6 +63,27 @@ def test_every_study_runs(study: str, capfd: pytest.CaptureFixture[str]) -> None
     rows = [line for line in table.splitlines()[1:] if line and not line.startswith(("report:", "curves:", "tensor"))]
     assert len(rows) == 1 + len(arms) * len(rates) * len(at) or not arms
     assert len(rows) > 2 and all(" 1  " in row for row in rows)
+
+
+SHAPES = {
+    "resnet50_wide": ([], lambda: models.build("wide_resnet50_2")),
+    "vit": (
+        ["model.kwargs={num_layers:2}"],
+        lambda: VisionTransformer(32, 16, 2, 12, 768, 3072),
+    ),  # vit_b_16's, but 2 of 12
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("study", SHAPES)
+def test_the_students_of_a_recipe_have_the_shapes_it_names(study: str, capfd: pytest.CaptureFixture[str]) -> None:
+    words, build = SHAPES[study]
+    few = ["data.train_images=64", "data.val_images=40", "device=cpu", "training.batch_size=8"]
+    assert cli.main(["compare", study, "--dry-run", "data=fake", "data.image_size=32", *words, *few]) == 0
+    rows = [line.split() for line in capfd.readouterr().out.splitlines()[2:6]]
+    students = [next(int(word.replace(",", "")) for word in row if "," in word) for row in rows[1:]]
+    with torch.device("meta"):
+        assert students == [describe.count_parameters(build())] * 3
 
 
 def test_the_help_names_every_study(capfd: pytest.CaptureFixture[str]) -> None:

@@ -43,6 +43,18 @@ def test_arguments_reach_the_builder() -> None:
     assert count_parameters(wide) == count_parameters(expected)
 
 
+@pytest.mark.parametrize(("name", "factor"), [("vit_ti_16", 4), ("vit_s_16", 2)])
+def test_small_vits_are_a_fraction_of_vit_b(name: str, factor: int) -> None:
+    with torch.device("meta"):
+        small, base = build(name, num_classes=10), build("vit_b_16", num_classes=10)
+        assert len(build(name, num_layers=2, image_size=32).encoder.layers) == 2
+    assert type(small) is type(base)
+    wide = [key for key in small.state_dict() if key.endswith("mlp.0.weight")]
+    for key in wide:
+        assert [factor * size for size in small.state_dict()[key].shape] == list(base.state_dict()[key].shape)
+    assert len(wide) == 12 and small.encoder.layers[0].num_heads * factor == base.encoder.layers[0].num_heads
+
+
 @pytest.mark.parametrize("name", WIDTH_MULT)
 def test_width_multiplier_of_torchvision(name: str) -> None:
     with torch.device("meta"):

@@ -179,16 +179,16 @@ def test_run_rank_without_an_agent(capsys: pytest.CaptureFixture[str], monkeypat
     assert "ZeroDivisionError" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_an_image_that_one_rank_cannot_read(tmp_path: Path, rank: int) -> None:
-    folder, whole = worker.start(tmp_path / "run"), worker.start(tmp_path / "whole")
-    bad = dict(action="bad_image_during_run", rank=rank, step=7, folder=str(folder))
-    with pytest.raises(N2NError, match=r"^unreadable image cat.jpg: truncated; saved after step 7, the same command"):
-        launch("training_worker", jobs(dict(folder=str(whole)), bad), 2)
-    assert checkpoint.load(checkpoint.resolve(folder))["step"] == 7
-    launch("training_worker", jobs(dict(folder=str(folder))), 2)
-    a, b = (checkpoint.load(checkpoint.resolve(f))["model"] for f in (whole, folder))
-    assert all(torch.equal(a[name], b[name]) for name in a)
+def test_an_image_that_one_rank_cannot_read(tmp_path: Path) -> None:
+    whole, *stopped = (worker.start(tmp_path / name) for name in ("whole", "rank0", "rank1"))
+    for rank, folder in enumerate(stopped):
+        bad = dict(action="bad_image_during_run", rank=rank, step=7, folder=str(folder))
+        with pytest.raises(N2NError, match=r"^unreadable image cat.jpg: truncated; saved after step 7, the same"):
+            launch("training_worker", jobs(bad), 2)
+        assert checkpoint.load(checkpoint.resolve(folder))["step"] == 7
+    launch("training_worker", jobs(*(dict(folder=str(folder)) for folder in (whole, *stopped))), 2)
+    a, *others = (checkpoint.load(checkpoint.resolve(f))["model"] for f in (whole, *stopped))
+    assert all(torch.equal(a[name], b[name]) for b in others for name in a)
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from n2n_cli.errors import N2NError
 from n2n_cli.records import rows as read_rows
 from n2n_cli.training.ema import EMA
-from n2n_cli.training.evaluate import Normalize, evaluate, main_output
+from n2n_cli.training.evaluate import FOLDED_FROM, Normalize, evaluate, main_output
 from n2n_cli.training.precision import autocast_dtype, use_channels_last
 from n2n_cli.training.runlog import RunLog
 
@@ -92,6 +92,24 @@ def test_evaluate_counts_exactly(classes: int) -> None:
     assert measured["val/loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-6)
     assert classes == 9 or measured["val/top5"] == 1.0
     assert model.training and model.head.training and not model.frozen.training  # the mode is as it was
+
+
+def test_evaluating_folded_and_in_bf16() -> None:
+    """Batch norms inside the convolutions give the same counts; bf16 the same to its eight bits."""
+    torch.manual_seed(0)
+    model = worker.Tiny()
+    images, labels = torch.randint(0, 256, (60, 3, 9, 9), dtype=torch.uint8), torch.randint(0, 4, (60,))
+    model(Normalize(worker.MEAN, worker.STD, CPU)(images))  # statistics
+    few, many = (Lists(*zip(images.split(n), labels.split(n), strict=True)) for n in (20, 10))
+    how: dict[str, Any] = {"device": CPU, "mean": worker.MEAN, "std": worker.STD}
+    plain, folded = evaluate(model, few, **how), evaluate(model, many, **how)
+    half = evaluate(model, many, **how, precision="bf16")
+    assert few.steps_per_epoch < FOLDED_FROM <= many.steps_per_epoch and model.training
+    assert {key: plain[key] for key in ("val/top1", "val/top5")} == {
+        key: folded[key] for key in ("val/top1", "val/top5")
+    }
+    assert folded["val/loss"] == pytest.approx(plain["val/loss"], rel=1e-6)
+    assert 1e-6 < abs(half["val/loss"] / plain["val/loss"] - 1) < 1e-2
 
 
 def test_evaluating_nothing() -> None:

@@ -241,6 +241,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     worker.start(base / "rms", **SETTINGS["rmsprop"]["model"])
     worker.start(base / "plain")
     worker.start(base / "local_bn")
+    worker.start(base / "bf16")
     jobs.append(dict(folder=str(base / "whole"), **setting))
     jobs.append(dict(folder=str(base / "fresh"), **setting, stop_after=4))
     for stop in STOPS:
@@ -250,6 +251,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
         jobs.append(dict(folder=str(worker.start(base / f"fp64-{name}", double=True)), **fp64, accumulate=2))
     jobs.append(dict(folder=str(base / "plain"), accumulate=2, ema_decay=0.9))
     jobs.append(dict(folder=str(base / "local_bn"), accumulate=2, ema_decay=0.9, sync_bn=False))
+    jobs.append(dict(folder=str(base / "bf16"), accumulate=2, ema_decay=0.9, compress_gradients=True))
     launch("training_worker", [json.dumps(jobs)], 2)
     launch("training_worker", [json.dumps([dict(folder=str(base / "fresh"), **setting)])], 2)
     return base
@@ -274,3 +276,10 @@ def test_two_ranks_equal_one_with_the_same_global_batch(two_ranks: Path, tmp_pat
     # Negative control: with each rank's own batch statistics the numbers are others.
     local = final_state(two_ranks / "local_bn")["model"]
     assert max((local[k] - v).abs().max() for k, v in a["model"].items() if v.is_floating_point()) > 1e-2
+
+
+def test_gradients_travel_in_bf16_where_asked(two_ranks: Path) -> None:
+    """Rounded to 8 bits between the ranks: near the others, and not the same."""
+    plain, rounded = (final_state(two_ranks / name)["model"] for name in ("plain", "bf16"))
+    apart = furthest(plain, rounded)
+    assert 1e-5 < apart < 5e-2
