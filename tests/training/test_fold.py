@@ -76,6 +76,7 @@ CASES: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "norm first": lambda n, x: n.a(n.norm(x)),
     "a sum": lambda n, x: n.norm(n.a(x) + n.b(x)),
     "convolution called twice": lambda n, x: n.other(n.a(n.norm(n.a(x)))),
+    "code that reads the norm's own numbers": lambda n, x: n.norm(n.a(x)) * n.norm.num_features,
     "norm called twice": lambda n, x: n.norm(n.b(n.norm(n.a(x)))),
 }
 
