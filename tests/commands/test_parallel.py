@@ -216,10 +216,12 @@ def test_the_table_fills_on_a_terminal(
 
 
 def test_the_time_left_is_that_of_the_runs_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    cfg: Any = SimpleNamespace(teacher=None, weights=None, seeds=3)
+    cfg: Any = SimpleNamespace(teacher=None, weights=None, seeds=3, study=SimpleNamespace(stages=None, arms=["a"]))
     progress = compare._Progress(cfg, Path(), 9)
     assert progress.left() is None
     progress.number, progress.took, progress.spent = 3, {True: [10.0, 10.0], False: [4.0]}, 24.0
     monkeypatch.setattr(compare.time, "monotonic", lambda: progress.began + 12.0)  # two at once
     assert progress.left() == pytest.approx((1 * 10 + 5 * 4) / 2)
+    cfg.study.stages, progress.took, progress.spent = [0.5, 1.0], {1: [4.0, 4.0]}, 8.0
+    assert progress.left() == pytest.approx((1 * 4 + 3 * 8) * 12 / 8)
     assert [compare._duration(seconds) for seconds in (5, 300, 9000)] == ["5 s", "5 min", "2.5 h"]
