@@ -73,6 +73,7 @@ def write(
         for name, figure in figures.items():
             drawn = figure(arms)
             _put(folder / f"{name}.png", style.png(drawn))
+            drawn.set_layout_engine("none")  # it is laid out: again would take as long as drawing
             _put(folder / f"{name}.svg", style.svg(drawn))
         _put(paths.table, table.table_csv(arms).encode())
         _put(folder / "comparisons.csv", comparisons.comparisons_csv(arms).encode())

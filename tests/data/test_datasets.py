@@ -276,7 +276,7 @@ def _pixels(source: Source) -> list[bytes]:
 def test_fractions_of_the_training_images_nest(
     name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A larger fraction holds a smaller one, image by image; the validation images and what is held out are the same."""
+    """A larger fraction holds a smaller one, image by image; the validation images, held out or not, are the same."""
     options: dict[str, Any] = {"image_size": 32, "augment": "none", "holdout": 2}
     monkeypatch.setattr("torchvision.datasets.CIFAR10", FakeCifar)
     if name == "packed":

@@ -31,9 +31,10 @@ def write(study: Path, arm: str, seed: int = 0, chain: str = "aaaaaa", stages: i
         end, steps = ENDS[arm][place] + 0.01 * seed, STEPS[place]
         start = 0.1 if place == 0 or arm == "retrained" else ENDS[arm][place - 1]
         info: dict[str, Any] = {
-            "arm": arm, "label": arm, "seed": seed, "macs": MACS[arm][place], "parameters": MACS[arm][place], "epochs": 1.0,
-            "lr": lr, "lr_scale": lr, "images": {"train": 160, "val": 20, "files": None}, "data": "shapes",
-            "teacher": None if place == 0 or arm == "retrained" else str(study / str(before)), "synthetic": True,
+            "arm": arm, "label": arm, "seed": seed, "macs": MACS[arm][place], "parameters": MACS[arm][place],
+            "epochs": 1.0, "lr": lr, "lr_scale": lr, "images": {"train": 160, "val": 20, "files": None},
+            "data": "shapes", "teacher": None if place == 0 or arm == "retrained" else str(study / str(before)),
+            "synthetic": True,
             "lineage": {"steps": [{"op": "build", "name": "inception_bn_tiny", "num_classes": 16, "kwargs": {}}]},
             "function_gap": {"eval": 0.01 * place, "train": 0.0} if arm == "growing" and place else None,
             "stage": {"number": place + 1, "of": 3, "fraction": STAGES[place], "before": before},
@@ -112,8 +113,7 @@ def test_a_run_that_follows_itself_is_read(study: Path) -> None:
 
 def test_the_report_has_every_stage(study: Path) -> None:
     moved = study.rename(study.with_name("elsewhere"))
-    paths = studies.write(moved, title="Lifelong", command="n2n compare lifelong")
-    page = paths.report.read_text()
+    page = studies.write(moved, title="Lifelong", command="n2n compare lifelong").report.read_text()
     assert "After every stage, over the n seeds" in page and page.count("Figure S.") == 1 and "table-S" in page
     assert "With 50 % of the training images, all stages so far counted: " in page
     assert "together took" in page and "and its teacher together" not in page
@@ -126,6 +126,5 @@ def test_the_report_has_every_stage(study: Path) -> None:
 
 
 def test_a_study_without_stages_has_no_such_table(make_study: Any) -> None:
-    study = make_study(("teacher", "wider"), seeds=1)
-    assert "Figure S." not in studies.write(study, title="", command="").report.read_text()
-    assert not (study / "stages.csv").exists() and studies.stage_text(studies.statistics(studies.collect(study))) == ""
+    arms = studies.statistics(studies.collect(make_study(("teacher", "wider"), seeds=1)))
+    assert studies.stage_text(arms) == "" and by_stage.sentences(arms) == [] and by_stage.rows(arms) == []
