@@ -60,7 +60,7 @@ def check(command: str, tree: Mapping[str, Any]) -> Any:
         if cfg.max_steps and need > cfg.max_steps:
             raise N2NError(f"training.profile: {training.profile} steps after a warm-up take max_steps={need} at least")
         if cfg.data.train_images and (least := round(cfg.data.train_images * _least(cfg))) < training.batch_size:
-            stage = " at the first stage" if least < cfg.data.train_images else ""
+            stage = " at the first stage" if isinstance(cfg, schema.Compare) and cfg.study.stages else ""
             raise N2NError(
                 f"data.train_images: {least} images{stage} are fewer than one batch "
                 f"(training.batch_size={training.batch_size})"
