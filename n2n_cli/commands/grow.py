@@ -32,9 +32,9 @@ TO_WIDER = {
 }
 
 
-def run(cfg: Grow) -> None:
+def run(cfg: Grow) -> dict[str, Any] | None:
     teacher = folders.find_teacher(cfg)
-    from_teacher(folders.plan_grown(cfg, cfg.op, cfg.seed, cfg.lr_scale, teacher), cfg)
+    return from_teacher(folders.plan_grown(cfg, cfg.op, cfg.seed, cfg.lr_scale, teacher), cfg)
 
 
 def from_teacher(planned: PlannedRun, cfg: Student) -> dict[str, Any] | None:

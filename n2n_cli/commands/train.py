@@ -9,12 +9,12 @@ from n2n_cli.commands.folders import PlannedRun
 from n2n_cli.schema import RunConfig
 
 
-def teacher(cfg: RunConfig) -> None:
-    from_scratch(folders.plan_fresh(cfg, "teacher"), cfg)
+def teacher(cfg: RunConfig) -> dict[str, Any] | None:
+    return from_scratch(folders.plan_fresh(cfg, "teacher"), cfg)
 
 
-def student(cfg: RunConfig) -> None:
-    from_scratch(folders.plan_fresh(cfg, "student"), cfg)
+def student(cfg: RunConfig) -> dict[str, Any] | None:
+    return from_scratch(folders.plan_fresh(cfg, "student"), cfg)
 
 
 def from_scratch(planned: PlannedRun, cfg: RunConfig) -> dict[str, Any] | None:
