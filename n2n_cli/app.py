@@ -169,7 +169,11 @@ def _jobs(command: str, line: Line) -> Iterator[DictConfig]:
         if command not in sweep.RUNS:
             name = command.replace("_", " ")
             raise N2NError(
-                f"hydra/sweeper: it asks every job for a number, and n2n {name} gives none; sweep train or grow"
+                f"hydra/sweeper: every job is to give a number, and n2n {name} has none; sweep train or grow"
+            )
+        if "minimize" in str(master.hydra.sweeper.get("direction")):  # optuna's own default
+            raise N2NError(
+                "hydra.sweeper.direction: jobs give their final accuracy; write hydra.sweeper.direction=maximize"
             )
         return
     parser = OverridesParser.create(config_loader=loader)
