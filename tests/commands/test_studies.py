@@ -49,14 +49,32 @@ def one(place: Path, pattern: str) -> Path:
 
 @pytest.mark.parametrize("study", [s if s in FAST else pytest.param(s, marks=pytest.mark.slow) for s in STUDIES])
 def test_every_study_runs(study: str, capfd: pytest.CaptureFixture[str]) -> None:
-    n2n("compare", study)
+    n2n("compare", study, *(["training.batch_size=16"] if study == "lifelong" else []))  # so many has its first stage
     told = yaml.safe_load((conf_dir() / "study" / f"{study}.yaml").read_text())
     arms = told.get("study", {}).get("arms", [])
-    table = capfd.readouterr().out.split("\n---", 1)[1]
+    table = capfd.readouterr().out.split("\n---", 1)[1].split("\n\n")[0]
     rates, at = told.get("lr_scale") or [1], told.get("study", {}).get("teacher_at") or [1]
     rows = [line for line in table.splitlines()[1:] if line and not line.startswith(("report:", "curves:", "tensor"))]
-    assert len(rows) == 1 + len(arms) * len(rates) * len(at) or not arms
+    teachers = 0 if told.get("study", {}).get("stages") else 1
+    assert len(rows) == teachers + len(arms) * len(rates) * len(at) or not arms
     assert len(rows) > 2 and all(" 1  " in row for row in rows)
+
+
+RECIPES = [
+    f"{group}={path.stem}"
+    for group in ("model", "optim", "training")
+    for path in sorted((conf_dir() / group).glob("*.yaml"))
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_takes_a_step(recipe: str, place: Path) -> None:
+    """Of the network, the optimizer and the training; of image folders: see `test_images`."""
+    more = ["model.name=resnet18"] if recipe == "model=torchvision" else []
+    n2n("train", "teacher", recipe, *more, "training.batch_size=16", "max_steps=1")
+    assert read(one(place, "runs/*/*/run.json"))["parameters"] > 1000
+    assert checkpoint.load(checkpoint.resolve(one(place, "runs/*/teacher-seed0")))["step"] == 1
 
 
 def test_the_help_names_every_study(capfd: pytest.CaptureFixture[str]) -> None:
