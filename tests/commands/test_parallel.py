@@ -27,7 +27,7 @@ LONG = [*FEW, "epochs=4000", "training.eval_every_epochs=1000", "jobs=2", "study
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def place(tmp_path_factory: pytest.TempPathFactory, undrawn: None) -> Iterator[Path]:
     """A folder with a study trained one run after the other, in ``one``."""
     folder = tmp_path_factory.mktemp("place")
     with pytest.MonkeyPatch.context() as patch:

@@ -18,12 +18,11 @@ STAGES = {"small": [1, 2, 3], "large": [1, 2, 3], "growing": [1, 2, 3], "retrain
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def place(tmp_path_factory: pytest.TempPathFactory, undrawn: None) -> Iterator[Path]:
     """A folder with the whole study at its smallest in ``runs``: 1, 2 and 4 steps; stopped once after a stage."""
     folder = tmp_path_factory.mktemp("place")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr("n2n_cli.studies.write", lambda *args, **kwargs: None)  # reports have tests of their own
         begun = ["study.arms=[small]", "study.stages=[0.25,0.5,1.0]"]
         assert cli.main(["compare", "lifelong", *FEW, *begun, "max_steps=1"]) == 0
         assert cli.main(["compare", "lifelong", *FEW]) == 0
@@ -81,10 +80,10 @@ def test_it_is_done_and_says_so(
     place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(place)
-    monkeypatch.setattr("n2n_cli.studies.write", lambda *args, **kwargs: None)
     assert cli.main(["compare", "lifelong", *FEW]) == 0
     out = capfd.readouterr().out
     assert "all 12 runs were done already" in out and "after every stage" in out
+    assert "Figure S." in next(place.glob("runs/*/report.html")).read_text()
     rows = [line.split("  ") for line in out.splitlines() if line.startswith("Grown at every stage  ")]
     assert len(rows) == 4  # all stages together, and each
     # One more strategy reuses nothing of the others, and trains only its own.
@@ -97,7 +96,6 @@ def test_a_stage_that_fails_takes_the_later_ones_with_it(
     place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(place)
-    monkeypatch.setattr("n2n_cli.studies.write", lambda *args, **kwargs: None)
     words = ["study.arms=[growing]", "ops.wider_between.lr_scale=1e30", "out=failing"]
     assert cli.main(["compare", "lifelong", *FEW, *words]) == 2
     said = capfd.readouterr()
