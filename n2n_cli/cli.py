@@ -20,7 +20,7 @@ n2n: growth studies after Net2Net. Grow a trained network, keep its function, go
   n2n train student            train the standard network from random initialization
   n2n grow --op OP             teacher -> student, proved and fine-tuned
                                OP: {", ".join(OPS)}
-  n2n compare [STUDY]          teacher, all arms and the report; STUDY: baselines, operators, depth, fig4, ...
+  n2n compare [STUDY]          teacher, all arms and the report; STUDY: baselines, operators, depth, lifelong, fig4, ...
   n2n compare RUN...           one report on runs that are there already, however they were started
   n2n evaluate CHECKPOINT      top-1, top-5 and loss
   n2n inspect CHECKPOINT|MODEL layers, parameters, MACs, lineage, groups that grow together; a plan's dry run (--op)
