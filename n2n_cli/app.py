@@ -20,6 +20,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
@@ -27,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from n2n_cli import config
-from n2n_cli.commands import check_job, folders, run_job
+from n2n_cli.commands import check_job, folders, run_job, sweep
 from n2n_cli.convert import takes
 from n2n_cli.errors import N2NError, suggest
 from n2n_cli.models import custom
@@ -47,28 +48,46 @@ def run(command: str, line: Line) -> None:
         raise N2NError("--resolve goes with --cfg job or --help")
     with _environment(line), _one_line_errors(command, line), _torchvision_choices(line):
         created: list[Path] = []
+        jobs: list[sweep.Job] = []
         if line.runs:
             for node in _jobs(command, line):
-                folder = check_job(command, _by_hand(line, checked(command, node)))
+                cfg = _by_hand(line, checked(command, node))
+                folder = check_job(command, cfg)
                 created += [path for path in (folder, *folder.parents) if not path.exists()]
+                jobs.append(sweep.Job(list(node.hydra.overrides.task), folder, Path(getattr(cfg, "out", None) or ".")))
 
-        here = os.getpid()
+        here, planned = os.getpid(), bool(jobs)
         failed: list[N2NError] = []
 
-        def task(node: DictConfig) -> None:
+        def task(node: DictConfig) -> float | None:
+            given = list(HydraConfig.get().overrides.task)
             try:
-                run_job(command, _by_hand(line, checked(command, node)))
+                cfg = _by_hand(line, checked(command, node))
+                if not planned:
+                    jobs.append(sweep.Job(given, check_job(command, cfg), Path(cfg.out)))
+                return run_job(command, cfg)
             except (N2NError, OSError) as error:
                 told = error if isinstance(error, N2NError) else _no_file(error)
                 if os.getpid() != here:  # a launcher's own process
                     raise told from error
                 failed.append(told)  # raised from here, Hydra would print a line of its own
                 if line.multirun:
-                    print(f"n2n: error: a job failed: {' '.join(str(told).split())}", file=sys.stderr, flush=True)
+                    words = " ".join(str(told).split())
+                    print(f"n2n: error: a job failed: {words}", file=sys.stderr, flush=True)
+                    for job in [job for job in jobs if list(job.overrides) == given]:
+                        job.failed = words
+                if not planned:  # a sweeper that chooses its jobs must hear of it
+                    raise told from error
+                return None
 
         app = hydra.main(version_base="1.3", config_path=str(config.conf_dir()), config_name=command)(task)
         try:
-            app()
+            try:
+                app()
+            except N2NError as error:  # out of a launcher's own process, or a sweeper that gives up
+                failed += [error] if str(error) not in map(str, failed) else []
+            if line.multirun and jobs:
+                sweep.tell(command, jobs, line.overrides)
             if failed:
                 every = "; ".join(dict.fromkeys(str(error) for error in failed))
                 raise N2NError(f"{len(failed)} jobs failed: {every}" if failed[1:] else every)
@@ -147,6 +166,15 @@ def _jobs(command: str, line: Line) -> Iterator[DictConfig]:
         return
     master = loader.load_configuration(name, line.overrides, RunMode.MULTIRUN)
     if not str(master.hydra.sweeper._target_).endswith(".BasicSweeper"):
+        if command not in sweep.RUNS:
+            name = command.replace("_", " ")
+            raise N2NError(
+                f"hydra/sweeper: every job is to give a number, and n2n {name} has none; sweep train or grow"
+            )
+        if "minimize" in str(master.hydra.sweeper.get("direction")):  # optuna's own default
+            raise N2NError(
+                "hydra.sweeper.direction: jobs give their final accuracy; write hydra.sweeper.direction=maximize"
+            )
         return
     parser = OverridesParser.create(config_loader=loader)
     params = [f"{key}={value}" for key, value in (master.hydra.sweeper.params or {}).items()]

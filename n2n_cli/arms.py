@@ -80,12 +80,29 @@ ARMS = {
     "continue": Arm(
         "teacher, trained on", "the teacher itself, at the student's rate and budget", ("#333333", "#E8E8E0"), "*"
     ),
+    "small": Arm("one small network", "the narrow network, trained on at every stage", ("#555555", "#B0B0AA"), "o"),
+    "large": Arm("one large network", "the standard network, trained on at every stage", ("#D55E00", "#F08040"), "s"),
+    "growing": Arm(
+        "grown at every stage",
+        "the narrow network, grown whenever images arrive, and trained on",
+        ("#0072B2", "#56A8E0"),
+        "D",
+        ("retrained", "large", "small"),
+    ),
+    "retrained": Arm(
+        "retrained at every stage",
+        "the standard network, from random weights again at every stage",
+        ("#E69F00", "#F0B840"),
+        "^",
+    ),
     "student": Arm("student from random init", "the standard network, all weights random", ("#7A6A00", "#D8CC60"), "P"),
 }
 """In the order of tables and legends."""
 
 
-OPS = tuple(name for name in ARMS if name not in ("teacher", "student"))
+STRATEGIES = ("small", "large", "growing", "retrained")
+"""The arms of a study of stages, which each have a network at every stage."""
+OPS = tuple(name for name in ARMS if name not in ("teacher", "student", *STRATEGIES))
 """The arms that an operator makes: what ``--op`` takes."""
 
 

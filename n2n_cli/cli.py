@@ -20,7 +20,7 @@ n2n: growth studies after Net2Net. Grow a trained network, keep its function, go
   n2n train student            train the standard network from random initialization
   n2n grow --op OP             teacher -> student, proved and fine-tuned
                                OP: {", ".join(OPS)}
-  n2n compare [STUDY]          teacher, all arms and the report; STUDY: baselines, operators, depth, fig4, ...
+  n2n compare [STUDY]          teacher, all arms and the report; STUDY: baselines, operators, depth, lifelong, fig4, ...
   n2n compare RUN...           one report on runs that are there already, however they were started
   n2n evaluate CHECKPOINT      top-1, top-5 and loss
   n2n inspect CHECKPOINT|MODEL layers, parameters, MACs, lineage, groups that grow together; a plan's dry run (--op)
@@ -29,7 +29,7 @@ n2n: growth studies after Net2Net. Grow a trained network, keep its function, go
                                ImageNet's official archives in SRC, unpacked to DST/train and DST/val
   n2n data check ROOT          every image file opened once: damaged, odd, hidden, twice
   n2n data pack ROOT TO        a smaller copy in a few large files, for data=packed data.root=TO
-  n2n completion bash|zsh      what to eval for completion
+  n2n completion bash|zsh|fish what to eval (fish: source) for completion
 
 Everything is KEY=VALUE or --KEY VALUE (seed=1, --lr 0.05, model=resnet18, data=imagefolder data.root=DIR);
 -m sweeps over comma separated values. Groups and keys of a command: n2n COMMAND --help
@@ -44,6 +44,13 @@ _n2n() {
 }
 COMP_WORDBREAKS=${COMP_WORDBREAKS//=/}
 complete -o default -F _n2n n2n
+"""
+FISH = """\
+function _n2n
+    set -lx COMP_LINE (commandline -cp)
+    n2n completion words 2>/dev/null
+end
+complete -c n2n -f -a '(_n2n)'
 """
 
 
@@ -107,7 +114,8 @@ def _completion(words: list[str]) -> int:
     if shell not in SHELLS or len(words) > 1:
         near = suggest(shell, SHELLS)
         raise N2NError(
-            f"completion: '{' '.join(words)}' is not bash or zsh{near}; type: eval \"$(n2n completion bash)\""
+            f"completion: '{' '.join(words)}' is not bash, zsh or fish{near}; type: eval \"$(n2n completion bash)\""
         )
-    print(("autoload -U +X bashcompinit && bashcompinit\n" if shell == "zsh" else "") + COMPLETION, end="")
+    zsh = "autoload -U +X bashcompinit && bashcompinit\n" if shell == "zsh" else ""
+    print(FISH if shell == "fish" else zsh + COMPLETION, end="")
     return 0

@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from n2n_cli.convert import convert
 from n2n_cli.errors import N2NError, suggest
 from n2n_cli.models import OURS, custom
 from n2n_cli.training.options import PLAIN_STEPS, WARMUP_STEPS, check_batch
+
+FRESH = ("teacher", "student")
+"""The networks that start from random weights: at model.teacher_width and at model.width."""
 
 
 def conf_dir() -> Path:
@@ -55,9 +59,10 @@ def check(command: str, tree: Mapping[str, Any]) -> Any:
         need = training.profile and PLAIN_STEPS + WARMUP_STEPS + training.profile
         if cfg.max_steps and need > cfg.max_steps:
             raise N2NError(f"training.profile: {training.profile} steps after a warm-up take max_steps={need} at least")
-        if cfg.data.train_images and cfg.data.train_images < training.batch_size:
+        if cfg.data.train_images and (least := round(cfg.data.train_images * _least(cfg))) < training.batch_size:
+            stage = " at the first stage" if isinstance(cfg, schema.Compare) and cfg.study.stages else ""
             raise N2NError(
-                f"data.train_images: {cfg.data.train_images} images are fewer than one batch "
+                f"data.train_images: {least} images{stage} are fewer than one batch "
                 f"(training.batch_size={training.batch_size})"
             )
     weights = cfg.weights if isinstance(cfg, schema.RunConfig | schema.Inspect) else None
@@ -75,10 +80,14 @@ def check(command: str, tree: Mapping[str, Any]) -> Any:
             raise N2NError(f"study.teacher_at: a share stands there twice: {cfg.study.teacher_at}")
         if not cfg.study.arms:
             raise N2NError(f"study.arms: expected at least one of {', '.join(cfg.ops)}")
+        known: Mapping[str, Any] = cfg.study.strategies if cfg.study.stages else cfg.ops
         for arm in cfg.study.arms:
-            if arm not in cfg.ops:
-                raise N2NError(f"study.arms: '{arm}' is not one of {', '.join(cfg.ops)}{suggest(arm, cfg.ops)}")
-            _check_op(cfg.ops[arm], f"ops.{arm}", cfg)
+            if arm not in known:
+                raise N2NError(f"study.arms: '{arm}' is not one of {', '.join(known)}{suggest(arm, known)}")
+            if not cfg.study.stages:
+                _check_op(cfg.ops[arm], f"ops.{arm}", cfg)
+        if cfg.study.stages:
+            _check_stages(cfg, cfg.study.stages)
         if len(set(cfg.study.arms)) < len(cfg.study.arms):
             raise N2NError(f"study.arms: an arm stands there twice: {', '.join(cfg.study.arms)}")
         scales = [f"{scale:g}" for scale in cfg.lr_scale] if isinstance(cfg.lr_scale, list) else []
@@ -146,6 +155,7 @@ def functions(cfg: Any) -> tuple[str, ...]:
 
 LATER: Mapping[str, Mapping[str, Any]] = {
     "data": {
+        "train_fraction": 1.0,
         "holdout": 0,
         "cache": "auto",
         "decoder": "auto",
@@ -256,9 +266,48 @@ def _check_teacher(cfg: schema.Student) -> None:
         check_name(cfg.teacher_model, "teacher_model: unknown network")
 
 
+def _least(cfg: schema.RunConfig) -> float:
+    """The smallest fraction of the training images that a run of the command sees."""
+    stages = cfg.study.stages if isinstance(cfg, schema.Compare) else None
+    return cfg.data.train_fraction * min(stages or [1.0])
+
+
+def _check_stages(cfg: schema.Compare, stages: Sequence[float]) -> None:
+    """Raises N2NError where a study's stages and strategies do not go together, or not with the rest."""
+    study = cfg.study
+    if any(b <= a for a, b in itertools.pairwise(stages)):
+        raise N2NError(f"study.stages: every stage has more images than the one before, not {stages}")
+    for key, given in (("teacher", cfg.teacher), ("weights", cfg.weights)):
+        if given is not None:
+            raise N2NError(f"{key}: a study of stages begins with random weights")
+    if isinstance(cfg.lr_scale, list):
+        raise N2NError("lr_scale: expected one rate in a study of stages; each strategy's own are ops.NAME.lr_scale")
+    if study.teacher_at != [1.0]:
+        raise N2NError("study.teacher_at: in a study of stages the networks go on from the whole stage before: [1.0]")
+    for arm in study.arms:
+        where, words = f"study.strategies.{arm}", study.strategies[arm]
+        if arm in (*cfg.ops, *FRESH) or not re.fullmatch("[a-z_]+", arm):
+            raise N2NError(f"{where}: expected a name of letters and _ that no operator has")
+        if len(words) != len(stages):
+            raise N2NError(f"{where}: {len(words)} words for {len(stages)} stages (study.stages={stages})")
+        for place, word in enumerate(words):
+            choices = (*FRESH, *cfg.ops) if place else FRESH
+            if word not in choices:
+                raise N2NError(f"{where}[{place}]: '{word}' is not one of {', '.join(choices)}{suggest(word, choices)}")
+            if word in cfg.ops:
+                _check_op(cfg.ops[word], f"ops.{word}", cfg)
+    if any("student" in study.strategies[arm] for arm in study.arms) and cfg.model.width == cfg.model.teacher_width:
+        raise N2NError(
+            "study.strategies: teacher and student are the same network (model.teacher_width = model.width = "
+            f"{cfg.model.width:g})"
+        )
+
+
 def _check_op(op: ops.Op | None, where: str, cfg: schema.RunConfig | schema.Inspect) -> None:
     if isinstance(op, ops.ToWider) and op.factor is not None and op.layers:
         raise N2NError(f"{where}.factor and {where}.layers: give one of them")
+    if isinstance(op, ops.ToWider) and op.to_width is not None and (op.factor is not None or op.layers):
+        raise N2NError(f"{where}.to_width: goes with neither {where}.factor nor {where}.layers")
     if isinstance(op, ops.Wider) and op.new != "copy" and (op.noise or op.split != "equal"):
         key = f"noise={op.noise:g}" if op.noise else f"split={op.split}"
         raise N2NError(f"{where}.{key}: is for copies, and {where}.new={op.new} makes none")
@@ -271,9 +320,11 @@ def _check_op(op: ops.Op | None, where: str, cfg: schema.RunConfig | schema.Insp
     if isinstance(cfg, schema.Inspect):
         return
     to_constructor = isinstance(op, ops.ToWider) and op.factor is None and not op.layers
-    if to_constructor and cfg.model.name in OURS and cfg.model.width < cfg.model.teacher_width:
+    to_width = op.to_width if isinstance(op, ops.ToWider) else None
+    key, width = ("model.width", cfg.model.width) if to_width is None else (f"{where}.to_width", to_width)
+    if to_constructor and cfg.model.name in OURS and width < cfg.model.teacher_width:
         raise N2NError(
-            f"model.width: the student ({cfg.model.width:g}) is narrower than its teacher "
+            f"{key}: the student ({width:g}) is narrower than its teacher "
             f"(model.teacher_width={cfg.model.teacher_width:g})"
         )
     if isinstance(op, ops.Compose):

@@ -37,8 +37,11 @@ NOISE = 0.3  # on copies: the paper (section 2.3) asks for noise and names no si
 
 @dataclass
 class ToWider(Op):
+    """With neither ``factor`` nor ``layers`` the student is its constructor's, at ``to_width`` (null: model.width)."""
+
     factor: Annotated[float, Rule("a number, 1 or more", lambda v: v >= 1)] | None
     layers: dict[str, Count | Positive]
+    to_width: Positive | None
 
 
 @dataclass

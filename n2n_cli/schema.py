@@ -52,6 +52,7 @@ class SomeData:
     resize_size: Pixels | None
     seed: Seed | None
     train_images: Count | None
+    train_fraction: Target | None
     val_images: Count | None
     num_classes: Count | None
     augment: Literal["auto", "none", "crop", "imagenet", "randaugment", "trivial"] | None
@@ -71,6 +72,7 @@ class SomeData:
 class Data(SomeData):
     name: Literal["shapes", "imagefolder", "packed", "cifar10", "fake"]
     seed: Seed
+    train_fraction: Target
     augment: Literal["auto", "none", "crop", "imagenet", "randaugment", "trivial"]
     holdout: Whole
     cache: Literal["auto", "memory", "none"]
@@ -150,12 +152,18 @@ class Training:
 
 @dataclass
 class Study:
-    """``teacher_at``: the shares of the teacher's training after which the arms grow from it."""
+    """``teacher_at``: the shares of the teacher's training after which the arms grow from it.
+
+    ``stages``: the fractions of the training images that are there, one stage after the other; the arms are then
+    ``strategies``: how the network comes to be at each stage: teacher or student (from random weights), or an op.
+    """
 
     name: str
     title: str
     arms: list[str]
     teacher_at: list[Chance]
+    stages: list[Target] | None
+    strategies: dict[str, list[str]]
 
 
 @dataclass

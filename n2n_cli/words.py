@@ -7,7 +7,7 @@ from n2n_cli.errors import N2NError, suggest
 ROLES = ("teacher", "student")
 TOOLS = {"prepare": "imagenet SRC DST", "check": "ROOT", "pack": "ROOT TO"}
 COMMANDS = ("train", "grow", "compare", "evaluate", "inspect", "export", "data", "completion", "help")
-SHELLS = ("bash", "zsh")
+SHELLS = ("bash", "zsh", "fish")
 
 
 def parse(words: list[str]) -> tuple[str, list[str]]:

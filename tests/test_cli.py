@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import pty
 import re
+import select
 import shlex
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -155,7 +159,8 @@ def test_every_flag_of_every_command_resolves() -> None:
         ("n2n grow op=deeper op.pa", ["op.pairs="]),
         ("n2n grow --teacher-", ["--teacher-epochs", "--teacher-model"]),
         ("n2n compare fig", ["fig4", "fig5", "fig6"]),
-        ("n2n completion ", ["bash", "zsh"]),
+        ("n2n compare lif", ["lifelong"]),
+        ("n2n completion ", ["bash", "zsh", "fish"]),
         ("n2n nonsense ", []),
     ],
 )
@@ -172,6 +177,53 @@ def test_completion_in_bash(tmp_path: Path) -> None:
     )
     result = subprocess.run(["bash", "-c", script], cwd=Path(cli.__file__).parents[1], capture_output=True, text=True)
     assert result.stdout.strip() == "teacher", result
+
+
+@pytest.fixture
+def shells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``n2n`` in the PATH of a shell, as this interpreter."""
+    root = Path(cli.__file__).parents[1]
+    program = tmp_path / "n2n"
+    program.write_text(f'#!/bin/sh\nPYTHONPATH={root} exec {sys.executable} -m n2n_cli "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("fish") is None, reason="no fish here")
+@pytest.mark.usefixtures("shells")
+def test_completion_in_fish() -> None:
+    for line, expected in (("n2n train tea", "teacher"), ("n2n train teacher optim.lr_", "optim.lr_per_256=")):
+        script = f'n2n completion fish | source; complete -C "{line}"'
+        result = subprocess.run(["fish", "-c", script], capture_output=True, text=True)
+        assert result.stdout.strip() == expected, result
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="no zsh here")
+@pytest.mark.usefixtures("shells")
+def test_completion_in_zsh() -> None:
+    """On a terminal, as zsh completes nowhere else: the word that Tab leaves on the line."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execvp("zsh", ["zsh", "-f", "-i"])
+    try:
+        os.write(terminal, b'PS1=; autoload -U compinit; compinit -u; eval "$(n2n completion zsh)"; echo re""ady\n')
+        _until(terminal, b"\nready")
+        os.write(terminal, b"n2n train tea\t")
+        _until(terminal, b"train teacher")
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(terminal)
+
+
+def _until(terminal: int, words: bytes) -> None:
+    said, deadline = b"", time.monotonic() + 60
+    while words not in said:
+        assert select.select([terminal], [], [], deadline - time.monotonic())[0], said
+        said += os.read(terminal, 1000)
 
 
 def test_ctrl_c(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

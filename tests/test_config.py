@@ -57,7 +57,9 @@ def test_ops_and_studies_pass() -> None:
         assert cfg.op.lr_scale == (1.0 if random else 0.1)  # a tenth of the teacher's rate (App. A)
     for study in GROUPS["study"]:
         cfg = checked("compare", f"study={study}")
-        assert cfg.study.name == study and set(cfg.study.arms) <= set(cfg.ops) >= set(ops.OPS)
+        assert cfg.study.name == study and set(ops.OPS) <= set(cfg.ops)
+        words = [word for arm in cfg.study.arms for word in cfg.study.strategies.get(arm, [arm])]
+        assert set(words) <= {*cfg.ops, "teacher", "student"}
 
 
 def test_studies_of_the_paper() -> None:

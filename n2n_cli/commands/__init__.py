@@ -31,8 +31,12 @@ def check_job(command: str, cfg: Any) -> Path:
     return folder
 
 
-def run_job(command: str, cfg: Any) -> None:
-    """Runs one checked config (a dataclass of `n2n_cli.schema`). Raises N2NError, KeyboardInterrupt."""
+def run_job(command: str, cfg: Any) -> float | None:
+    """Runs one checked config (a dataclass of `n2n_cli.schema`).
+
+    Returns the final top-1 accuracy of one that is a run and done: what a sweeper such as optuna's maximizes.
+    Raises N2NError, KeyboardInterrupt.
+    """
     from n2n_cli.commands import (
         check_data,
         compare,
@@ -61,4 +65,6 @@ def run_job(command: str, cfg: Any) -> None:
         "data_pack": pack_data.run,
     }
     with machine.enough_memory():
-        runs[command](cfg)
+        done = runs[command](cfg)
+    final = done.get("final") if isinstance(done, dict) else None
+    return None if not final else float(final["val/top1"])

@@ -15,6 +15,7 @@ from n2n_cli.errors import N2NError, RunError
 from n2n_cli.schema import Compare
 
 REPORT_EVERY_S = 30.0
+STUDENT, TEACHER = 0, 1
 
 
 def run(cfg: Compare) -> None:
@@ -25,15 +26,9 @@ def run(cfg: Compare) -> None:
         dry_run.show(cfg)
         return
     study = folders.setting(cfg)
-    given = cfg.teacher or cfg.weights
-    total = cfg.seeds * ((given is None) + len(_arms(cfg, cfg.seed, Path())))
+    first = [run for seed in range(cfg.seed, cfg.seed + cfg.seeds) for run in _first(cfg, seed)]
+    total = len(first) + sum(_later(cfg, run) for run in first)
     progress = _Progress(cfg, study, total)
-    first: list[PlannedRun] = []
-    for seed in range(cfg.seed, cfg.seed + cfg.seeds):
-        if given:
-            first += _arms(cfg, seed, Path(given))
-        else:
-            first.append(folders.plan_fresh(cfg, "teacher", seed=seed, epochs=cfg.teacher_epochs))
     ready = progress.open(first)
     jobs = parallel.jobs_at_once(cfg, total - progress.number) if ready else 1
     if jobs > 1:
@@ -50,12 +45,36 @@ def run(cfg: Compare) -> None:
     _show(cfg, study, progress.fresh, total)
     if progress.failed:
         name = progress.failed[0].folder.name
+        how = "followed" if cfg.study.stages else "grown from"
         more = f" and {len(progress.failed) - 1} more" if progress.failed[1:] else ""
         raise N2NError(
             f"{len(progress.failed)} of {total} runs failed: {name}{more} (the report says why)"
-            + (f", and {progress.orphans} would have grown from one" if progress.orphans else "")
+            + (f", and {progress.orphans} would have {how} one" if progress.orphans else "")
             + "; retry=true tries them again"
         )
+
+
+def _first(cfg: Compare, seed: int) -> list[PlannedRun]:
+    """The runs of a seed that wait for no other."""
+    if cfg.study.stages:
+        return [folders.plan_stage(cfg, arm, seed, None) for arm in cfg.study.arms]
+    if given := cfg.teacher or cfg.weights:
+        return _arms(cfg, seed, Path(given))
+    return [folders.plan_fresh(cfg, "teacher", seed=seed, epochs=cfg.teacher_epochs)]
+
+
+def _next(cfg: Compare, run: PlannedRun) -> list[PlannedRun]:
+    """The runs that a finished one makes possible: the next stage, or the arms of a teacher."""
+    if run.stage:
+        return [folders.plan_stage(cfg, run.arm, run.seed, run)] if run.stage < run.stages else []
+    return [] if run.teacher is not None else _arms(cfg, run.seed, run.folder)
+
+
+def _later(cfg: Compare, run: PlannedRun) -> int:
+    """How many runs cannot be without this one."""
+    if run.stage:
+        return run.stages - run.stage
+    return 0 if run.teacher is not None else len(_arms(cfg, run.seed, Path()))
 
 
 def _arms(cfg: Compare, seed: int, teacher: Path) -> list[PlannedRun]:
@@ -91,7 +110,7 @@ class _Progress:
         self.failed: list[PlannedRun] = []
         self.orphans = 0  # runs whose teacher failed
         self.began = self.written = time.monotonic()
-        self.took: dict[bool, list[float]] = {True: [], False: []}  # seconds of finished runs: of teachers, of students
+        self.took: dict[int, list[float]] = {}  # seconds of finished runs, by kind: see `_kind`
         self.spent = 0.0  # seconds of those finished now
 
     def open(self, runs: list[PlannedRun]) -> list[PlannedRun]:
@@ -105,17 +124,16 @@ class _Progress:
                 left.append(planned)
                 continue
             folders.check_same(planned)
-            fitting.check_images(planned, self.cfg)
+            fitting.check_images(planned, planned.with_images(self.cfg))
             self.number += 1
             self._note(planned, planned.done)
-            if planned.teacher is None:
-                left += self.open(_arms(self.cfg, planned.seed, planned.folder))
+            left += self.open(_next(self.cfg, planned))
         return left
 
     def _give_up(self, planned: PlannedRun) -> None:
-        """Counts a run that cannot be made, and the students of a teacher that cannot."""
+        """Counts a run that cannot be made, and those that cannot be without it."""
         self.failed.append(planned)
-        orphans = 0 if planned.teacher is not None else len(_arms(self.cfg, planned.seed, planned.folder))
+        orphans = _later(self.cfg, planned)
         self.number += 1 + orphans
         self.orphans += orphans
 
@@ -144,13 +162,13 @@ class _Progress:
         if time.monotonic() - self.written > REPORT_EVERY_S and self.number < self.total:
             _write(self.cfg, self.study)
             self.written = time.monotonic()
-        return self.open(_arms(self.cfg, planned.seed, planned.folder)) if planned.teacher is None else []
+        return self.open(_next(self.cfg, planned))
 
     def _note(self, planned: PlannedRun, done: dict[str, Any]) -> float:
         """Counts the seconds of a finished run, if its done.json says them, and returns them."""
         seconds = float(done.get("time_s") or 0.0)
         if seconds:
-            self.took[planned.teacher is None].append(seconds)
+            self.took.setdefault(_kind(planned), []).append(seconds)
         return seconds
 
     def show(self) -> None:
@@ -166,17 +184,27 @@ class _Progress:
         )
 
     def left(self) -> float | None:
-        """Seconds until the last run, from what finished ones took, teachers and students apart; None: nobody knows."""
+        """Seconds until the last run, from what finished ones of its kind took; None: nobody knows."""
         if not self.spent:
             return None
-        teachers = 0 if self.cfg.teacher or self.cfg.weights else self.cfg.seeds - len(self.took[True])
-        runs, every = (
-            {True: teachers, False: self.total - self.number - teachers},
-            [*self.took[True], *self.took[False]],
-        )
-        means = {kind: sum(took or every) / len(took or every) for kind, took in self.took.items()}
+        done = {kind: len(took) for kind, took in self.took.items()}
+        if stages := self.cfg.study.stages:
+            size = dict(enumerate(stages, 1))  # a stage takes as long as it has images
+            given_up = [stage for run in self.failed for stage in range(run.stage, run.stages + 1)]
+            runs = {at: len(self.cfg.study.arms) * self.cfg.seeds - given_up.count(at) - done.get(at, 0) for at in size}
+        else:
+            size = {TEACHER: 1.0, STUDENT: 1.0}
+            teachers = 0 if self.cfg.teacher or self.cfg.weights else self.cfg.seeds - done.get(TEACHER, 0)
+            runs = {TEACHER: teachers, STUDENT: self.total - self.number - teachers}
+        usual = sum(sum(took) for took in self.took.values()) / sum(size[kind] * done[kind] for kind in done)
+        means = {kind: sum(self.took[kind]) / done[kind] if kind in done else usual * size[kind] for kind in runs}
         need = sum(max(0, runs[kind]) * means[kind] for kind in runs)
         return need * (time.monotonic() - self.began) / self.spent  # runs at once, and what a run takes beside training
+
+
+def _kind(planned: PlannedRun) -> int:
+    """Which runs take as long as this one: its stage, or whether it is a teacher."""
+    return planned.stage or (TEACHER if planned.teacher is None else STUDENT)
 
 
 def _duration(seconds: float) -> str:
@@ -192,6 +220,8 @@ def _show(cfg: Compare, study: Path, fresh: int, total: int) -> None:
         _write(cfg, study)
     arms = studies.statistics(studies.collect(study, cfg.metric), cfg.thresholds)
     print(studies.table_text(arms))
+    if by_stage := studies.stage_text(arms):
+        print(f"\nafter every stage, all stages so far counted\n\n{by_stage}\n")
     for line in studies.failures(arms):
         print(line)
     if not fresh and not any(arm.failed for arm in arms):

@@ -41,7 +41,8 @@ def run(cfg: CompareRuns) -> None:
         left_out=[f"Left out: {Path(name).name}: {reason}." for name, reason in left_out.items()],
     )
     arms = studies.statistics(runs, cfg.thresholds)
-    print("\n".join([studies.table_text(arms), *studies.failures(arms), f"report: {paths.report}"]), flush=True)
+    told = [studies.table_text(arms), studies.stage_text(arms), *studies.failures(arms), f"report: {paths.report}"]
+    print("\n".join(text for text in told if text), flush=True)
 
 
 def _names(given: list[Path]) -> str:

@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from n2n_cli import data, lineage
-from n2n_cli.arms import ARMS
+from n2n_cli.arms import ARMS, find
 from n2n_cli.commands import dataset, folders, grow, machine, networks
 from n2n_cli.commands.prepare import options_of
+from n2n_cli.config import FRESH
 from n2n_cli.errors import N2NError
 from n2n_cli.models import describe
 from n2n_cli.ops import Compose, Op, Wider
@@ -94,26 +95,49 @@ def table(costs: list[Cost]) -> list[str]:
 
 
 def _costs(cfg: Compare, images: data.Dataset, waits: float) -> list[Cost]:
-    teacher, steps = _teacher(cfg, images)
+    batch = dataset.example(images, 2)
     made: dict[tuple[int, int], float] = {}
     costs = []
+
+    def add(label: str, runs: int, epochs: float, model: nn.Module, count: int) -> None:
+        costs.append(_cost(label, runs, epochs, model, count, cfg, images, waits, made))
+
+    if cfg.study.stages:
+        for arm in cfg.study.arms:
+            before: tuple[nn.Module, dict[str, Any]] | None = None
+            for fraction, word in zip(cfg.study.stages, cfg.study.strategies[arm], strict=True):
+                if word in FRESH:
+                    width = cfg.model.teacher_width if word == "teacher" else cfg.model.width
+                    before = networks.fresh(cfg, cfg.model, width, images, cfg.seed)
+                elif before:
+                    before = _student(cfg.ops[word], *before, cfg, images, batch)
+                assert before is not None  # `config.check`: every strategy begins with random weights
+                label = f"{find(arm).label}, {100 * fraction:.3g} %"
+                add(label, cfg.seeds, cfg.epochs, before[0], max(1, round(fraction * len(images.train))))
+        return costs
+    teacher, steps = _teacher(cfg, images)
     if cfg.teacher is None and cfg.weights is None:
-        costs.append(_cost("teacher", cfg.seeds, cfg.teacher_epochs, teacher, cfg, images, waits, made))
+        add("teacher", cfg.seeds, cfg.teacher_epochs, teacher, len(images.train))
     scales = len(cfg.lr_scale) if isinstance(cfg.lr_scale, list) else 1
-    batch = dataset.example(images, 2)
     for arm in cfg.study.arms:
         op = cfg.ops[arm]
-        network, begun = teacher, steps
-        for part in op.parts if isinstance(op, Compose) else (op,):
-            # Noise and what new units hold cost nothing: the student of any way has the same shapes.
-            alike: Op = replace(part, new="copy", split="equal", noise=0.0) if isinstance(part, Wider) else part
-            grown, to = grow.grow(network, begun, alike, cfg, images, batch, cfg.seed)
-            begun = lineage.grow(begun, {**grown.recipe, "op": part.name}, to)
-            network = grown.student
+        network, _ = _student(op, teacher, steps, cfg, images, batch)
         label = ARMS[op.name].label if arm == op.name else f"{ARMS[op.name].label} ({arm})"
-        runs = cfg.seeds * scales * len(cfg.study.teacher_at)
-        costs.append(_cost(label, runs, cfg.epochs, network, cfg, images, waits, made))
+        add(label, cfg.seeds * scales * len(cfg.study.teacher_at), cfg.epochs, network, len(images.train))
     return costs
+
+
+def _student(
+    op: Op, network: nn.Module, steps: dict[str, Any], cfg: Compare, images: data.Dataset, batch: torch.Tensor
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The student of an op, and its lineage."""
+    for part in op.parts if isinstance(op, Compose) else (op,):
+        # Noise and what new units hold cost nothing: the student of any way has the same shapes.
+        alike: Op = replace(part, new="copy", split="equal", noise=0.0) if isinstance(part, Wider) else part
+        grown, to = grow.grow(network, steps, alike, cfg, images, batch, cfg.seed)
+        steps = lineage.grow(steps, {**grown.recipe, "op": part.name}, to)
+        network = grown.student
+    return network, steps
 
 
 def _teacher(cfg: Compare, images: data.Dataset) -> tuple[nn.Module, dict[str, Any]]:
@@ -130,13 +154,14 @@ def _cost(
     runs: int,
     epochs: float,
     model: nn.Module,
+    count: int,
     cfg: Compare,
     images: data.Dataset,
     waits: float,
     made: dict[tuple[int, int], float],
 ) -> Cost:
-    """``waits``: seconds in which a batch is read; ``made``: seconds of a step of networks of the same size."""
-    per_epoch = len(images.train) // cfg.training.batch_size
+    """``count``: training images; ``waits``: seconds in which a batch is read; ``made``: seconds of a step, by size."""
+    per_epoch = count // cfg.training.batch_size
     steps = round(epochs * per_epoch)
     size, macs = describe.count_parameters(model), describe.macs(model, images.image_size)
     if (size, macs) not in made:

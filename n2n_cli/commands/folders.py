@@ -13,19 +13,20 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from n2n_cli import records
-from n2n_cli.arms import ARMS
-from n2n_cli.config import LATER, conf_dir
+from n2n_cli.arms import find
+from n2n_cli.config import FRESH, LATER, conf_dir
 from n2n_cli.convert import flat
 from n2n_cli.errors import N2NError, RunError
 from n2n_cli.ops import OPS, Op
 from n2n_cli.schema import MACHINE, NO_MATTER, Compare, Grow, RunConfig, Student
 
 FAILED = "failed.json"
+Config = TypeVar("Config", bound=RunConfig)
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class PlannedRun:
     """A run to be made: an arm with its variant and seed.
 
     ``config``: what its config.yaml says; ``lr_scale``: its rate over ``optim.lr``; ``op`` and ``teacher``: of a run
-    that starts from a grown network.
+    that starts from a grown network, ``fresh`` (teacher or student): of one that starts from random weights. ``stage``:
+    of a study of ``stages``, which one, from 1; ``before``: the run of the stage before.
     """
 
     arm: str
@@ -44,10 +46,26 @@ class PlannedRun:
     lr_scale: float = 1.0
     op: Op | None = None
     teacher: Path | None = None
+    fresh: str = ""
+    stage: int = 0
+    stages: int = 0
+    before: PlannedRun | None = None
 
     @property
     def label(self) -> str:
-        return ARMS[self.arm].label
+        return find(self.arm).label
+
+    @property
+    def stage_info(self) -> dict[str, Any]:
+        """What run.json says of a stage: which one of how many, and the folder of the run before, which lies beside."""
+        fraction, before = self.config["data"]["train_fraction"], self.before.folder.name if self.before else None
+        told = {"number": self.stage, "of": self.stages, "fraction": fraction, "before": before}
+        return {"stage": told} if self.stage else {}
+
+    def with_images(self, cfg: Config) -> Config:
+        """A study's config with the images of this run."""
+        fraction = self.config["data"]["train_fraction"]
+        return dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, train_fraction=fraction))
 
     @property
     def done(self) -> dict[str, Any] | None:
@@ -73,7 +91,11 @@ class PlannedRun:
 def fail(planned: PlannedRun, error: RunError) -> None:
     """Notes in the run's folder that it cannot be made, and why; `PlannedRun.failed` reads it."""
     told = {"arm": planned.arm, "label": planned.label, "seed": planned.seed, "lr_scale": planned.lr_scale}
-    told |= {"epochs": planned.epochs, "reason": " ".join(str(error).split()).removeprefix(f"{planned.folder}: ")}
+    told |= {
+        **planned.stage_info,
+        "epochs": planned.epochs,
+        "reason": " ".join(str(error).split()).removeprefix(f"{planned.folder}: "),
+    }
     records.write(planned.folder / FAILED, told)
 
 
@@ -92,6 +114,8 @@ def setting(cfg: RunConfig) -> Path:
         del groups[group][name]
     for group, values in LATER.items():  # so that runs from before there were these are found
         groups[group] = {k: v for k, v in groups[group].items() if k not in values or v != values[k]}
+    if isinstance(cfg, Compare) and cfg.study.stages:
+        groups["study"] = {"stages": cfg.study.stages}
     text = json.dumps(groups, sort_keys=True)
     name = cfg.model.name.replace(":", ".")  # a colon in a path reads as a host or as a list of paths
     return Path(cfg.out) / f"{name}-{cfg.data.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
@@ -121,7 +145,29 @@ def plan_fresh(cfg: RunConfig, arm: str, *, seed: int | None = None, epochs: flo
     given = str(Path(cfg.weights).resolve()) if cfg.weights else None
     variants = [f"weights-{_hash([given, cfg.weights_key] if cfg.weights_key else given)}"] if given else []
     variants += _epochs(epochs, getattr(cfg.training.default_epochs, arm))
-    return _planned(cfg, arm, variants, seed, epochs)
+    return _planned(cfg, arm, variants, seed, epochs, fresh=arm)
+
+
+def plan_stage(cfg: Compare, arm: str, seed: int, before: PlannedRun | None) -> PlannedRun:
+    """The run of a strategy's first stage, or of the one after ``before``."""
+    stages, words = cfg.study.stages or [], cfg.study.strategies[arm]
+    stage = before.stage + 1 if before else 1
+    ways = [(word, cfg.ops.get(word)) for word in words[:stage]]
+    word, op = ways[-1]
+    at = dataclasses.replace(cfg.data, train_fraction=cfg.data.train_fraction * stages[stage - 1])
+    scales = [1.0 if one is None else one.lr_scale if cfg.lr_scale is None else cfg.lr_scale for _, one in ways]
+    # Whatever the stages up to here are made of: others are other runs.
+    made = _hash([[word, dataclasses.asdict(one) if one else None] for word, one in ways] + [scales, cfg.epochs])
+    scale = scales[-1]
+    assert isinstance(scale, float)  # `config.check` refuses a list
+    variants = [f"stage{stage}", made]
+    variants += [f"lr{scale:g}"] if op is not None and cfg.lr_scale is not None else []
+    variants += _epochs(cfg.epochs, cfg.training.default_epochs.student)
+    teacher = before.folder if before and op is not None else None
+    fresh = word if word in FRESH else ""
+    planned = _planned(dataclasses.replace(cfg, data=at), arm, variants, seed, cfg.epochs, scale, op, teacher, fresh)
+    folder = setting(cfg) / planned.folder.name  # all stages lie side by side
+    return dataclasses.replace(planned, folder=folder, stage=stage, stages=len(stages), before=before)
 
 
 def plan_grown(cfg: Student, op: Op, seed: int, lr_scale: float | None, teacher: Path) -> PlannedRun:
@@ -198,13 +244,14 @@ def _planned(
     lr_scale: float = 1.0,
     op: Op | None = None,
     teacher: Path | None = None,
+    fresh: str = "",
 ) -> PlannedRun:
     every = dataclasses.asdict(cfg)
     config = {"arm": arm, **{field.name: every[field.name] for field in dataclasses.fields(RunConfig)}}
     config |= {"seed": seed, "epochs": epochs, "lr_scale": lr_scale, "op": dataclasses.asdict(op) if op else None}
     config["teacher"] = os.path.abspath(teacher) if teacher else None
     folder = setting(cfg) / "-".join([arm, *variants, f"seed{seed}"])
-    return PlannedRun(arm, folder, seed, epochs, config, lr_scale, op, teacher)
+    return PlannedRun(arm, folder, seed, epochs, config, lr_scale, op, teacher, fresh)
 
 
 def _epochs(epochs: float, default: float) -> list[str]:

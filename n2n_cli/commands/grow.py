@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Collection
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -31,9 +32,9 @@ TO_WIDER = {
 }
 
 
-def run(cfg: Grow) -> None:
+def run(cfg: Grow) -> dict[str, Any] | None:
     teacher = folders.find_teacher(cfg)
-    from_teacher(folders.plan_grown(cfg, cfg.op, cfg.seed, cfg.lr_scale, teacher), cfg)
+    return from_teacher(folders.plan_grown(cfg, cfg.op, cfg.seed, cfg.lr_scale, teacher), cfg)
 
 
 def from_teacher(planned: PlannedRun, cfg: Student) -> dict[str, Any] | None:
@@ -123,7 +124,8 @@ def grow(
     ``steps``: the teacher's lineage; ``batch``: normalised images ``[N, 3, H, W]``.
     """
     if isinstance(op, ToWider):
-        to = None if op.factor is not None or op.layers else standard(steps, cfg.model, images)
+        model = cfg.model if op.to_width is None else replace(cfg.model, width=op.to_width)
+        to = None if op.factor is not None or op.layers else standard(steps, model, images)
         plan = construct(to, seed, functions(cfg)) if to else op.factor if op.factor is not None else dict(op.layers)
         options: dict[str, Any] = {}
         if isinstance(op, Wider):

@@ -117,7 +117,8 @@ def _words(op: ops.Op | None) -> str:
         if op.factor is not None:
             return f"{op.name} by {op.factor:g}"
         layers = ", ".join(f"{name}: {amount:g}" for name, amount in op.layers.items())
-        return f"{op.name}, {layers}" if layers else f"{op.name}, the standard network"
+        network = "the standard network" if op.to_width is None else f"the network of width {op.to_width:g}"
+        return f"{op.name}, {layers or network}"
     assert isinstance(op, ops.ToDeeper)
     return f"{op.name}{' behind ' + ', '.join(op.sites) if op.sites else ''}"
 
@@ -152,9 +153,10 @@ def _plan(op: ops.Op | None, steps: dict[str, Any]) -> Plan | None:
     if op.factor is not None or op.layers:
         return op.factor if op.factor is not None else dict(op.layers)
     theirs = lineage.constructor(steps)
-    if theirs is None or theirs["name"] not in models.OURS or theirs.get("width", 1.0) == 1.0:
+    width = op.to_width or 1.0
+    if theirs is None or theirs["name"] not in models.OURS or theirs.get("width", 1.0) == width:
         raise N2NError("op: give op.factor=1.5 or op.layers={PATTERN: FACTOR}")
-    return _build({**theirs, "width": 1.0})
+    return _build({**theirs, "width": width})
 
 
 def _dry_run(

@@ -71,6 +71,7 @@ def jobs_at_once(cfg: Compare, runs: int) -> int:
 
 def run_one(planned: PlannedRun, cfg: Compare) -> Result:
     """One run of a study in this process."""
+    cfg = planned.with_images(cfg)
     try:
         with machine.enough_memory():
             return (train.from_scratch if planned.teacher is None else grow.from_teacher)(planned, cfg)

@@ -90,6 +90,7 @@ def write_run(
         "lineage": lineage,
         "function_gap": gap,
         "teacher": planned.config["teacher"],
+        **planned.stage_info,
         "synthetic": images.synthetic,
         "data": images.name,
         "images": _counted(images),
@@ -126,7 +127,7 @@ def options_of(cfg: RunConfig, epochs: float) -> FitOptions:
 
 
 def _counted(images: data.Dataset) -> dict[str, Any]:
-    return {"train": len(images.train), "val": len(images.val), "files": images.files}
+    return {"train": images.whole or len(images.train), "val": len(images.val), "files": images.files}
 
 
 def check_machine(folder: Path, info: dict[str, Any], cfg: RunConfig, begun: bool) -> dict[str, Any]:

@@ -9,12 +9,12 @@ from n2n_cli.commands.folders import PlannedRun
 from n2n_cli.schema import RunConfig
 
 
-def teacher(cfg: RunConfig) -> None:
-    from_scratch(folders.plan_fresh(cfg, "teacher"), cfg)
+def teacher(cfg: RunConfig) -> dict[str, Any] | None:
+    return from_scratch(folders.plan_fresh(cfg, "teacher"), cfg)
 
 
-def student(cfg: RunConfig) -> None:
-    from_scratch(folders.plan_fresh(cfg, "student"), cfg)
+def student(cfg: RunConfig) -> dict[str, Any] | None:
+    return from_scratch(folders.plan_fresh(cfg, "student"), cfg)
 
 
 def from_scratch(planned: PlannedRun, cfg: RunConfig) -> dict[str, Any] | None:
@@ -24,6 +24,6 @@ def from_scratch(planned: PlannedRun, cfg: RunConfig) -> dict[str, Any] | None:
 
 def _write_fresh(planned: PlannedRun, cfg: RunConfig) -> None:
     images = dataset.load(cfg.data)
-    width = cfg.model.teacher_width if planned.arm == "teacher" else cfg.model.width
+    width = cfg.model.teacher_width if planned.fresh == "teacher" else cfg.model.width
     model, steps = networks.fresh(cfg, cfg.model, width, images, planned.seed)
-    prepare.write_run(planned, cfg, f"train {planned.arm}", model, steps, images)
+    prepare.write_run(planned, cfg, f"train {planned.fresh}", model, steps, images)

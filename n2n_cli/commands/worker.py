@@ -102,7 +102,7 @@ def _guide(tree: dict[str, Any], model: nn.Module, images: data.Dataset, typed: 
     """The teacher beside the labels, where the run's op has one. Raises N2NError."""
     if (tree.get("op") or {}).get("name") not in ("distill", "feature_prediction"):
         return None
-    op: Any = convert(Op, tree["op"], "op")
+    op: Any = convert(Op, {"to_width": None, **tree["op"]}, "op")  # which runs of an older n2n lack
     if not tree.get("teacher"):
         raise N2NError(f"op={op.name}: the run says no teacher")
     teacher, _ = networks.stored(checkpoint.resolve(Path(tree["teacher"])), typed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from torch import Tensor
 from n2n_cli import records
 from n2n_cli.data import packed, shapes
 from n2n_cli.data.counter import generator
+from n2n_cli.data.index import digest, layout
 from n2n_cli.data.sources import ArraySource, CachedSource, FolderSource, Source, scan
 from n2n_cli.data.transforms import Augment, Geometry
 from n2n_cli.errors import N2NError, suggest
@@ -47,7 +47,8 @@ class Dataset:
     """Training and validation images, and what a program must know of them; ``mean``, ``std`` of [0, 1].
 
     ``files``: a digest of which image files these are (their paths below the root), None for images from no files.
-    ``passed_over``: which other files lie beside them.
+    ``passed_over``: which other files lie beside them. ``whole``: how many training images there are, where ``train``
+    is a fraction of them.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Dataset:
     synthetic: bool
     files: str | None = None
     passed_over: str = ""
+    whole: int | None = None
 
     def with_classes(self, names: Sequence[str]) -> Dataset:
         """The same images, labelled in the order of ``names``.
@@ -96,6 +98,7 @@ def load(
     resize_size: int | None = None,
     seed: int = 0,
     train_images: int | None = None,
+    train_fraction: float = 1.0,
     val_images: int | None = None,
     num_classes: int | None = None,
     augment: str = "auto",
@@ -120,6 +123,8 @@ def load(
             ``image_size`` up to 64 px, else 256/224 of it.
         seed: which images `shapes` and `fake` draw; which ``train_images`` and ``val_images`` of the others are kept.
         train_images, val_images: how many images; default: all of a folder or of CIFAR-10.
+        train_fraction: keep this fraction of those training images, drawn by ``seed``; a larger fraction holds a
+            smaller one, and the validation images stay.
         num_classes: of `fake`; elsewhere only compared with what is there.
         augment: of training images: "crop" (pad 4, crop, flip), "imagenet" (random resized crop, flip), "none", or
             "auto": by image size; "randaugment", "trivial": that, and then torchvision's RandAugment with
@@ -183,7 +188,7 @@ def load(
         data = _imagefolder(root, size, resize_size, how, kept, seed, parts, decoder)
     if num_classes is not None and num_classes != data.num_classes:
         raise N2NError(f"data {name} has {data.num_classes} classes, not num_classes={num_classes}")
-    return _cached(_held_out(data, holdout, seed), cache)
+    return _cached(_fraction(_held_out(data, holdout, seed), train_fraction, seed), cache)
 
 
 def _held_out(data: Dataset, count: int, seed: int) -> Dataset:
@@ -199,6 +204,17 @@ def _held_out(data: Dataset, count: int, seed: int) -> Dataset:
         train=data.train.subset(rest, data.train.augment),
         val=data.train.subset(held, data.train.augment.as_in_evaluation),
     )
+
+
+def _fraction(data: Dataset, fraction: float, seed: int) -> Dataset:
+    """``fraction`` of the training images: the first of one permutation, so that fractions nest."""
+    whole = len(data.train)
+    if not 0 < fraction <= 1:
+        raise N2NError(f"data.train_fraction must be a number above 0, at most 1, not {fraction!r}")
+    if fraction == 1:
+        return data
+    kept = torch.randperm(whole, generator=generator(seed, 3))[: max(1, round(fraction * whole))].sort().values
+    return replace(data, train=data.train.subset(kept, data.train.augment), whole=whole)
 
 
 def _cached(data: Dataset, cache: str) -> Dataset:
@@ -381,32 +397,6 @@ def _photographs(
 def _margin(size: int) -> int:
     """The shorter side before the centre crop: 256 for 224, none for small images."""
     return size if size <= CIFAR_LIKE_PX else round(size * 256 / 224)
-
-
-def digest(paths: Sequence[str], root: Path) -> str:
-    """Which image files these are: a digest of their paths below ``root``."""
-    start = len(str(root / "_")) - 1  # of "." nothing stands in the paths
-    below = sorted(f"/{path[start:]}" for path in paths)
-    return hashlib.sha256("\n".join(below).encode(errors="surrogateescape")).hexdigest()[:16]
-
-
-def layout(root: str | Path | None, parts: Sequence[str]) -> Path:
-    """The folder that holds ``parts`` (train/, val/), or one line that says what is wrong and which folder is near."""
-    if root is None:
-        raise N2NError("imagefolder needs data.root=FOLDER (with train/<class>/ and val/<class>/ in it)")
-    folder = Path(root).expanduser()
-    if not folder.is_dir():
-        beside = [path.name for path in folder.parent.iterdir()] if folder.parent.is_dir() else []
-        near = suggest(folder.name, beside)
-        problem = "is not a folder" if folder.exists() else "does not exist"
-        raise N2NError(f"imagefolder: data.root={folder} {problem}{near}")
-    for part in parts:
-        if not (folder / part).is_dir():
-            inside = [p for p in sorted(folder.iterdir()) if (p / part).is_dir()]
-            others = [p for p in [*inside, folder.parent] if (p / "train").is_dir() and (p / "val").is_dir()]
-            near = f" (did you mean data.root={others[0]}?)" if others else ""
-            raise N2NError(f"imagefolder: no {part}/ in data.root={folder}{near}")
-    return folder
 
 
 def _subset(images: int, count: int | None, train: bool, seed: int) -> Tensor | None:

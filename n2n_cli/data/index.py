@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from n2n_cli import records
+from n2n_cli.errors import N2NError, suggest
 
 RACY_NS = 2_000_000_000
 """A folder that changed so shortly before it was listed may change again at what its file system calls the same time
@@ -72,3 +73,29 @@ def _file(folder: Path) -> Path:
 
 def _head(folder: Path) -> list[Any]:
     return ["n2n index 1", os.path.realpath(folder), list(IMG_EXTENSIONS)]
+
+
+def digest(paths: Sequence[str], root: Path) -> str:
+    """Which image files these are: a digest of their paths below ``root``."""
+    start = len(str(root / "_")) - 1  # of "." nothing stands in the paths
+    below = sorted(f"/{path[start:]}" for path in paths)
+    return hashlib.sha256("\n".join(below).encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def layout(root: str | Path | None, parts: Sequence[str]) -> Path:
+    """The folder that holds ``parts`` (train/, val/), or one line that says what is wrong and which folder is near."""
+    if root is None:
+        raise N2NError("imagefolder needs data.root=FOLDER (with train/<class>/ and val/<class>/ in it)")
+    folder = Path(root).expanduser()
+    if not folder.is_dir():
+        beside = [path.name for path in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        near = suggest(folder.name, beside)
+        problem = "is not a folder" if folder.exists() else "does not exist"
+        raise N2NError(f"imagefolder: data.root={folder} {problem}{near}")
+    for part in parts:
+        if not (folder / part).is_dir():
+            inside = [p for p in sorted(folder.iterdir()) if (p / part).is_dir()]
+            others = [p for p in [*inside, folder.parent] if (p / "train").is_dir() and (p / "val").is_dir()]
+            near = f" (did you mean data.root={others[0]}?)" if others else ""
+            raise N2NError(f"imagefolder: no {part}/ in data.root={folder}{near}")
+    return folder

@@ -17,7 +17,8 @@ import torch
 from torchvision.io import encode_jpeg
 
 from n2n_cli import records
-from n2n_cli.data.datasets import PARTS, digest, layout
+from n2n_cli.data.datasets import PARTS
+from n2n_cli.data.index import digest, layout
 from n2n_cli.data.packed import checksum
 from n2n_cli.data.sources import read_image, scan
 from n2n_cli.data.transforms import resized

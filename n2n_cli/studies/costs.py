@@ -78,8 +78,7 @@ def area(evaluations: Sequence[Evaluation]) -> float | None:
 def own(run: Run) -> Cost:
     """What the run itself took so far."""
     told: Mapping[str, float] = run.done or run.last
-    images, time_s, each = told.get("images"), told.get("time_s"), run.flops_per_image
-    return Cost(images, None if images is None or each is None else images * each, time_s)
+    return Cost(told.get("images"), run.flops(told), told.get("time_s"))
 
 
 def of_teachers(run: Run) -> Cost:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from n2n_cli.arms import find
-from n2n_cli.studies import wording
+from n2n_cli.studies import by_stage, wording
 from n2n_cli.studies.costs import described, until
 from n2n_cli.studies.inference import Difference, corrected, summarize
 from n2n_cli.studies.statistics import ArmStatistics, difference, gain, speedup
@@ -29,9 +29,10 @@ def findings(arms: Sequence[ArmStatistics]) -> list[Finding]:
     if not students:
         return [Finding("Nothing to compare yet", ["No student has finished."])]
     found = rivalries(students)
-    inits = [(arm, other) for arm, other, _ in found if other.arm.endswith("init")]
+    inits = [(arm, other) for arm, other, _ in found if other.arm.endswith("init") or _has_stages(other)]
     sections = [
         ("Start", _starts(students)),
+        ("After every stage", by_stage.sentences(students)),
         ("Way to the teacher", _speeds(students)),
         ("Way to the baseline", [_catch_up(*pair) for pair in inits]),
         ("Speed", [_speed(*pair) for pair in inits]),
@@ -167,7 +168,8 @@ def _speed(arm: ArmStatistics, baseline: ArmStatistics) -> str:
         return f"{arm.label} has {described(name)} before its first step"
     flops = speedup(arm, baseline, name, "flops", with_teacher=True)
     texts = [f"{told(steps)} times {arm.label}'s steps"] if not steps.at_once else []
-    texts += [f"{told(flops)} times its FLOPs with the teacher's training counted"] if flops is not None else []
+    counted = "" if _has_stages(arm) else " with the teacher's training counted"
+    texts += [f"{told(flops)} times its FLOPs{counted}"] if flops is not None else []
     return f"To {described(name)} {baseline.label} takes {', and '.join(texts)}" if texts else ""
 
 
@@ -176,6 +178,9 @@ def _cost(arm: ArmStatistics, baseline: ArmStatistics) -> str:
     flops, theirs, own = arm.total("flops"), baseline.total("flops"), arm.own("flops")
     if flops is None or theirs is None or own is None or not theirs.mean:
         return ""
+    if _has_stages(arm):
+        share = f"{flops.mean / theirs.mean:.2g} times those of {baseline.label}"
+        return f"All stages of {arm.label} together took {number(flops.mean)} FLOPs, {share}"
     images, seconds = arm.total("images"), arm.total("time_s")
     more = [f"{number(one.mean)} {unit}" for one, unit in ((images, "images"), (seconds, "seconds")) if one]
     share = f"{100 * (1 - own.mean / flops.mean):.0f}% of it the teacher's" if flops.mean else "nothing"
@@ -183,6 +188,10 @@ def _cost(arm: ArmStatistics, baseline: ArmStatistics) -> str:
         f"{arm.label} and its teacher together took {number(flops.mean)} FLOPs ({share}; {', '.join(more)}), "
         f"{flops.mean / theirs.mean:.2g} times those of {baseline.label}, which needs no teacher"
     )
+
+
+def _has_stages(arm: ArmStatistics) -> bool:
+    return any(one.run.stages for one in arm.every)
 
 
 def _end(arm: ArmStatistics, baseline: ArmStatistics, diff: Difference) -> str:

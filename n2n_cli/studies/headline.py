@@ -38,7 +38,8 @@ def claim(arms: Sequence[ArmStatistics]) -> str:
         text += f"; {arm.label} has {name}% of the highest final accuracy before its first step{some}"
     if costs[0] is not None and costs[1] is not None and costs[1].mean:
         share = f"{costs[0].mean / costs[1].mean:.2g} times the FLOPs of {rival.label}"
-        text += f"; {arm.label} and its teacher together took {share}"
+        who = "all its stages" if any(one.run.stages for one in arm.every) else f"{arm.label} and its teacher"
+        text += f"; {who} together took {share}"
     grown = len({one.key for one, *_ in found})
     picked = f" It was picked of {grown} grown arms by its end on these same validation images." if grown > 1 else ""
     return sentences([text])[0] + picked

@@ -87,5 +87,7 @@ def picture(arms: Sequence[ArmStatistics]) -> Figure:
 
 def _ancestors(run: Run) -> list[Run]:
     """The runs whose weights it has, oldest first, and itself."""
+    if run.stages:
+        return list(run.stages)
     before = _ancestors(run.teacher) if run.needs_teacher and run.teacher is not None else []
     return [*before, run]

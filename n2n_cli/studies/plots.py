@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
+from n2n_cli.studies.by_stage import after_stages
 from n2n_cli.studies.inference import summarize
 from n2n_cli.studies.runs import Run
 from n2n_cli.studies.statistics import ArmStatistics
@@ -66,6 +67,36 @@ def costs(arms: Sequence[ArmStatistics]) -> Figure:
             axes = figure.add_subplot(1, len(units), place)
             _accuracy(arms, axes, unit, f"({chr(96 + place)}) Validation {_metric(arms)}" if place == 1 else "")
         _legend(figure, arms, columns)
+    return figure
+
+
+def by_stage(arms: Sequence[ArmStatistics]) -> Figure:
+    """Of a study of stages: accuracy after every stage, against the images that were there and against all FLOPs."""
+    found = after_stages(arms)
+    shown = [arm for arm in arms if any(at.arm is arm for at in found)]
+    with matplotlib.rc_context(FONT):
+        columns, extra = _legend_columns(shown)
+        figure = blank(9.6, 3.9 + extra)
+        left, right = figure.subplots(1, 2)
+        for axes, title, name, label in (
+            (left, f"(a) Validation {_metric(arms)} after every stage", "fraction", "training images that are there"),
+            (right, "(b) The same against what all stages cost", "flops", "training FLOPs so far (logarithmic scale)"),
+        ):
+            dress(axes, title)
+            for arm in shown:
+                colour, marker, dashes = look(arm, arms, LIGHT)
+                own = [(at, value) for at in found if at.arm is arm and (value := getattr(at, name)) is not None]
+                x = [value if name == "fraction" else value.mean for _, value in own]
+                y, sd = ([float(getattr(at.final, key) or 0.0) for at, _ in own] for key in ("mean", "sd"))
+                line: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": dashes, "linewidth": 1.7}
+                axes.errorbar(x, y, yerr=sd if any(sd) else None, markersize=5.5, capsize=2.5, elinewidth=0.9, **line)
+            axes.set_xlabel(label)
+            axes.yaxis.set_major_formatter(_PERCENT)
+        left.set_xticks(sorted({at.fraction for at in found}))
+        left.xaxis.set_major_formatter(_PERCENT)
+        if any(at.flops for at in found):
+            right.set_xscale("log")
+        _legend(figure, shown, columns)
     return figure
 
 
@@ -219,8 +250,7 @@ def _until(run: Run, steps: Sequence[float], unit: str) -> list[float]:
     if unit == "step" or not run.rows:
         return [float(step) for step in steps]
     rows = sorted(run.rows, key=lambda row: int(row["step"]))
-    each = (run.flops_per_image or 0.0) if unit == "flops" else 1.0
-    values = [each * float(row.get("images" if unit == "flops" else unit) or 0.0) for row in rows]
+    values = [float((run.flops(row) if unit == "flops" else row.get(unit)) or 0.0) for row in rows]
     return [float(value) for value in np.interp(steps, [float(row["step"]) for row in rows], values)]
 
 

@@ -16,10 +16,11 @@ from markupsafe import Markup, escape
 from n2n_cli import __version__
 from n2n_cli.arms import find
 from n2n_cli.errors import N2NError
-from n2n_cli.studies import comparisons, headline, inline, overlay, pedigree, plots, settings, style, table
+from n2n_cli.studies import by_stage, comparisons, headline, inline, overlay, pedigree, plots, settings, style, table
+from n2n_cli.studies.collect import collect
 from n2n_cli.studies.costs import SHARES
 from n2n_cli.studies.findings import findings
-from n2n_cli.studies.runs import Run, collect
+from n2n_cli.studies.runs import Run
 from n2n_cli.studies.statistics import ArmStatistics, RunStatistics, statistics
 
 
@@ -45,7 +46,8 @@ def write(
     """Writes a study's report, pictures, tables and overlay into its folder, each anew.
 
     ``report.html``; ``curves``, ``costs`` and ``lineage`` as PNG and SVG; ``table.csv`` (every quantity over seeds),
-    ``comparisons.csv`` (paired differences and speed-ups) and ``curves.csv`` (every evaluation).
+    ``comparisons.csv`` (paired differences and speed-ups) and ``curves.csv`` (every evaluation); of a study of stages
+    ``stages`` as PNG, SVG and CSV.
 
     Args:
         folder: the study: one run folder an arm and seed. Runs not finished are named, and in no mean.
@@ -64,9 +66,14 @@ def write(
     paths = Paths(folder / "report.html", folder / "curves.png", folder / "table.csv", folder / overlay.FOLDER)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, figure in (("curves", plots.curves), ("costs", plots.costs), ("lineage", pedigree.picture)):
+        figures = {"curves": plots.curves, "costs": plots.costs, "lineage": pedigree.picture}
+        if by_stage.after_stages(arms):
+            figures["stages"] = plots.by_stage
+            _put(folder / "stages.csv", by_stage.stages_csv(arms).encode())
+        for name, figure in figures.items():
             drawn = figure(arms)
             _put(folder / f"{name}.png", style.png(drawn))
+            drawn.set_layout_engine("none")  # it is laid out: again would take as long as drawing
             _put(folder / f"{name}.svg", style.svg(drawn))
         _put(paths.table, table.table_csv(arms).encode())
         _put(folder / "comparisons.csv", comparisons.comparisons_csv(arms).encode())
@@ -133,6 +140,9 @@ def html(
         differing=_listed(settings.differing(theirs)),
         arm_rows=[_arm_row(arm) for arm in arms],
         findings=findings(arms),
+        stage_head=by_stage.HEAD,
+        stage_rows=(stage_rows := by_stage.rows(arms)),
+        stage_picture=Markup(inline.inline(plots.by_stage(arms), "stages", _STAGES, colours) if stage_rows else ""),
         main_rows=[_main_row(arm) for arm in arms],
         difference_rows=comparisons.differences(arms),
         way_rows=comparisons.ways(arms),
@@ -155,6 +165,9 @@ def html(
         duration=_duration(sum(one.own.time_s or 0.0 for one in every)),
         commands=list(dict.fromkeys(str(run.info["command"]) for run in runs if run.info.get("command"))),
     )
+
+
+_STAGES = "Validation accuracy after every stage, against images there and against all FLOPs"
 
 
 class Panel(NamedTuple):

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from n2n_cli import records
-from n2n_cli.arms import ARMS
-from n2n_cli.errors import N2NError
 
 # The variants in a run folder's name: noise0.2, lr1e-05, epochs12, new-fresh, layers-3fa90c (a hash), sites-none
 _VARIANT = re.compile(r"-([a-z_]+?)((?:(?<=-new)|(?<=-split))-[a-z]+|-[0-9a-f]{6}|-none|[\d.]+(?:e[+-]?\d+)?)(?=-|$)")
@@ -35,7 +33,10 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Run:
-    """One training, as its folder tells it: ``info`` is run.json, ``done`` done.json (None: not finished)."""
+    """One training, as its folder tells it: ``info`` is run.json, ``done`` done.json (None: not finished).
+
+    Of a study of stages, the trainings of all its ``stages``, one after the other (see `stages.joined`).
+    """
 
     folder: Path
     info: Mapping[str, Any]
@@ -46,6 +47,7 @@ class Run:
     metric: str = "top1"  # the accuracy that is compared
     alias: str = ""  # what its folder counts as, where its name is the user's own
     more: tuple[str, ...] = ()  # what else tells it from runs of the same name, of another setting
+    stages: tuple[Run, ...] = ()
 
     @property
     def arm(self) -> str:
@@ -87,7 +89,14 @@ class Run:
     @property
     def needs_teacher(self) -> bool:
         """Whether it starts from another run's weights; a random start takes no more of its teacher than shapes."""
-        return self.arm not in ("teacher", "student") and not self.arm.endswith("init")
+        return not self.stages and self.arm not in ("teacher", "student") and not self.arm.endswith("init")
+
+    def flops(self, told: Mapping[str, Any]) -> float | None:
+        """Of the training until ``told``, a row of the log or done.json."""
+        if self.stages:
+            return told.get("flops")
+        images, each = told.get("images"), self.flops_per_image
+        return None if images is None or each is None else images * each
 
     @functools.cached_property
     def evaluations(self) -> list[Evaluation]:
@@ -96,8 +105,8 @@ class Run:
         rows = {int(row["step"]): row for row in self.rows if isinstance(row.get(tag), (int, float))}
         return [
             Evaluation(
-                step, (images := int(row.get("images", 0))), float(row.get("epoch", 0.0)), float(row[tag]),
-                float(row.get("time_s", 0.0)), None if (each := self.flops_per_image) is None else images * each,
+                step, int(row.get("images", 0)), float(row.get("epoch", 0.0)), float(row[tag]),
+                float(row.get("time_s", 0.0)), self.flops({"images": 0, **row}),
             )
             for step, row in sorted(rows.items())
         ]  # fmt: skip
@@ -134,62 +143,12 @@ def _epochs(value: str) -> str:
     return f"{value} epoch" if value == "1" else f"{value} epochs"
 
 
-def collect(folder: str | Path, metric: str = "top1") -> list[Run]:
-    """All runs of a study folder, in the order of arms, variants and seeds, each with its teacher.
-
-    ``metric``: the accuracy to compare, top1 or top5.
-
-    Raises:
-        N2NError: there is no such folder, it holds no run, or a file of a run cannot be read.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise N2NError(f"study folder not found: {folder}")
-    told = sorted({path.parent for name in ("run.json", "failed.json") for path in folder.glob(f"*/{name}")})
-    found = {path.resolve(): read_run(path) for path in told}
-    if not found:
-        below = sorted({str(path.parent.parent) for path in folder.glob("*/*/run.json")})
-        hint = f"; studies below it: {', '.join(below)}" if below else ""
-        raise N2NError(f"no run in {folder}: expected run folders with a run.json{hint}")
-    return ordered(found.values(), metric)
-
-
-def ordered(runs: Iterable[Run], metric: str = "top1") -> list[Run]:
-    """The runs in the order of arms, variants and seeds, each with its teacher, and that one's own."""
-    found = {run.folder.resolve(): replace(run, metric=metric) for run in runs}
-    return sorted((_with_teacher(run, found) for run in found.values()), key=_order)
-
-
 def read_run(folder: Path) -> Run:
     """One run folder, without its teacher. Raises N2NError for a file that cannot be read."""
     failed = _read(folder / "failed.json", records.FAILED) or {}
     info = _read(folder / "run.json", records.RUN, ["arm", "seed"]) or failed
     rows, done = records.rows(folder / "metrics.jsonl"), _read(folder / "done.json", records.DONE)
     return Run(folder, info, rows, done, failed=failed.get("reason"))
-
-
-def _order(run: Run) -> tuple[int, str, float, str, int]:
-    rank = list(ARMS).index(run.arm) if run.arm in ARMS else len(ARMS)
-    return rank, run.arm, float(run.info.get("lr_scale") or 1.0), run.key, run.seed
-
-
-def _with_teacher(run: Run, found: dict[Path, Run], depth: int = 8) -> Run:
-    """A run with its teachers, at most ``depth`` of them: a folder that was tampered with may be its own."""
-    teacher = None if run.arm == "teacher" or not depth else _teacher(run, found)
-    return run if teacher is None else replace(run, teacher=_with_teacher(teacher, found, depth - 1))
-
-
-def _teacher(run: Run, found: dict[Path, Run]) -> Run | None:
-    """The run that ``run`` grew from: by its path, by its name in a study that was moved, or by the seed."""
-    if path := run.info.get("teacher"):
-        places = [Path(path), *Path(path).parents]  # a checkpoint lies inside its run's folder
-        for place in places:
-            if (place / "run.json").exists():
-                return found.get(place.resolve()) or replace(read_run(place), metric=run.metric)
-        by_name = {folder.name: other for folder, other in found.items()}
-        return next((by_name[place.name] for place in places if place.name in by_name), None)
-    same = [other for other in found.values() if other.arm == "teacher" and other.seed == run.seed]
-    return same[0] if len(same) == 1 else None
 
 
 def _read(path: Path, kinds: Mapping[str, Any], needed: Sequence[str] = ()) -> dict[str, Any] | None:

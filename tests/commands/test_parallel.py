@@ -24,10 +24,11 @@ from n2n_cli.training import checkpoint
 FEW = ["data.train_images=192", "data.val_images=80", "training.log_every=2", "device=cpu"]
 SHORT = [*FEW, "epochs=1", "teacher_epochs=1"]
 LONG = [*FEW, "epochs=4000", "training.eval_every_epochs=1000", "jobs=2", "study.arms=[wider,random_pad]"]
+HERE = ["jobs=1", "progress=false"]  # gone on with in this process: one more start of three takes long
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def place(tmp_path_factory: pytest.TempPathFactory, undrawn: None) -> Iterator[Path]:
     """A folder with a study trained one run after the other, in ``one``."""
     folder = tmp_path_factory.mktemp("place")
     with pytest.MonkeyPatch.context() as patch:
@@ -124,7 +125,7 @@ def test_a_signal_saves_all_and_leaves_no_process(number: signal.Signals, place:
         before[folder] = checkpoint.load(checkpoint.resolve(folder))["step"]
         assert before[folder] >= rows(folder)[-1]["step"] > 0  # saved where it stopped
     assert len(list(place.glob(f"{out}/*/*"))) == 2  # no further run was begun
-    assert Compare(*LONG, f"out={out}", f"teacher={teacher}", "max_steps=3").end() == (0, [])
+    assert cli.main(["compare", *LONG, *HERE, f"out={out}", f"teacher={teacher}", "max_steps=3"]) == 0
     assert {folder: checkpoint.load(checkpoint.resolve(folder))["step"] - 3 for folder in folders} == before
 
 
@@ -137,7 +138,7 @@ def test_a_killed_process_costs_one_line_and_the_others_save(place: Path) -> Non
     code, lines = study.end()
     assert code == 2 and len(lines) == 1 and "its process was killed" in lines[0], lines
     assert study.alone(2)
-    assert Compare(*LONG, "out=killed", f"teacher={teacher}", "max_steps=1").end() == (0, [])
+    assert cli.main(["compare", *LONG, *HERE, "out=killed", f"teacher={teacher}", "max_steps=1"]) == 0
 
 
 def test_a_killed_parent_leaves_no_process(place: Path) -> None:
@@ -216,10 +217,12 @@ def test_the_table_fills_on_a_terminal(
 
 
 def test_the_time_left_is_that_of_the_runs_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    cfg: Any = SimpleNamespace(teacher=None, weights=None, seeds=3)
+    cfg: Any = SimpleNamespace(teacher=None, weights=None, seeds=3, study=SimpleNamespace(stages=None, arms=["a"]))
     progress = compare._Progress(cfg, Path(), 9)
     assert progress.left() is None
     progress.number, progress.took, progress.spent = 3, {True: [10.0, 10.0], False: [4.0]}, 24.0
     monkeypatch.setattr(compare.time, "monotonic", lambda: progress.began + 12.0)  # two at once
     assert progress.left() == pytest.approx((1 * 10 + 5 * 4) / 2)
+    cfg.study.stages, progress.took, progress.spent = [0.5, 1.0], {1: [4.0, 4.0]}, 8.0
+    assert progress.left() == pytest.approx((1 * 4 + 3 * 8) * 12 / 8)
     assert [compare._duration(seconds) for seconds in (5, 300, 9000)] == ["5 s", "5 min", "2.5 h"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,12 @@ from n2n_cli.config import conf_dir
 from n2n_cli.models import describe
 from n2n_cli.training import checkpoint
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 STUDIES = sorted(path.stem for path in (conf_dir() / "study").glob("*.yaml"))
 FAST = {"neighbours"}  # the others take long, or differ from it by little
-SMALL = {  # what makes a recipe for ImageNet fit a test
+SMALL = {  # what makes a recipe fit a test
+    "lifelong": ["training.batch_size=16"],  # so many images has its first stage
     "resnet50_wide": ["training.batch_size=32"],
     "vit": ["training.batch_size=32", "model.kwargs={num_layers:2}"],
 }
@@ -40,6 +44,22 @@ def n2n(*words: str) -> None:
     assert cli.main([*words, *few]) == 0
 
 
+@pytest.fixture(scope="module")
+def _taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("taught")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        n2n("train", "teacher")
+    return folder
+
+
+@pytest.fixture
+def taught(place: Path, _taught: Path) -> Path:
+    """A folder with a trained teacher in ``runs``."""
+    shutil.copytree(_taught, place, dirs_exist_ok=True)
+    return place
+
+
 def read(path: Path) -> Any:
     return json.loads(path.read_text())
 
@@ -58,10 +78,11 @@ def test_every_study_runs(study: str, capfd: pytest.CaptureFixture[str]) -> None
     n2n("compare", study, *SMALL.get(study, []))
     told = yaml.safe_load((conf_dir() / "study" / f"{study}.yaml").read_text())
     arms = told.get("study", {}).get("arms", [])
-    table = capfd.readouterr().out.split("\n---", 1)[1]
+    table = capfd.readouterr().out.split("\n---", 1)[1].split("\n\n")[0]
     rates, at = told.get("lr_scale") or [1], told.get("study", {}).get("teacher_at") or [1]
     rows = [line for line in table.splitlines()[1:] if line and not line.startswith(("report:", "curves:", "tensor"))]
-    assert len(rows) == 1 + len(arms) * len(rates) * len(at) or not arms
+    teachers = 0 if told.get("study", {}).get("stages") else 1
+    assert len(rows) == teachers + len(arms) * len(rates) * len(at) or not arms
     assert len(rows) > 2 and all(" 1  " in row for row in rows)
 
 
@@ -86,6 +107,23 @@ def test_the_students_of_a_recipe_have_the_shapes_it_names(study: str, capfd: py
         assert students == [describe.count_parameters(build())] * 3
 
 
+RECIPES = [
+    f"{group}={path.stem}"
+    for group in ("model", "optim", "training")
+    for path in sorted((conf_dir() / group).glob("*.yaml"))
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_takes_a_step(recipe: str, place: Path) -> None:
+    """Of the network, the optimizer and the training; of image folders: see `test_images`."""
+    more = ["model.name=resnet18"] if recipe == "model=torchvision" else []
+    n2n("train", "teacher", recipe, *more, "training.batch_size=16", "max_steps=1")
+    assert read(one(place, "runs/*/*/run.json"))["parameters"] > 1000
+    assert checkpoint.load(checkpoint.resolve(one(place, "runs/*/teacher-seed0")))["step"] == 1
+
+
 def test_the_help_names_every_study(capfd: pytest.CaptureFixture[str]) -> None:
     cli.main(["compare", "--help"])
     said = capfd.readouterr().out
@@ -96,14 +134,13 @@ def test_the_help_names_every_study(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("op", ["wider_deeper", "deeper_wider"])
-def test_a_composition_starts_at_its_teacher(op: str, place: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    n2n("train", "teacher")
+def test_a_composition_starts_at_its_teacher(op: str, taught: Path, capfd: pytest.CaptureFixture[str]) -> None:
     n2n("grow", "--op", op, "op.wider.noise=0", "epochs=0", "out=runs")
-    run = one(place, f"runs/*/{op}-wider-*-epochs0-seed0")
+    run = one(taught, f"runs/*/{op}-wider-*-epochs0-seed0")
     info = read(run / "run.json")
     assert [step["op"] for step in info["lineage"]["steps"]] == ["build", *op.split("_")]
     assert max(info["function_gap"].values()) < 1e-5 and info["parameters"] > 20_000
-    teacher = read(one(place, "runs/*/teacher-seed0") / "done.json")["final"]
+    teacher = read(one(taught, "runs/*/teacher-seed0") / "done.json")["final"]
     assert read(run / "done.json")["final"]["val/top1"] == teacher["val/top1"]
     capfd.readouterr()
     assert cli.main(["evaluate", str(run), "device=cpu"]) == 0  # built again from its lineage
@@ -113,13 +150,12 @@ def test_a_composition_starts_at_its_teacher(op: str, place: Path, capfd: pytest
 # --- frozen ----------------------------------------------------------------------------------------------------
 
 
-def test_the_new_layers_alone_are_trained(place: Path) -> None:
-    n2n("train", "teacher")
+def test_the_new_layers_alone_are_trained(taught: Path) -> None:
     for freeze in ("true", "false"):
         n2n("grow", "--op", "deeper", f"op.freeze={freeze}", "lr_scale=1")
-    teacher = checkpoint.weights(checkpoint.load(checkpoint.resolve(one(place, "runs/*/teacher-seed0"))))
+    teacher = checkpoint.weights(checkpoint.load(checkpoint.resolve(one(taught, "runs/*/teacher-seed0"))))
     for name, frozen in (("deeper-freeze1-lr1-seed0", True), ("deeper-lr1-seed0", False)):
-        run = one(place, f"runs/*/{name}")
+        run = one(taught, f"runs/*/{name}")
         after = weights(run)
         old = [key for key in after if key in teacher and key.endswith("weight")]
         assert len(old) > 20 and (read(run / "run.json")["frozen"] != []) is frozen
@@ -154,26 +190,24 @@ def test_a_teacher_stopped_on_its_way(place: Path, capfd: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize("op", ["distill", "feature_prediction"])
-def test_a_guided_student_is_resumed_to_the_bit(op: str, place: Path) -> None:
-    n2n("train", "teacher")
+def test_a_guided_student_is_resumed_to_the_bit(op: str, taught: Path) -> None:
     n2n("grow", "--op", op)
-    n2n("grow", "--op", op, "max_steps=1", "out=again", f"teacher={one(place, 'runs/*/teacher-seed0')}")
-    n2n("grow", "--op", op, "out=again", f"teacher={one(place, 'runs/*/teacher-seed0')}")
-    whole, again = weights(one(place, f"runs/*/{op}-seed0")), weights(one(place, f"again/*/{op}-*seed0"))
+    n2n("grow", "--op", op, "max_steps=1", "out=again", f"teacher={one(taught, 'runs/*/teacher-seed0')}")
+    n2n("grow", "--op", op, "out=again", f"teacher={one(taught, 'runs/*/teacher-seed0')}")
+    whole, again = weights(one(taught, f"runs/*/{op}-seed0")), weights(one(taught, f"again/*/{op}-*seed0"))
     assert all(torch.equal(value, again[key]) for key, value in whole.items())
     n2n("grow", "--op", "random_init")
-    alone = weights(one(place, "runs/*/random_init-seed0"))
+    alone = weights(one(taught, "runs/*/random_init-seed0"))
     assert alone.keys() == whole.keys() and not all(torch.equal(value, alone[key]) for key, value in whole.items())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("op", ["distill", "feature_prediction"])
-def test_two_devices_are_guided_as_one(op: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_devices_are_guided_as_one(op: str, taught: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(n2n_cli.__file__).parents[1]))
-    n2n("train", "teacher")
     n2n("grow", "--op", op)
-    n2n("grow", "--op", op, "out=two", "devices=2", f"teacher={one(place, 'runs/*/teacher-seed0')}")
-    a, b = (weights(one(place, f"{out}/*/{op}-*seed0")) for out in ("runs", "two"))
+    n2n("grow", "--op", op, "out=two", "devices=2", f"teacher={one(taught, 'runs/*/teacher-seed0')}")
+    a, b = (weights(one(taught, f"{out}/*/{op}-*seed0")) for out in ("runs", "two"))
     assert all(torch.allclose(value.double(), b[key].double(), rtol=1e-3, atol=1e-3) for key, value in a.items())
 
 

@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from torchvision.datasets import CIFAR10, ImageFolder
 from torchvision.transforms import v2
 
 from n2n_cli.data import EvalLoader, TrainLoader, load
+from n2n_cli.data.pack import pack
 from n2n_cli.data.sources import Source, read_image
 from n2n_cli.errors import N2NError
 
@@ -267,6 +269,41 @@ def test_a_holdout_of_the_embedded_images() -> None:
     assert sorted([*data.train.labels.tolist(), *data.val.labels.tolist()]) == sorted(whole.train.labels.tolist())
     with pytest.raises(N2NError, match=r"data.holdout=100, but there are only 100 training images"):
         load("shapes", train_images=100, holdout=100)
+
+
+def _pixels(source: Source) -> list[bytes]:
+    return [source.batch(torch.tensor([i]), None).numpy().tobytes() for i in range(len(source))]
+
+
+@pytest.mark.parametrize("name", ["imagefolder", "packed", "cifar10", "shapes", "fake"])
+def test_fractions_of_the_training_images_nest(
+    name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A larger fraction holds a smaller one, image by image; the validation images, held out or not, are the same."""
+    options: dict[str, Any] = {"image_size": 32, "augment": "none", "holdout": 2}
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", FakeCifar)
+    if name == "packed":
+        pack(folder, tmp_path / "packed", size=32, kind="raw")
+    if name in ("imagefolder", "packed", "cifar10"):
+        options["root"] = tmp_path / "packed" if name == "packed" else folder
+    else:
+        options |= {"train_images": 40, "val_images": 10, **({"num_classes": 4} if name == "fake" else {})}
+    whole = load(name, **options)
+    parts = [load(name, **options, train_fraction=fraction) for fraction in (0.3, 0.6, 1.0)]
+    kept = [_pixels(part.train) for part in parts]
+    assert [len(one) for one in kept] == [max(1, round(f * len(whole.train))) for f in (0.3, 0.6, 1.0)]
+    assert set(kept[0]) < set(kept[1]) < set(kept[2]) or name == "fake"  # whose images repeat
+    assert kept[2] == _pixels(whole.train) and [part.whole for part in parts] == [len(whole.train)] * 2 + [None]
+    for part in parts:
+        assert _pixels(part.val) == _pixels(whole.val) and torch.equal(part.val.labels, whole.val.labels)
+    other = load(name, **options, train_fraction=0.3, seed=1)
+    assert name in ("shapes", "fake") or _pixels(other.train) != kept[0]
+
+
+def test_a_fraction_out_of_range_is_an_error() -> None:
+    for fraction in (0.0, 1.5):
+        with pytest.raises(N2NError, match=r"data.train_fraction must be a number above 0, at most 1, not"):
+            load("shapes", train_images=32, val_images=16, train_fraction=fraction)
 
 
 def test_sixteen_bits_are_scaled_and_other_numbers_refused(folder: Path) -> None:
