@@ -80,7 +80,7 @@ def by_stage(arms: Sequence[ArmStatistics]) -> Figure:
         left, right = figure.subplots(1, 2)
         for axes, title, name, label in (
             (left, f"(a) Validation {_metric(arms)} after every stage", "fraction", "training images that are there"),
-            (right, "(b) The same against what all stages cost", "flops", "training FLOPs so far (logarithmic scale)"),
+            (right, "(b) The same against what all stages cost", "flops", "training FLOPs so far"),
         ):
             dress(axes, title)
             for arm in shown:
@@ -94,8 +94,9 @@ def by_stage(arms: Sequence[ArmStatistics]) -> Figure:
             axes.yaxis.set_major_formatter(_PERCENT)
         left.set_xticks(sorted({at.fraction for at in found}))
         left.xaxis.set_major_formatter(_PERCENT)
-        if any(at.flops for at in found):
-            right.set_xscale("log")
+        right.set_xlim(left=0)
+        right.xaxis.set_major_locator(MaxNLocator(5))
+        right.xaxis.set_major_formatter(FuncFormatter(short))
         _legend(figure, shown, columns)
     return figure
 
@@ -203,7 +204,7 @@ def _accuracy(arms: Sequence[ArmStatistics], axes: Axes, unit: str, title: str) 
     students = [one for arm in _students(arms) for one in arm.every]
     tops = [at.accuracy for one in students for at in one.run.evaluations]
     ends = [v for one in students for v in (one.final, one.teacher) if v is not None]
-    if tops and ends:
+    if tops and ends and not any(one.run.stages for one in students):  # whose earlier stages end lower
         low, high = min(ends), max([*tops, *ends])
         axes.set_ylim(max(0.0, low - max(0.04, 1.5 * (high - low))), high + max(0.005, 0.15 * (high - low)))
     axes.yaxis.set_major_formatter(_PERCENT)
