@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -65,3 +65,11 @@ def bar(progress: bool | None, **words: Any) -> Any:
     from tqdm import tqdm
 
     return tqdm(**words, dynamic_ncols=True, disable=None if progress is None else not progress)
+
+
+def counted(counts: Iterable[int], progress: bool | None, **words: Any) -> Iterator[int]:
+    """``counts``, each added to a `bar`."""
+    with bar(progress, **words) as shown:
+        for count in counts:
+            shown.update(count)
+            yield count

@@ -13,8 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from n2n_cli.data.datasets import PARTS
-from n2n_cli.data.sources import Files, read_image, scan
+from n2n_cli.data.sources import PARTS, Files, read_image, scan
 from n2n_cli.errors import N2NError
 from n2n_cli.processes import each
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,16 +14,25 @@ from torch import Tensor
 from n2n_cli import records
 from n2n_cli.data import packed, shapes
 from n2n_cli.data.counter import generator
-from n2n_cli.data.sources import ArraySource, CachedSource, FolderSource, Source, scan
+from n2n_cli.data.sources import (
+    PARTS,
+    ArraySource,
+    CachedSource,
+    FolderSource,
+    Source,
+    digest,
+    jpeg_decoder,
+    layout,
+    scan,
+)
 from n2n_cli.data.transforms import Augment, Geometry
 from n2n_cli.errors import N2NError, suggest
 
 NAMES = ("shapes", "imagefolder", "packed", "cifar10", "fake")
-PARTS = ("train", "val")
 AUGMENTS = ("auto", "none", "crop", "imagenet", "randaugment", "trivial")
 INTERPOLATIONS = ("bilinear", "bicubic")
 CACHES = ("auto", "memory", "none")
-DECODERS = ("auto", "pil")
+DECODERS = ("auto", "torchvision", "torchcodec", "pil")
 CACHE_SHARE = 1 / 16
 """Of this machine's memory, that `cache=auto` takes in each process: there may be as many as devices or jobs."""
 CIFAR_LIKE_PX = 64
@@ -130,7 +138,8 @@ def load(
         holdout: validate on this many training images, drawn by ``seed`` and kept out of training, instead of on the
             validation images: for choices that those must not see.
         cache: of `imagefolder`. "memory": images are decoded once and kept; "none": every time; "auto": kept where
-            they are small, `CACHE_SHARE` of the memory at most.
+            they are small, `CACHE_SHARE` of the memory at most. (The commands' "packed" is `packs.kept`, and then
+            `packed`.)
         decoder: of `imagefolder`, see `read_image`: the images are the same.
         val_alone: of `imagefolder`, without a holdout: train/ is not read, and ``train`` holds the validation images.
 
@@ -177,6 +186,7 @@ def load(
     elif name == "cifar10":
         data = _cifar10(root, size, how, (train_images, val_images), seed)
     else:
+        jpeg_decoder(decoder)
         parts = (("train", "train") if holdout else ("val", "val")) if val_alone else ("train", "val")
         kept = (train_images if parts[0] == "train" else None, val_images if parts[1] == "val" else None)
         data = _imagefolder(root, size, resize_size, how, kept, seed, parts, decoder)
@@ -304,7 +314,7 @@ def _imagefolder(
     decoder: str,
 ) -> Dataset:
     """``parts``: the folders of the training and of the validation images."""
-    resize = resize or _margin(size)
+    resize = resize or margin(size)
     folder = layout(root, parts)
     scanned = {part: scan(folder / part) for part in parts}
     found, validation = (scanned[part] for part in parts)
@@ -333,7 +343,7 @@ def _packed(
 ) -> Dataset:
     if root is None:
         raise N2NError("packed needs data.root=FOLDER (made by `n2n data pack`)")
-    folder, resize = Path(root).expanduser(), resize or _margin(size)
+    folder, resize = Path(root).expanduser(), resize or margin(size)
     about = records.manifest(folder)
     if resize > about["size"]:
         what = f"the shorter side of validation images is {resize} px" if resize != size else f"images of {size} px"
@@ -374,35 +384,9 @@ def _photographs(
     )
 
 
-def _margin(size: int) -> int:
+def margin(size: int) -> int:
     """The shorter side before the centre crop: 256 for 224, none for small images."""
     return size if size <= CIFAR_LIKE_PX else round(size * 256 / 224)
-
-
-def digest(paths: Sequence[str], root: Path) -> str:
-    """Which image files these are: a digest of their paths below ``root``."""
-    start = len(str(root / "_")) - 1  # of "." nothing stands in the paths
-    below = sorted(f"/{path[start:]}" for path in paths)
-    return hashlib.sha256("\n".join(below).encode(errors="surrogateescape")).hexdigest()[:16]
-
-
-def layout(root: str | Path | None, parts: Sequence[str]) -> Path:
-    """The folder that holds ``parts`` (train/, val/), or one line that says what is wrong and which folder is near."""
-    if root is None:
-        raise N2NError("imagefolder needs data.root=FOLDER (with train/<class>/ and val/<class>/ in it)")
-    folder = Path(root).expanduser()
-    if not folder.is_dir():
-        beside = [path.name for path in folder.parent.iterdir()] if folder.parent.is_dir() else []
-        near = suggest(folder.name, beside)
-        problem = "is not a folder" if folder.exists() else "does not exist"
-        raise N2NError(f"imagefolder: data.root={folder} {problem}{near}")
-    for part in parts:
-        if not (folder / part).is_dir():
-            inside = [p for p in sorted(folder.iterdir()) if (p / part).is_dir()]
-            others = [p for p in [*inside, folder.parent] if (p / "train").is_dir() and (p / "val").is_dir()]
-            near = f" (did you mean data.root={others[0]}?)" if others else ""
-            raise N2NError(f"imagefolder: no {part}/ in data.root={folder}{near}")
-    return folder
 
 
 def _subset(images: int, count: int | None, train: bool, seed: int) -> Tensor | None:

@@ -62,12 +62,17 @@ def write(folder: Path, found: Sequence[Listed], start_ns: int) -> None:
             records.atomic_write(_file(folder), gzip.compress(json.dumps([_head(folder), found]).encode(), 1))
 
 
-def _file(folder: Path) -> Path:
+def cache_folder() -> Path:
+    """Where n2n keeps what it can make anew. Raises FileNotFoundError where nobody's home is known."""
     cache = os.environ.get("XDG_CACHE_HOME", "")
     cache = cache if os.path.isabs(cache) else os.path.expanduser("~/.cache")
     if not os.path.isabs(cache):  # nobody's home is known
         raise FileNotFoundError(cache)
-    return Path(cache, "n2n", f"{hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:24]}.index")
+    return Path(cache, "n2n")
+
+
+def _file(folder: Path) -> Path:
+    return cache_folder() / f"{hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:24]}.index"
 
 
 def _head(folder: Path) -> list[Any]:

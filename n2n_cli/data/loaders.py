@@ -68,7 +68,8 @@ class TrainLoader:
         self._reader = _Reader(source, seed, workers, world_size, skip)
         self._images, self._seed, self._batch_size = len(source), seed, batch_size
         self.remedy = (
-            f"try workers= above {workers} (of {len(os.sched_getaffinity(0))} cores), a faster disk, or n2n data pack"
+            f"try workers= above {workers} (of {len(os.sched_getaffinity(0))} cores), a faster disk"
+            + "".join(f", or {what}" for what in [getattr(source, "faster", "")] if what)
             if source.decodes
             else ""
         )

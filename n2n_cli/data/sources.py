@@ -6,12 +6,14 @@ A source answers `batch(indices, draws)`: the images with those indices, augment
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
@@ -26,7 +28,9 @@ from torchvision.transforms.v2 import functional as F
 from n2n_cli.data import index
 from n2n_cli.data.index import Listed
 from n2n_cli.data.transforms import AS_IT_IS, Augment, augmented, random_resized_crop_flip, resize_center_crop
-from n2n_cli.errors import N2NError
+from n2n_cli.errors import N2NError, suggest
+
+PARTS = ("train", "val")
 
 
 class Source(Protocol):
@@ -75,6 +79,7 @@ class FolderSource:
     """Image files, decoded when asked for. Raises `N2NError` naming the file for one that cannot be read."""
 
     decodes = True
+    faster = "data.cache=packed (smaller copies, made once) or n2n data pack"
 
     def __init__(
         self,
@@ -166,12 +171,14 @@ class CachedSource:
 def read_image(path: str, decoder: str = "auto") -> Tensor:
     """uint8 RGB ``[3, H, W]`` of any file that Pillow reads (by its content: ImageNet has a PNG called JPEG).
 
-    ``decoder``: "auto": JPEG files by torchvision, which gives the same pixels in less time (and reads some broken
-    headers that Pillow does not), and everything that it does not decode by Pillow; "pil": Pillow alone.
+    ``decoder``: "torchvision", "torchcodec": JPEG files by that, which gives Pillow's pixels in less time (and reads
+    some broken headers that Pillow does not), and everything that it does not decode by Pillow; "auto": torchvision;
+    "pil": Pillow alone.
 
-    Raises `N2NError` that names the path of a file that is missing, truncated or no image.
+    Raises `N2NError` that names the path of a file that is missing, truncated or no image, and where there is no
+    torchcodec.
     """
-    if decoder == "auto" and (decoded := _jpeg(path)) is not None:
+    if decoder != "pil" and (decoded := _jpeg(path, jpeg_decoder(decoder))) is not None:
         return decoded
     try:
         with warnings.catch_warnings():
@@ -187,13 +194,36 @@ def read_image(path: str, decoder: str = "auto") -> Tensor:
         raise N2NError(f"unreadable image {path}: {reason}") from error
 
 
-def _jpeg(path: str) -> Tensor | None:
-    """A JPEG in gray or colour by torchvision; None for whatever Pillow must look at: CMYK, damaged, no JPEG."""
+@cache
+def jpeg_decoder(decoder: str) -> Callable[[Tensor], Tensor]:
+    """What turns the bytes of a JPEG (uint8 ``[n]``) into uint8 ``[channels, H, W]``, and raises RuntimeError or ValueError.
+
+    Raises `N2NError` where there is no torchcodec that decodes images.
+    """
+    if decoder != "torchcodec":
+        return decode_jpeg
+    try:
+        from torchcodec.decoders import decode_jpeg as decode
+    except (ImportError, OSError, RuntimeError) as error:  # not there, too old, or for another PyTorch
+        reason = " ".join(str(error).split())[:200]
+        raise N2NError(
+            f"data.decoder=torchcodec: pip install 'torchcodec>=0.17', or take data.decoder=auto ({reason})"
+        ) from error
+
+    def upright(data: Tensor) -> Tensor:
+        # It turns what EXIF says is lying, and cannot be told not to; the peers, torchvision and Pillow, leave it.
+        return decode_jpeg(data) if b"Exif\0\0" in data.numpy().tobytes() else decode(data, mode="UNCHANGED")
+
+    return upright
+
+
+def _jpeg(path: str, decode: Callable[[Tensor], Tensor]) -> Tensor | None:
+    """A JPEG in gray or colour by ``decode``; None for whatever Pillow must look at: CMYK, damaged, no JPEG."""
     try:
         data = read_file(path)
         if data[:2].tolist() != [0xFF, 0xD8]:
             return None
-        image = decode_jpeg(data)
+        image = decode(data)
     except (RuntimeError, ValueError):
         return None
     return image.expand(3, -1, -1) if len(image) == 1 else image if len(image) == 3 else None
@@ -296,3 +326,45 @@ def scan(folder: Path) -> Files:
     if empty := [name for name in names if not images[name]]:
         raise N2NError(f"imagefolder: no images in {folder / empty[0]} ({', '.join(IMG_EXTENSIONS)})")
     return Files(names, paths, labels, sum(row.hidden for row in found), dict(others.most_common()))
+
+
+def digest(paths: Sequence[str], root: Path) -> str:
+    """Which image files these are: a digest of their paths below ``root``."""
+    start = len(str(root / "_")) - 1  # of "." nothing stands in the paths
+    below = sorted(f"/{path[start:]}" for path in paths)
+    return hashlib.sha256("\n".join(below).encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def stamp(paths: Sequence[str], root: Path, *, times: bool) -> str:
+    """A digest of the files' paths below ``root``, their bytes, and with ``times`` when they were modified.
+
+    Raises N2NError.
+    """
+    start, stamped = len(str(root / "_")) - 1, hashlib.sha256()
+    for path in paths:
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            raise N2NError(f"unreadable image {path}: {error.strerror}") from error
+        time_ns = status.st_mtime_ns if times else 0
+        stamped.update(f"{path[start:]}\n{status.st_size} {time_ns}\n".encode(errors="surrogateescape"))
+    return stamped.hexdigest()[:16]
+
+
+def layout(root: str | Path | None, parts: Sequence[str]) -> Path:
+    """The folder that holds ``parts`` (train/, val/), or one line that says what is wrong and which folder is near."""
+    if root is None:
+        raise N2NError("imagefolder needs data.root=FOLDER (with train/<class>/ and val/<class>/ in it)")
+    folder = Path(root).expanduser()
+    if not folder.is_dir():
+        beside = [path.name for path in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        near = suggest(folder.name, beside)
+        problem = "is not a folder" if folder.exists() else "does not exist"
+        raise N2NError(f"imagefolder: data.root={folder} {problem}{near}")
+    for part in parts:
+        if not (folder / part).is_dir():
+            inside = [p for p in sorted(folder.iterdir()) if (p / part).is_dir()]
+            others = [p for p in [*inside, folder.parent] if (p / "train").is_dir() and (p / "val").is_dir()]
+            near = f" (did you mean data.root={others[0]}?)" if others else ""
+            raise N2NError(f"imagefolder: no {part}/ in data.root={folder}{near}")
+    return folder
