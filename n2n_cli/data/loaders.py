@@ -129,7 +129,7 @@ class _Reader:
             return
         # Lists: tensors would travel to the workers by file descriptors, one for every batch.
         self._keys.epoch = [(epoch, indices.tolist()) for indices in steps]
-        message, batches = "", None
+        message, batches, lost = "", None, False
         try:
             self._loader = self._loader or self._start(max(map(len, steps), default=0))
             with _no_signal_of_workers():
@@ -146,15 +146,19 @@ class _Reader:
                 raise
             message = f"data workers: {' '.join(str(error).split())}"  # killed, or silent for TIMEOUT_S
             message += "" if "DataLoader" in message else " (one of them was killed)"
+            lost = True
         if message:
-            self.close()
+            self.close(force=lost)
             raise N2NError(message)
 
-    def close(self) -> None:
-        """Ends the workers. Collected later, together with their queues, they could not be told to end: the program
-        would wait five seconds for each, and until then they hold what this process had open, such as a run's lock."""
+    def close(self, *, force: bool = False) -> None:
+        """Ends the workers, with ``force`` at once: torch waits five seconds for each that hangs.
+
+        Collected later, together with their queues, they could not be told to end: the program would wait five seconds
+        for each, and until then they hold what this process had open, such as a run's lock.
+        """
         running: Any = self._loader and self._loader._iterator
-        if running and self._killed():
+        if running and (force or self._killed()):
             _end_by_force(running)
         elif running:
             running._shutdown_workers()
@@ -270,14 +274,14 @@ def _without_their_lock(batches: Any) -> None:
 
 
 def _end_by_force(running: Any) -> None:
-    """Ends the workers of which one was killed: torch's own way would wait for the lock that it may hold."""
+    """Ends the workers of which one hangs, or was killed: torch's own way would wait for the lock that it may hold."""
     running._shutdown = True
     if hasattr(running, "_pin_memory_thread_done_event"):
         running._pin_memory_thread_done_event.set()
     for worker in running._workers:
         worker.kill()
     for worker in running._workers:
-        worker.join()
+        worker.join(timeout=LOOK_S)  # not for ever for one that waits for a disk
     for queue in (*running._index_queues, running._worker_result_queue):
         queue.cancel_join_thread()
         queue.close()

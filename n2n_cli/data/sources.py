@@ -196,7 +196,7 @@ def read_image(path: str, decoder: str = "auto") -> Tensor:
 
 @cache
 def jpeg_decoder(decoder: str) -> Callable[[Tensor], Tensor]:
-    """What turns the bytes of a JPEG (uint8 ``[n]``) into uint8 ``[channels, H, W]``, and raises RuntimeError or ValueError.
+    """What turns the bytes of a JPEG (uint8 ``[n]``) into uint8 ``[C, H, W]``; it raises RuntimeError or ValueError.
 
     Raises `N2NError` where there is no torchcodec that decodes images.
     """

@@ -20,9 +20,9 @@ from n2n_cli.data.transforms import DRAWS, Augment, crop_box
 SAMPLE = Path(n2n_cli.__file__).parents[2] / "shared" / "data" / "imagenet-sample.tar"
 SAMPLE = Path(os.environ.get("N2N_SAMPLE", SAMPLE))
 """1,000 photographs of ImageNet in one archive."""
-MOST, MEAN = 1, 0.1
-"""The tolerance, in steps of 1/255 (of a pixel at most, of an image in the mean): Pillow resizes in fixed-point numbers
-of 22 bits and rounds between the two directions, as PyTorch does in fewer."""
+MOST, MEAN = 2, 0.3
+"""The tolerance, in steps of 1/255 (of a pixel at most, of an image in the mean): Pillow resizes by weights of 22 bits,
+PyTorch by 16, and both round between the two directions. Of 1,000 photographs 5 reach 2; the largest mean is 0.25."""
 
 
 def apart(path: str, index: int) -> list[torch.Tensor]:
