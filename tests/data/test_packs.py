@@ -82,6 +82,19 @@ def test_packed_is_another_setting_and_the_rest_is_not(folder: Path, place: Path
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
+def test_all_is_packed_before_there_are_ranks(folder: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def launch(*_: object) -> None:
+        seen.extend(place.glob("cache/n2n/packs/*-raw/manifest.json"))
+
+    monkeypatch.setattr("n2n_cli.commands.fitting.launch", launch)
+    for number in (1, 2):
+        assert cli.main(["train", "teacher", *words(folder, "data.cache=packed"), "devices=2"]) == 0
+        assert len(seen) == number
+        shutil.rmtree(place / "cache")  # the run is prepared, and its pack is gone
+
+
 def test_a_report_tells_packed_images_from_files(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings, "config", lambda run: {"data.cache": run, "data.decoder": "pil", "optim.lr": 0.1})
     assert settings.differing(["none", "packed"]) == ["data.cache"]  # type: ignore[list-item]
