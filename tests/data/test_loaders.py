@@ -127,7 +127,8 @@ def test_unreadable_image_is_named_without_a_traceback(folder: Path, workers: in
     assert "\n" not in str(error.value) and "Traceback" not in str(error.value)
 
 
-def test_killed_worker_is_one_line(folder: Path) -> None:
+def test_killed_worker_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("n2n_cli.data.loaders.LOOK_S", 1)
     data = load("imagefolder", root=folder, image_size=24, cache="none")
     loader = TrainLoader(data.train, batch_size=2, seed=0, workers=1)
     batches = loader.batches(0)

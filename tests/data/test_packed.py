@@ -140,9 +140,12 @@ def test_what_was_begun_is_gone_on_with(photographs: Path, tmp_path: Path, monke
         if path.suffix == ".bin":
             assert path.read_bytes() == (to / path.name).read_bytes()
     (to / "train-00001.bin").unlink()  # damaged, and removed by hand
+    os.truncate(to / "train-00002.bin", 100)
     made.clear()
-    pack(photographs, to, size=36, kind="raw")
-    assert made == ["train-00001"]
+    with contextlib.suppress(KeyboardInterrupt):
+        pack(photographs, to, size=36, kind="raw")
+    assert made == ["train-00001", "train-00002"]
+    assert (to / "train-00002.bin").read_bytes() == (whole / "train-00002.bin").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -167,9 +170,14 @@ def test_wrong_packs(photographs: Path, tmp_path: Path, change: Callable[[Path],
 
 def test_another_source(photographs: Path, tmp_path: Path) -> None:
     pack(photographs, tmp_path / "to", size=36)
-    (photographs / "train" / "ant" / "größe0.jpg").unlink()
-    with pytest.raises(N2NError, match="its source has changed"):
-        pack(photographs, tmp_path / "to", size=36)
+    one = photographs / "train" / "ant" / "größe0.jpg"
+    good = one.read_bytes()
+    for change, key in ((lambda: one.write_bytes(good + b"x"), "source"), (one.unlink, "files")):
+        change()
+        with pytest.raises(N2NError, match=rf"its source has changed \({key}: changed\)"):
+            pack(photographs, tmp_path / "to", size=36)
+    one.write_bytes(good)
+    pack(photographs, tmp_path / "to", size=36)
 
 
 def test_a_disk_that_is_too_small_is_told_before(

@@ -46,7 +46,7 @@ def test_difficulty_and_size() -> None:
 
 def test_a_picture_shows_its_class() -> None:
     """Clean images: the object's area by class, and only textured objects have a second colour."""
-    images, labels = shapes.generate(3, "train", 800, 64, 0.0)
+    images, labels = shapes.generate(3, "train", 400, 64, 0.0)
     border = torch.cat([images[:, :, :3].flatten(2), images[:, :, -3:].flatten(2)], dim=2).float()
     ground = border.median(dim=2).values[..., None, None]
     away = (images.float() - ground).abs().amax(1) > 50
