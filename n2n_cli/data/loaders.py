@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -142,7 +143,8 @@ class _Reader:
                     break
                 yield self._taken(item)
         except (RuntimeError, OSError, EOFError) as error:
-            if "DataLoader" not in str(error) and not self._killed():
+            # A worker's death is heard on its pipe before the system tells it.
+            if "DataLoader" not in str(error) and not self._killed(patience_s=LOOK_S):
                 raise
             message = f"data workers: {' '.join(str(error).split())}"  # killed, or silent for TIMEOUT_S
             message += "" if "DataLoader" in message else " (one of them was killed)"
@@ -164,10 +166,15 @@ class _Reader:
             running._shutdown_workers()
         self._loader = None
 
-    def _killed(self) -> bool:
-        """Whether a worker is gone."""
+    def _killed(self, *, patience_s: float = 0) -> bool:
+        """Whether a worker is gone, or will be after ``patience_s`` at most."""
         running: Any = self._loader and self._loader._iterator
-        return bool(running) and not all(worker.is_alive() for worker in running._workers)
+        until = time.monotonic() + patience_s
+        while running and (alive := all(worker.is_alive() for worker in running._workers)):
+            if time.monotonic() >= until:
+                break
+            time.sleep(0.01)
+        return bool(running) and not alive
 
     def _taken(self, item: Any) -> Batch:
         """A batch as tensors, its skipped images told. Raises N2NError for too many of them."""
@@ -280,6 +287,9 @@ def _end_by_force(running: Any) -> None:
         running._pin_memory_thread_done_event.set()
     for worker in running._workers:
         worker.kill()
+    if running._worker_pids_set:  # a later loader may be another one at the same address
+        torch.utils.data._utils.signal_handling._remove_worker_pids(id(running))
+        running._worker_pids_set = False
     for worker in running._workers:
         worker.join(timeout=LOOK_S)  # not for ever for one that waits for a disk
     for queue in (*running._index_queues, running._worker_result_queue):

