@@ -235,6 +235,8 @@ def check_data(data: schema.Data, parts: Sequence[str] = ("train", "val")) -> No
         if not Path(data.root).is_dir():
             raise N2NError(f"data.root: no such folder: {data.root}{_near_path(data.root)}")
         records.manifest(Path(data.root))
+    if data.cache == "packed" and data.name != "imagefolder":
+        raise N2NError(f"data.cache=packed: packs an image folder, and data={data.name} is none")
     if data.root is not None and data.name in ("shapes", "fake"):
         raise N2NError(
             f"data.root: data={data.name} reads no files; did you mean data=imagefolder data.root={data.root}"

@@ -61,12 +61,14 @@ MANIFEST: dict[str, Any] = {
     "quality": int,
     "classes": list,
     "files": str,
+    "source": str,
     "images": {"train": int, "val": int},
     "shards": {"train": list, "val": list},
     "index": {"train": str, "val": str},
 }
 """The same of the manifest.json of packed images. ``size``: the shorter side in pixels at most; ``files``: a digest of
-the source's paths; ``shards``: bytes of each; ``index``: SHA-256 of the tables."""
+the source's paths, ``source`` of their bytes' numbers too; ``shards``: bytes of each; ``index``: SHA-256 of the
+tables."""
 FAILED: dict[str, Any] = {"reason": str, "arm": str, "label": str, "seed": int, "lr_scale": Number, "epochs": Number}
 """The same of failed.json."""
 
@@ -126,7 +128,7 @@ def manifest(root: Path) -> dict[str, Any]:
         N2NError: nothing is, or not all of it, or it was written by a newer n2n.
     """
     try:
-        found = read(root / "manifest.json", MANIFEST, MANIFEST.keys() - {"quality"})
+        found = read(root / "manifest.json", MANIFEST, MANIFEST.keys() - {"quality", "source"})
     except FileNotFoundError:
         begun = (root / "plan.json").exists()
         what = "is not packed to its end: type `n2n data pack` again" if begun else "holds no packed images"

@@ -63,8 +63,8 @@ class SomeData:
     interpolation: Literal["bilinear", "bicubic"] | None
     difficulty: Difficulty | None
     holdout: Whole | None
-    cache: Literal["auto", "memory", "none"] | None
-    decoder: Literal["auto", "pil"] | None
+    cache: Literal["auto", "memory", "packed", "none"] | None
+    decoder: Literal["auto", "torchvision", "torchcodec", "pil"] | None
     on_error: Literal["raise", "skip"] | None
 
 
@@ -75,8 +75,8 @@ class Data(SomeData):
     train_fraction: Target
     augment: Literal["auto", "none", "crop", "imagenet", "randaugment", "trivial"]
     holdout: Whole
-    cache: Literal["auto", "memory", "none"]
-    decoder: Literal["auto", "pil"]
+    cache: Literal["auto", "memory", "packed", "none"]
+    decoder: Literal["auto", "torchvision", "torchcodec", "pil"]
     on_error: Literal["raise", "skip"]
 
 
@@ -358,4 +358,9 @@ NO_MATTER = (
     "training.keep_at",
     "training.profile",
 )
-"""Keys of a setting that change no weight of its runs."""
+"""Keys of a setting that change no weight of its runs, `matters` aside."""
+
+
+def matters(key: str, value: Any) -> bool:
+    """Whether this value of a setting's key may change the weights of its runs: packed images have other pixels."""
+    return key not in NO_MATTER or (key, value) == ("data.cache", "packed")

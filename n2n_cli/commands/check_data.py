@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,17 @@ SHOWN = 5  # files of a kind
 
 
 def run(cfg: DataCheck) -> None:
-    """Raises N2NError where files cannot be read or classes are missing, once all is told."""
+    """Raises N2NError where files cannot be read or classes are missing, once all is told; KeyboardInterrupt, and the
+    same command goes on from there."""
     workers = machine.workers(cfg.workers, 1, in_memory=False)
 
     def watch(files: Iterable[check.File], n: int) -> Iterable[check.File]:
         return bar(cfg.progress, iterable=files, total=n, unit="file", desc="data check")
 
-    report = check.check(Path(cfg.root), workers, watch)
+    try:
+        report = check.check(Path(cfg.root), workers, watch)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("stopped; the same command goes on from there") from None
     if cfg.json:
         print(json.dumps({"root": cfg.root, **asdict(report)}), flush=True)
     else:
@@ -65,3 +69,11 @@ def bar(progress: bool | None, **words: Any) -> Any:
     from tqdm import tqdm
 
     return tqdm(**words, dynamic_ncols=True, disable=None if progress is None else not progress)
+
+
+def counted(counts: Iterable[int], progress: bool | None, **words: Any) -> Iterator[int]:
+    """``counts``, each added to a `bar`."""
+    with bar(progress, **words) as shown:
+        for count in counts:
+            shown.update(count)
+            yield count

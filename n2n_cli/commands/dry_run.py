@@ -56,7 +56,9 @@ def show(cfg: Compare) -> None:
         N2NError: a student cannot be made, an arm's network takes no step, or the disk is too small.
     """
     study = folders.setting(cfg)
-    images = dataset.load(cfg.data)
+    images = dataset.load(cfg.data, pack=False)
+    if cfg.data.cache == "packed" and images.train.decodes and images.name == "imagefolder":
+        print("data.cache=packed: nothing is packed yet: here images are read from their files", flush=True)
     if len(images.train) < cfg.training.batch_size:
         raise N2NError(f"{images.name}: {len(images.train)} training images are fewer than one batch")
     waits = _reading(images, cfg)

@@ -48,6 +48,8 @@ def fit_run(planned: PlannedRun, cfg: RunConfig, write: Callable[[], None]) -> d
         print(f"torchrun --nproc-per-node {cfg.devices} -m {worker.__name__} {' '.join(words)}", flush=True)
         return None
     if cfg.devices > 1 or cfg.launch.max_restarts:
+        if cfg.data.cache == "packed":  # before there are ranks, which would wait for the one that packs
+            dataset.packed(cfg.data, progress=cfg.progress)
         try:
             launch(worker.__name__, words, cfg.devices, cfg.launch.max_restarts)
         except KeyboardInterrupt:  # the ranks have saved; the agent only knows the signal's number
@@ -72,7 +74,7 @@ def check_images(planned: PlannedRun, cfg: RunConfig) -> None:
     except (N2NError, OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
         return  # a damaged run says so itself
     if os.path.abspath(root) != os.path.abspath(str(cfg.data.root)):
-        prepare.check_images(planned.folder, info, dataset.load(cfg.data), cfg.accept_images)
+        prepare.check_images(planned.folder, info, dataset.load(cfg.data, pack=False), cfg.accept_images)
 
 
 def _tell_of_shorter(planned: PlannedRun) -> None:

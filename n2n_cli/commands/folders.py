@@ -23,7 +23,7 @@ from n2n_cli.config import FRESH, LATER, conf_dir
 from n2n_cli.convert import flat
 from n2n_cli.errors import N2NError, RunError
 from n2n_cli.ops import OPS, Op
-from n2n_cli.schema import MACHINE, NO_MATTER, Compare, Grow, RunConfig, Student
+from n2n_cli.schema import MACHINE, NO_MATTER, Compare, Grow, RunConfig, Student, matters
 
 FAILED = "failed.json"
 Config = TypeVar("Config", bound=RunConfig)
@@ -111,7 +111,8 @@ def setting(cfg: RunConfig) -> Path:
         del groups["data"]["root"]
     for key in NO_MATTER:
         group, name = key.split(".")
-        del groups[group][name]
+        if not matters(key, groups[group][name]):
+            del groups[group][name]
     for group, values in LATER.items():  # so that runs from before there were these are found
         groups[group] = {k: v for k, v in groups[group].items() if k not in values or v != values[k]}
     if isinstance(cfg, Compare) and cfg.study.stages:
@@ -227,8 +228,9 @@ def check_same(planned: PlannedRun) -> None:
     for key in sorted(old.keys() & new.keys()):
         if (
             key.split(".")[0] not in (*MACHINE, "teacher", "weights")
-            and key not in ("data.root", *NO_MATTER)
+            and key != "data.root"
             and old[key] != new[key]
+            and (matters(key, old[key]) or matters(key, new[key]))
         ):
             raise N2NError(
                 f"{planned.folder} holds a run with {key}={old[key]}, not {new[key]}: remove it, or change out="

@@ -49,7 +49,7 @@ def write_grown(planned: PlannedRun, cfg: Student) -> None:
         N2NError: the teacher does not fit the data, the plan does not fit the teacher, or the proof failed.
     """
     assert planned.op is not None and planned.teacher is not None
-    images = dataset.load(cfg.data)
+    images = dataset.load(cfg.data, progress=cfg.progress)
     teacher, steps, seen = networks.teacher(planned, cfg, images)
     images = dataset.in_order(images, steps, str(planned.teacher))
     if planned.teacher.parent == planned.folder.parent:  # of this very setting

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from n2n_cli.commands import machine
-from n2n_cli.commands.check_data import bar
+from n2n_cli.commands.check_data import counted
 from n2n_cli.data import pack
 from n2n_cli.schema import DataPack
 
@@ -16,10 +16,7 @@ def run(cfg: DataPack) -> None:
     """Raises N2NError; KeyboardInterrupt, and the same command goes on from there."""
 
     def watch(counts: Iterable[int], n: int) -> Iterable[int]:
-        with bar(cfg.progress, total=n, unit="image", desc="data pack") as shown:
-            for count in counts:
-                shown.update(count)
-                yield count
+        return counted(counts, cfg.progress, total=n, unit="image", desc="data pack")
 
     to, workers = Path(cfg.to), machine.workers(cfg.workers, 1, in_memory=False)
     how = partial(pack.pack, size=cfg.size, kind=cfg.format, quality=cfg.quality, workers=workers)

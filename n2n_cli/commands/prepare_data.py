@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from n2n_cli.commands.check_data import bar
+from n2n_cli.commands.check_data import counted
 from n2n_cli.data import prepare
 from n2n_cli.schema import DataPrepare
 
@@ -15,10 +15,7 @@ def run(cfg: DataPrepare) -> None:
 
     def watch(counts: Iterable[int], n: int, unit: str, what: str) -> Iterable[int]:
         words = {"unit": unit, "unit_scale": unit == "B", "desc": f"data prepare: {what}"}
-        with bar(cfg.progress, total=n, **words) as shown:
-            for count in counts:
-                shown.update(count)
-                yield count
+        return counted(counts, cfg.progress, total=n, **words)
 
     try:
         made = prepare.imagenet(Path(cfg.src), Path(cfg.dst), verify=cfg.verify, watch=watch)

@@ -23,7 +23,7 @@ def from_scratch(planned: PlannedRun, cfg: RunConfig) -> dict[str, Any] | None:
 
 
 def _write_fresh(planned: PlannedRun, cfg: RunConfig) -> None:
-    images = dataset.load(cfg.data)
+    images = dataset.load(cfg.data, progress=cfg.progress)
     width = cfg.model.teacher_width if planned.fresh == "teacher" else cfg.model.width
     model, steps = networks.fresh(cfg, cfg.model, width, images, planned.seed)
     prepare.write_run(planned, cfg, f"train {planned.fresh}", model, steps, images)

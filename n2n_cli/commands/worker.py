@@ -53,7 +53,8 @@ def fit_folder(folder: Path, typed: Collection[str] = (), *, alone: bool = False
         stack.enter_context(machine.enough_memory())
         model = lineage.build(info["lineage"], typed)
         machine.limit_threads(model, mine.world_size)
-        images = dataset.in_order(dataset.load(cfg.data), info["lineage"], str(folder))
+        images = dataset.load(cfg.data, progress=cfg.progress if mine.main else False, tell=mine.main)
+        images = dataset.in_order(images, info["lineage"], str(folder))
         begun = checkpoint.newest_step(folder / "checkpoints")
         if mine.main:
             info = prepare.check_images(folder, info, images, cfg.accept_images)
@@ -72,8 +73,8 @@ def fit_folder(folder: Path, typed: Collection[str] = (), *, alone: bool = False
         options = mine.broadcast(options)  # what rank 0 gave up, all do
         for line in given_up if mine.main else []:
             print(f"{folder}: {line}", flush=True)
-        if mine.main and cfg.data.name == "imagefolder" and cfg.data.cache == "auto":
-            print(f"{folder}: data.cache=auto: {_where_images_are(images, workers)}", flush=True)
+        if mine.main and cfg.data.name == "imagefolder" and cfg.data.cache in ("auto", "packed"):
+            print(f"{folder}: data.cache={cfg.data.cache}: {_where_images_are(images, workers)}", flush=True)
         size, skip = cfg.training.batch_size, cfg.data.on_error == "skip"
         mixed = bool(options.mixup_alpha or options.cutmix_alpha)
         train = data.TrainLoader(images.train, batch_size=size, seed=cfg.seed, skip=skip, before=mixed, **place)
@@ -115,6 +116,8 @@ def _guide(tree: dict[str, Any], model: nn.Module, images: data.Dataset, typed: 
 
 
 def _where_images_are(images: data.Dataset, workers: int) -> str:
+    if images.name == "packed":
+        return f"images are read from their pack ({getattr(images.train, 'kind', '')}), by {workers or 'no'} workers"
     if images.train.decodes:
         return f"images are read from their files each time, by {workers or 'no'} workers"
     size = 3 * images.image_size**2 * (len(images.train) + len(images.val))

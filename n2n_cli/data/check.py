@@ -1,19 +1,26 @@
-"""Every image file of a folder opened once: what cannot be read, what is odd, what stands there twice."""
+"""Every image file of a folder opened once: what cannot be read, what is odd, what stands there twice.
+
+A check that is stopped leaves what it found in the user's cache folder, and the next one of the same folder goes on
+from there; one that came to its end leaves nothing, as the next shall look at every file again.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import astuple, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from n2n_cli.data.datasets import PARTS
+from n2n_cli.data.index import PARTS, cache_folder
 from n2n_cli.data.sources import Files, read_image, scan
 from n2n_cli.errors import N2NError
 from n2n_cli.processes import each
@@ -35,12 +42,14 @@ CHUNK = 64  # files that a process is given at once
 
 @dataclass(frozen=True)
 class File:
-    """What is found in one file: why it cannot be read (``error``, else None), what is odd about it, and its digest."""
+    """What is found in one file: why it cannot be read (``error``, else None), what is odd about it, its digest, and
+    its `state` before."""
 
     path: str
     error: str | None
     odd: tuple[str, ...]
     digest: str
+    state: tuple[int, int]
 
 
 @dataclass
@@ -80,17 +89,64 @@ def check(
     if not found:
         raise N2NError(f"data check: no folder train/ or val/ in {root}")
     paths = [path for files in found.values() for path in files.paths]
-    found_files = each(look, paths, min(workers, len(paths) // CHUNK + 1), chunk=CHUNK, what="data check")
-    files = list(watch(found_files, len(paths)))
-    return _report(root, found, files)
+    notes = _notes(root)
+    known = _known(notes, set(paths))
+    todo = [path for path in paths if path not in known]
+    looked = each(look, todo, min(workers, len(todo) // CHUNK + 1), chunk=CHUNK, what="data check")
+    files = list(watch(chain(known.values(), _noted(notes, looked)), len(paths)))
+    if notes is not None:
+        notes.unlink(missing_ok=True)
+    by_path = {file.path: file for file in files}
+    return _report(root, found, [by_path[path] for path in paths])
+
+
+def state(path: str) -> tuple[int, int]:
+    """A file's bytes, and when it was modified, in ns; twice 0 where there is none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return 0, 0
+    return status.st_size, status.st_mtime_ns
+
+
+def _notes(root: Path) -> Path | None:
+    """The file of what a check of ``root`` has found so far; None where no such file can be written."""
+    with suppress(OSError):
+        cache_folder().mkdir(mode=0o700, parents=True, exist_ok=True)
+        notes = cache_folder() / f"{hashlib.sha256(os.fsencode(os.path.abspath(root))).hexdigest()[:24]}.check"
+        notes.touch(mode=0o600)
+        return notes
+    return None
+
+
+def _known(notes: Path | None, paths: set[str]) -> dict[str, File]:
+    """What was found before in ``paths`` that have not changed since. What is no such note is passed over."""
+    known = {}
+    with suppress(OSError):
+        for line in notes.read_bytes().splitlines() if notes else ():
+            with suppress(ValueError, TypeError):
+                path, error, odd, digest, was = json.loads(line)
+                if path in paths and state(path) == tuple(was):
+                    known[path] = File(path, error, tuple(odd), digest, tuple(was))
+    return known
+
+
+def _noted(notes: Path | None, files: Iterable[File]) -> Iterator[File]:
+    """``files``, each written down first."""
+    with open(notes or os.devnull, "ab") as written:
+        for file in files:
+            with suppress(OSError):  # a full disk: the next check begins anew
+                written.write(json.dumps(astuple(file)).encode() + b"\n")
+            yield file
 
 
 def look(path: str) -> File:
     """One file: decoded as training decodes it."""
+    before = state(path)
     try:
         read_image(path)
     except N2NError as error:
-        return File(path, str(error).partition(f"{path}: ")[2], (), "")
+        return File(path, str(error).partition(f"{path}: ")[2], (), "", before)
     odd = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -106,7 +162,7 @@ def look(path: str) -> File:
                 odd.append("smaller than 8 px")
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return File(path, None, tuple(odd), digest)
+    return File(path, None, tuple(odd), digest, before)
 
 
 def _report(root: Path, found: dict[str, Files], files: list[File]) -> Report:

@@ -15,17 +15,16 @@ from torch import Tensor
 from n2n_cli import records
 from n2n_cli.data import packed, shapes
 from n2n_cli.data.counter import generator
-from n2n_cli.data.index import digest, layout
-from n2n_cli.data.sources import ArraySource, CachedSource, FolderSource, Source, scan
+from n2n_cli.data.index import PARTS, digest, layout
+from n2n_cli.data.sources import ArraySource, CachedSource, FolderSource, Source, jpeg_decoder, scan
 from n2n_cli.data.transforms import Augment, Geometry
 from n2n_cli.errors import N2NError, suggest
 
 NAMES = ("shapes", "imagefolder", "packed", "cifar10", "fake")
-PARTS = ("train", "val")
 AUGMENTS = ("auto", "none", "crop", "imagenet", "randaugment", "trivial")
 INTERPOLATIONS = ("bilinear", "bicubic")
 CACHES = ("auto", "memory", "none")
-DECODERS = ("auto", "pil")
+DECODERS = ("auto", "torchvision", "torchcodec", "pil")
 CACHE_SHARE = 1 / 16
 """Of this machine's memory, that `cache=auto` takes in each process: there may be as many as devices or jobs."""
 CIFAR_LIKE_PX = 64
@@ -136,7 +135,8 @@ def load(
         holdout: validate on this many training images, drawn by ``seed`` and kept out of training, instead of on the
             validation images: for choices that those must not see.
         cache: of `imagefolder`. "memory": images are decoded once and kept; "none": every time; "auto": kept where
-            they are small, `CACHE_SHARE` of the memory at most.
+            they are small, `CACHE_SHARE` of the memory at most. (The commands' "packed" is `packs.kept`, and then
+            `packed`.)
         decoder: of `imagefolder`, see `read_image`: the images are the same.
         val_alone: of `imagefolder`, without a holdout: train/ is not read, and ``train`` holds the validation images.
 
@@ -183,6 +183,7 @@ def load(
     elif name == "cifar10":
         data = _cifar10(root, size, how, (train_images, val_images), seed)
     else:
+        jpeg_decoder(decoder)
         parts = (("train", "train") if holdout else ("val", "val")) if val_alone else ("train", "val")
         kept = (train_images if parts[0] == "train" else None, val_images if parts[1] == "val" else None)
         data = _imagefolder(root, size, resize_size, how, kept, seed, parts, decoder)
@@ -324,7 +325,7 @@ def _imagefolder(
     decoder: str,
 ) -> Dataset:
     """``parts``: the folders of the training and of the validation images."""
-    resize = resize or _margin(size)
+    resize = resize or margin(size)
     folder = layout(root, parts)
     scanned = {part: scan(folder / part) for part in parts}
     found, validation = (scanned[part] for part in parts)
@@ -353,7 +354,7 @@ def _packed(
 ) -> Dataset:
     if root is None:
         raise N2NError("packed needs data.root=FOLDER (made by `n2n data pack`)")
-    folder, resize = Path(root).expanduser(), resize or _margin(size)
+    folder, resize = Path(root).expanduser(), resize or margin(size)
     about = records.manifest(folder)
     if resize > about["size"]:
         what = f"the shorter side of validation images is {resize} px" if resize != size else f"images of {size} px"
@@ -394,7 +395,7 @@ def _photographs(
     )
 
 
-def _margin(size: int) -> int:
+def margin(size: int) -> int:
     """The shorter side before the centre crop: 256 for 224, none for small images."""
     return size if size <= CIFAR_LIKE_PX else round(size * 256 / 224)
 

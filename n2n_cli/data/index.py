@@ -21,6 +21,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from n2n_cli import records
 from n2n_cli.errors import N2NError, suggest
 
+PARTS = ("train", "val")
 RACY_NS = 2_000_000_000
 """A folder that changed so shortly before it was listed may change again at what its file system calls the same time
 (FAT counts in 2 s), and look unchanged: such a folder is not indexed."""
@@ -63,12 +64,17 @@ def write(folder: Path, found: Sequence[Listed], start_ns: int) -> None:
             records.atomic_write(_file(folder), gzip.compress(json.dumps([_head(folder), found]).encode(), 1))
 
 
-def _file(folder: Path) -> Path:
+def cache_folder() -> Path:
+    """Where n2n keeps what it can make anew. Raises FileNotFoundError where nobody's home is known."""
     cache = os.environ.get("XDG_CACHE_HOME", "")
     cache = cache if os.path.isabs(cache) else os.path.expanduser("~/.cache")
     if not os.path.isabs(cache):  # nobody's home is known
         raise FileNotFoundError(cache)
-    return Path(cache, "n2n", f"{hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:24]}.index")
+    return Path(cache, "n2n")
+
+
+def _file(folder: Path) -> Path:
+    return cache_folder() / f"{hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:24]}.index"
 
 
 def _head(folder: Path) -> list[Any]:
@@ -80,6 +86,22 @@ def digest(paths: Sequence[str], root: Path) -> str:
     start = len(str(root / "_")) - 1  # of "." nothing stands in the paths
     below = sorted(f"/{path[start:]}" for path in paths)
     return hashlib.sha256("\n".join(below).encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def stamp(paths: Sequence[str], root: Path, *, times: bool) -> str:
+    """A digest of the files' paths below ``root``, their bytes, and with ``times`` when they were modified.
+
+    Raises N2NError.
+    """
+    start, stamped = len(str(root / "_")) - 1, hashlib.sha256()
+    for path in paths:
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            raise N2NError(f"unreadable image {path}: {error.strerror}") from error
+        time_ns = status.st_mtime_ns if times else 0
+        stamped.update(f"{path[start:]}\n{status.st_size} {time_ns}\n".encode(errors="surrogateescape"))
+    return stamped.hexdigest()[:16]
 
 
 def layout(root: str | Path | None, parts: Sequence[str]) -> Path:

@@ -69,7 +69,8 @@ class TrainLoader:
         self._reader = _Reader(source, seed, workers, world_size, skip)
         self._images, self._seed, self._batch_size = len(source), seed, batch_size
         self.remedy = (
-            f"try workers= above {workers} (of {len(os.sched_getaffinity(0))} cores), a faster disk, or n2n data pack"
+            f"try workers= above {workers} (of {len(os.sched_getaffinity(0))} cores), a faster disk"
+            + "".join(f", or {what}" for what in [getattr(source, "faster", "")] if what)
             if source.decodes
             else ""
         )
@@ -129,7 +130,7 @@ class _Reader:
             return
         # Lists: tensors would travel to the workers by file descriptors, one for every batch.
         self._keys.epoch = [(epoch, indices.tolist()) for indices in steps]
-        message, batches = "", None
+        message, batches, lost = "", None, False
         try:
             self._loader = self._loader or self._start(max(map(len, steps), default=0))
             with _no_signal_of_workers():
@@ -143,19 +144,23 @@ class _Reader:
                 yield self._taken(item)
         except (RuntimeError, OSError, EOFError) as error:
             # Its connection ends a moment before the worker counts as dead.
-            if "DataLoader" not in str(error) and not self._killed(within_s=2):
+            if "DataLoader" not in str(error) and not self._killed(within_s=LOOK_S):
                 raise
             message = f"data workers: {' '.join(str(error).split())}"  # killed, or silent for TIMEOUT_S
             message += "" if "DataLoader" in message else " (one of them was killed)"
+            lost = True
         if message:
-            self.close()
+            self.close(force=lost)
             raise N2NError(message)
 
-    def close(self) -> None:
-        """Ends the workers. Collected later, together with their queues, they could not be told to end: the program
-        would wait five seconds for each, and until then they hold what this process had open, such as a run's lock."""
+    def close(self, *, force: bool = False) -> None:
+        """Ends the workers, with ``force`` at once: torch waits five seconds for each that hangs.
+
+        Collected later, together with their queues, they could not be told to end: the program would wait five seconds
+        for each, and until then they hold what this process had open, such as a run's lock.
+        """
         running: Any = self._loader and self._loader._iterator
-        if running and self._killed():
+        if running and (force or self._killed()):
             _end_by_force(running)
         elif running:
             running._shutdown_workers()
@@ -272,14 +277,17 @@ def _without_their_lock(batches: Any) -> None:
 
 
 def _end_by_force(running: Any) -> None:
-    """Ends the workers of which one was killed: torch's own way would wait for the lock that it may hold."""
+    """Ends the workers of which one hangs, or was killed: torch's own way would wait for the lock that it may hold."""
     running._shutdown = True
     if hasattr(running, "_pin_memory_thread_done_event"):
         running._pin_memory_thread_done_event.set()
     for worker in running._workers:
         worker.kill()
+    if running._worker_pids_set:  # a later loader may be another one at the same address
+        torch.utils.data._utils.signal_handling._remove_worker_pids(id(running))
+        running._worker_pids_set = False
     for worker in running._workers:
-        worker.join()
+        worker.join(timeout=LOOK_S)  # not for ever for one that waits for a disk
     for queue in (*running._index_queues, running._worker_result_queue):
         queue.cancel_join_thread()
         queue.close()

@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import shutil
+import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import chain
@@ -17,11 +18,10 @@ import torch
 from torchvision.io import encode_jpeg
 
 from n2n_cli import records
-from n2n_cli.data.datasets import PARTS
-from n2n_cli.data.index import digest, layout
+from n2n_cli.data.index import PARTS, digest, layout, stamp
 from n2n_cli.data.packed import checksum
 from n2n_cli.data.sources import read_image, scan
-from n2n_cli.data.transforms import resized
+from n2n_cli.data.transforms import Interpolation, resized
 from n2n_cli.errors import N2NError
 from n2n_cli.processes import each
 
@@ -44,10 +44,21 @@ class Shard:
     size: int
     kind: str
     quality: int
+    interpolation: Interpolation
 
     @property
     def stem(self) -> Path:
         return self.to / f"{self.part}-{self.number:05d}"
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is packed, and its file as long as its table says."""
+        try:
+            with np.load(self.stem.with_suffix(".npz")) as table:
+                _, offset, length, *_ = table["rows"][-1].tolist()
+            return self.stem.with_suffix(".bin").stat().st_size == offset + length + -length % 8
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            return False
 
 
 def pack(
@@ -57,6 +68,7 @@ def pack(
     size: int = 256,
     kind: str = "jpeg",
     quality: int = 90,
+    interpolation: Interpolation = "bilinear",
     workers: int = 1,
     watch: Callable[[Iterable[int], int], Iterable[int]] = lambda counts, n: counts,
 ) -> dict[str, Any]:
@@ -65,6 +77,7 @@ def pack(
     Args:
         size: the shorter side in pixels; smaller images stay as they are.
         kind: ``raw`` (bytes as they are: fast, large) or ``jpeg`` (of ``quality`` up to 100).
+        interpolation: by which images are made smaller.
         workers: processes.
         watch: wraps the numbers of images packed, of which there are ``n`` in all: a progress bar.
 
@@ -82,16 +95,20 @@ def pack(
     images = {part: len(files.paths) for part, files in found.items()}
     every = [path for files in found.values() for path in files.paths]
     plan = {"format": 1, "size": size, "kind": kind, "quality": quality if kind == "jpeg" else None}
+    plan |= {"interpolation": interpolation} if interpolation != "bilinear" else {}
     plan |= {"classes": found["train"].names, "files": digest(every, root), "images": images}
-    _begin(to, plan)
-    step = IMAGES[kind]
+    plan |= {"source": stamp(every, root, times=False)}
+    begun = _begun(to, plan)
+    step, how = IMAGES[kind], (size, kind, quality, interpolation)
     shards = [
-        Shard(to, part, i // step, root, files.paths[i : i + step], files.labels[i : i + step], size, kind, quality)
+        Shard(to, part, i // step, root, files.paths[i : i + step], files.labels[i : i + step], *how)
         for part, files in found.items()
         for i in range(0, len(files.paths), step)
     ]
-    todo = [shard for shard in shards if not all(shard.stem.with_suffix(end).exists() for end in (".npz", ".bin"))]
+    todo = [shard for shard in shards if not shard.whole]
     _check_room(to, todo)
+    if not begun:
+        records.write(to / "plan.json", plan)
     done = sum(images.values()) - sum(len(shard.paths) for shard in todo)
     counts = each(_pack, todo, min(workers, len(todo)), what="data pack") if todo else ()
     for _ in watch(chain([done], counts), sum(images.values())):
@@ -99,20 +116,21 @@ def pack(
     return _finish(to, plan, shards)
 
 
-def _begin(to: Path, plan: dict[str, Any]) -> None:
-    """Writes the plan, or finds the same one. Raises N2NError."""
+def _begun(to: Path, plan: dict[str, Any]) -> bool:
+    """Whether ``to`` is already packed by this plan, in part at least. Raises N2NError where it holds another one."""
     if to.is_dir() and any(to.iterdir()) and not (to / "plan.json").exists():
         raise N2NError(f"data pack: {to} holds other files: give an empty folder, or a new one")
     try:
         before = records.read(to / "plan.json", records.MANIFEST)
     except FileNotFoundError:
-        records.write(to / "plan.json", plan)
-        return
+        return False
+    before = {"source": plan["source"], **before}  # which older plans lack
     if other := [key for key in plan if before.get(key) != plan[key]]:
         key = other[0]
         change = f"{before.get(key)} -> {plan[key]}" if key in ("size", "kind", "quality", "images") else "changed"
-        what = "its source has changed" if key in ("files", "classes", "images") else "it was begun otherwise"
+        what = "its source has changed" if key in ("files", "classes", "images", "source") else "it was begun otherwise"
         raise N2NError(f"data pack: {to}: {what} ({key}: {change}): remove it, or give another folder")
+    return True
 
 
 def _check_room(to: Path, todo: list[Shard]) -> None:
@@ -120,7 +138,7 @@ def _check_room(to: Path, todo: list[Shard]) -> None:
     paths = [(path, shard) for shard in todo for path in shard.paths]
     sample = paths[:: max(1, len(paths) // SAMPLE)]
     need = sum(len(_packed(path, shard)[0]) for path, shard in sample) / max(1, len(sample)) * len(paths)
-    free = shutil.disk_usage(to).free
+    free = shutil.disk_usage(next(path for path in (to, *to.absolute().parents) if path.exists())).free
     if need > free:
         raise N2NError(f"data pack: {to} has room for {free / 1e9:.1f} GB, and the images take {need / 1e9:.1f} GB")
 
@@ -129,7 +147,7 @@ def _packed(path: str, shard: Shard) -> tuple[bytes, int, int]:
     """An image's bytes, its height and width."""
     image = read_image(path)
     if min(image.shape[-2:]) > shard.size:
-        image = resized(image, shard.size)
+        image = resized(image, shard.size, shard.interpolation)
     _, height, width = image.shape
     if shard.kind == "raw":
         return image.permute(1, 2, 0).contiguous().numpy().tobytes(), height, width

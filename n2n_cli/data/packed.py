@@ -30,6 +30,24 @@ def checksum(words: np.ndarray) -> int:
     return int(words.view(np.int64).sum())
 
 
+def shard_file(root: Path, part: str, number: int) -> Path:
+    return root / f"{part}-{number:05d}.bin"
+
+
+def check(root: Path, part: str, about: Mapping[str, Any]) -> None:
+    """Whether all files of a part are there, whole. Raises N2NError; bytes within the images are looked at later."""
+    index, wanted = root / f"{part}.npz", about["shards"][part]
+    files = [shard_file(root, part, number) for number in range(len(wanted))]
+    try:
+        same = hashlib.sha256(index.read_bytes()).hexdigest() == about["index"].get(part)
+        wrong = [path for path, size in zip(files, wanted, strict=True) if path.stat().st_size != size]
+    except OSError as error:
+        raise N2NError(f"data.root: {error.filename}: {error.strerror}; pack it again") from error
+    if not same or wrong:
+        path = wrong[0] if same else index
+        raise N2NError(f"data.root: {path} is not what was packed: remove it, and type `n2n data pack` again")
+
+
 class PackedSource:
     """The images of one part (train, val) of a packed folder, augmented as those of a folder are.
 
@@ -40,28 +58,13 @@ class PackedSource:
 
     def __init__(self, root: Path, part: str, about: Mapping[str, Any], size: int, resize: int, augment: Augment):
         self.root, self.part, self.kind = root, part, about["kind"]
+        self.faster = "n2n data pack --format raw" if self.kind == "jpeg" else ""
         self.size, self.resize, self.augment = size, resize, augment
-        self._check(about)
+        check(root, part, about)
         with np.load(root / f"{part}.npz") as index:
             self.rows, self.names = index["rows"], index["names"]
         self.labels = torch.from_numpy(self.rows[:, COLUMNS.index("label")].copy())
         self._maps: dict[int, np.memmap[Any, Any]] = {}
-
-    def _check(self, about: Mapping[str, Any]) -> None:
-        """Whether all files are there, whole."""
-        index = self.root / f"{self.part}.npz"
-        try:
-            same = hashlib.sha256(index.read_bytes()).hexdigest() == about["index"].get(self.part)
-            sizes = [path.stat().st_size for path in map(self.shard, range(len(about["shards"][self.part])))]
-        except OSError as error:
-            raise N2NError(f"data.root: {error.filename}: {error.strerror}; pack it again") from error
-        wrong = [number for number, size in enumerate(sizes) if size != about["shards"][self.part][number]]
-        if not same or wrong:
-            path = self.shard(wrong[0]) if same else index
-            raise N2NError(f"data.root: {path} is not what was packed: remove it, and type `n2n data pack` again")
-
-    def shard(self, number: int) -> Path:
-        return self.root / f"{self.part}-{number:05d}.bin"
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -71,11 +74,12 @@ class PackedSource:
         shard, offset, length, height, width, _, wanted = self.rows[index].tolist()
         if shard not in self._maps:
             # Copied on writing, as nobody does: PyTorch warns of memory that cannot be written.
-            self._maps[shard] = np.memmap(self.shard(shard), np.uint8, "c")
+            self._maps[shard] = np.memmap(shard_file(self.root, self.part, shard), np.uint8, "c")
         padded = self._maps[shard][offset : offset + length + -length % 8]
         if checksum(padded) != wanted:
+            path = shard_file(self.root, self.part, shard)
             name = bytes(self.names[index]).decode(errors="surrogateescape")
-            raise N2NError(f"unreadable image {name}: {self.shard(shard)} is damaged there; pack it again")
+            raise N2NError(f"unreadable image {name}: {path} is damaged there: remove that file, and pack again")
         data = torch.from_numpy(padded[:length])
         if self.kind == "raw":
             return data.view(height, width, 3).permute(2, 0, 1)

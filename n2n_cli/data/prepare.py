@@ -21,7 +21,7 @@ import numpy as np
 from torchvision.datasets.imagenet import ARCHIVE_META
 
 from n2n_cli import records
-from n2n_cli.data.datasets import PARTS
+from n2n_cli.data.index import PARTS
 from n2n_cli.errors import N2NError
 
 SIZES = {"train": 147_897_477_120, "val": 6_744_924_160, "devkit": 2_568_145}

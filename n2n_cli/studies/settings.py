@@ -9,7 +9,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped, unused-ignore]
 
 from n2n_cli.convert import flat
-from n2n_cli.schema import MACHINE, NO_MATTER
+from n2n_cli.schema import MACHINE, matters
 from n2n_cli.studies.runs import Run
 
 # What belongs to a run or an arm, and is told elsewhere in the report.
@@ -43,14 +43,14 @@ def shared(runs: Sequence[Run]) -> dict[str, Any]:
     return {
         key: value
         for key, value in configs[0].items()
-        if value not in (None, {}, []) and not _told_elsewhere(key) and all(c.get(key) == value for c in configs)
+        if value not in (None, {}, []) and not _told_elsewhere(key, value) and all(c.get(key) == value for c in configs)
     }
 
 
 def differing(runs: Sequence[Run]) -> list[str]:
     """The names of the settings that differ between the runs; those of a run, an arm or a machine are left out."""
     configs = [config(run) for run in runs]
-    keys = dict.fromkeys(key for one in configs for key in one if not _told_elsewhere(key))
+    keys = dict.fromkeys(key for one in configs for key, value in one.items() if not _told_elsewhere(key, value))
     return [key for key in keys if any(one.get(key) != configs[0].get(key) for one in configs)]
 
 
@@ -62,7 +62,8 @@ def by_arm(runs: Sequence[Run]) -> dict[str, list[Any]]:
     return {
         key: [one.get(key) for one in configs]
         for key in keys
-        if key not in left_out and key not in NO_MATTER and key.split(".")[0] not in MACHINE
+        if key not in left_out and key.split(".")[0] not in MACHINE
+        if any(matters(key, one.get(key)) for one in configs)
         if any(one.get(key) != configs[0].get(key) for one in configs)
     }
 
@@ -76,5 +77,5 @@ def of_operator(run: Run) -> dict[str, Any]:
     }
 
 
-def _told_elsewhere(key: str) -> bool:
-    return key in NO_MATTER or key.split(".")[0] in (*_OF_A_RUN, *MACHINE)
+def _told_elsewhere(key: str, value: Any) -> bool:
+    return not matters(key, value) or key.split(".")[0] in (*_OF_A_RUN, *MACHINE)

@@ -1,7 +1,9 @@
 """Data sets by name: real folders, odd files, and one line for everything that is wrong."""
 
+import itertools
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from torchvision.transforms import v2
 
 from n2n_cli.data import EvalLoader, TrainLoader, load
 from n2n_cli.data.pack import pack
-from n2n_cli.data.sources import Source, read_image
+from n2n_cli.data.sources import Source, jpeg_decoder, read_image
 from n2n_cli.errors import N2NError
 
 
@@ -336,12 +338,16 @@ def test_hidden_files_and_other_kinds_are_passed_over_and_counted(folder: Path) 
     assert after.passed_over == "2 hidden files, 2 .gif, 1 .jfif in train/, 1 hidden file in val/"
 
 
-def test_the_fast_decoder_gives_pillows_pixels(tmp_path: Path) -> None:
+@pytest.mark.parametrize("decoder", ["torchvision", "torchcodec"])
+def test_a_fast_decoder_gives_pillows_pixels(tmp_path: Path, decoder: str) -> None:
     """JPEGs of every kind, whole and mutated: it never refuses what Pillow reads, and its pixels are Pillow's."""
+    if decoder == "torchcodec":
+        pytest.importorskip("torchcodec")
+    assert jpeg_decoder("auto") is jpeg_decoder("torchvision")
     draw = np.random.default_rng(0)
     path, seen = tmp_path / "image.jpg", {"same": 0, "refused": 0}
     kinds = [("RGB", {}), ("RGB", {"progressive": True}), ("RGB", {"subsampling": 0}), ("L", {}), ("CMYK", {})]
-    for number in range(400):
+    for number in range(260):
         mode, options = kinds[number % len(kinds)]
         pixels = draw.integers(0, 256, (37, 53, len(Image.new(mode, (1, 1)).getbands())), dtype=np.uint8).squeeze()
         pixels.sort(axis=0)
@@ -354,9 +360,9 @@ def test_the_fast_decoder_gives_pillows_pixels(tmp_path: Path) -> None:
                 data[place] = draw.integers(256)
         path.write_bytes(data)
         found = []
-        for decoder in ("auto", "pil"):
+        for one in (decoder, "pil"):
             try:
-                found.append(read_image(str(path), decoder))
+                found.append(read_image(str(path), one))
             except N2NError as error:
                 found.append(str(error))
         if isinstance(found[0], str) or isinstance(found[1], str):  # of broken headers, it reads some more
@@ -364,7 +370,35 @@ def test_the_fast_decoder_gives_pillows_pixels(tmp_path: Path) -> None:
         else:
             assert torch.equal(found[0], found[1])
         seen["refused" if isinstance(found[1], str) else "same"] += 1
-    assert min(seen.values()) > 40, seen
+    assert min(seen.values()) > 30, seen
+
+
+@pytest.mark.parametrize("decoder", ["auto", "torchcodec"])
+def test_no_decoder_changes_a_pixel_of_any_format(folder: Path, draw: Callable[..., None], decoder: str) -> None:
+    if decoder == "torchcodec":
+        pytest.importorskip("torchcodec")
+    ant = folder / "train" / "ant"
+    for number, (kind, mode) in enumerate(itertools.product(("PNG", "TIFF", "JPEG", "BMP", "WEBP"), ("RGB", "L", "P"))):
+        if (kind, mode) not in (("JPEG", "P"), ("WEBP", "L"), ("WEBP", "P")):
+            draw(ant / f"{number}.JPEG", number, kind=kind, mode=mode)
+    for kind, mode in (("PNG", "RGBA"), ("PNG", "1"), ("WEBP", "RGBA"), ("JPEG", "CMYK"), ("TIFF", "CMYK")):
+        draw(ant / f"{mode}-{kind}.png", 3, kind=kind, mode=mode)
+    with Image.open(ant / "0.jpg") as turned:  # nobody turns it, not even Pillow
+        exif = turned.getexif()
+        exif[0x0112] = 6
+        turned.save(ant / "turned.jpg", exif=exif)
+    ours, theirs = (load("imagefolder", root=folder, image_size=24, decoder=name).train for name in (decoder, "pil"))
+    assert len(ours) == 12 + 12 + 5 + 1
+    every = torch.arange(len(ours))
+    assert torch.equal(ours.batch(every, None), theirs.batch(every, None))
+
+
+def test_without_torchcodec(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
+    jpeg_decoder.cache_clear()
+    with pytest.raises(N2NError, match=r"data.decoder=torchcodec: pip install 'torchcodec>=0.17', or take .*=auto \("):
+        load("imagefolder", root=folder, decoder="torchcodec")
+    jpeg_decoder.cache_clear()
 
 
 def test_a_digest_does_not_depend_on_how_the_root_is_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,19 +6,17 @@ import io
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy.io import savemat
 from torchvision.datasets import imagenet as torchvisions
 
-import n2n_cli
 from n2n_cli import cli
 from n2n_cli.data import prepare
 from n2n_cli.data.sources import scan
@@ -317,51 +315,31 @@ def test_the_command(src: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str
     assert "data prepare: unpack: 100%" in capfd.readouterr().err
 
 
-SLOW = """
-import sys, time
-from n2n_cli import cli
-from n2n_cli.data import prepare
-written = prepare._write
-def slowly(*arguments):
-    for size in written(*arguments):
-        time.sleep(0.001)
-        yield size
-prepare._write = slowly
-sys.exit(cli.main(sys.argv[1:]))
-"""
-"""A command that takes some seconds, so that a signal reaches it in the middle."""
-
-
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_process_that_is_stopped_is_gone_on_with(tmp_path: Path, how: signal.Signals) -> None:
-    wnids = tuple(f"n{number:08d}" for number in range(40))
-    src = archives(tmp_path / "src", classes(wnids, 150, 300), photographs(120), devkit(wnids, 120))
+def test_a_process_that_is_stopped_is_gone_on_with(
+    tmp_path: Path, how: signal.Signals, start: Callable[..., Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    wnids = tuple(f"n{number:08d}" for number in range(20))
+    src = archives(tmp_path / "src", classes(wnids, 20, 300), photographs(40), devkit(wnids, 40))
     whole, dst = tmp_path / "whole", tmp_path / "dst"
     line = ["data", "prepare", "imagenet", str(src), str(dst), "--verify=false"]
-    words = [sys.executable, "-m", "n2n_cli", *line]
-    root = Path(n2n_cli.__file__).parents[1]
-    process = subprocess.Popen(
-        [sys.executable, "-c", SLOW, *line],
-        cwd=root,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    while process.poll() is None and len(list(dst.glob("train/n*"))) < 5:
-        time.sleep(0.001)
-    os.killpg(process.pid, how)
-    out, err = process.communicate(timeout=60)
+
+    def slowly() -> None:
+        plain = prepare._write
+        prepare._write = lambda *arguments: (time.sleep(0.002) or size for size in plain(*arguments))
+
+    code, out, err = start(line, slowly).stop(how, lambda: len(list(dst.glob("train/n*"))) > 4)
     if how == signal.SIGINT:
         said = "n2n: interrupted: stopped; the same command goes on from there\n"
-        assert (process.returncode, out, err) == (130, "", said)
+        assert (code, out, err) == (130, "", said)
     else:
-        assert process.returncode == -signal.SIGKILL
+        assert code == -signal.SIGKILL
     assert not (dst / "val" / wnids[-1]).exists()
     kept = {path: path.stat().st_mtime_ns for path in dst.glob("train/n*/*")}
-    done = subprocess.run(words, cwd=root, capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stderr) == (0, "") and "6,000 training and 120 validation images" in done.stdout
-    assert len(kept) >= 5 * 150 and all(path.stat().st_mtime_ns == time for path, time in kept.items())
+    assert cli.main(line) == 0
+    done = capfd.readouterr()
+    assert done.err == "" and "400 training and 40 validation images" in done.out
+    assert len(kept) >= 5 * 20 and all(path.stat().st_mtime_ns == time for path, time in kept.items())
     prepare.imagenet(src, whole, verify=False)
     assert tree(dst) == tree(whole)
     assert not list(dst.glob("*/.*"))
