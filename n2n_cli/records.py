@@ -41,6 +41,7 @@ RUN: dict[str, Any] = {
     "images": {"train": int, "val": int, "files": str},
     "machine": {"*": (str, int)},
     "command": str,
+    "stage": {"number": int, "of": int, "fraction": Number, "before": str},
 }
 """What run.json holds: types of the values that are there and not null; ``*``: of every other key."""
 DONE: dict[str, Any] = {

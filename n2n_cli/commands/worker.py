@@ -43,7 +43,7 @@ def fit_folder(folder: Path, typed: Collection[str] = (), *, alone: bool = False
         text = (folder / "config.yaml").read_text()
         tree = yaml.safe_load(text)
         cfg = read_run(tree)
-        info = records.read(folder / "run.json", records.RUN, ["lr", "lineage"])
+        info = records.read(folder / "run.json", records.RUN, ["arm", "lr", "lineage"])
     except OSError as error:
         raise N2NError(f"no run in {folder}: {error.strerror}: {error.filename}") from error
     except (ValueError, yaml.YAMLError) as error:

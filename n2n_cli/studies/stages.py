@@ -23,16 +23,21 @@ def joined(runs: Iterable[Run]) -> list[Run]:
     first step is left out: at this step stands the end of the stage before.
     """
     runs = list(runs)
-    found = {run.folder.resolve(): run for run in runs}
+    found = {run.folder.resolve(): run for run in runs if _staged(run)}
     followed = {_before(run) for run in runs} - {None}
-    kept = [run for run in runs if "stage" not in run.info]
-    whole = [_join(_chain(run, found)) for run in runs if "stage" in run.info and run.folder.resolve() not in followed]
+    kept = [run for run in runs if not _staged(run)]
+    whole = [_join(_chain(run, found)) for run in runs if _staged(run) and run.folder.resolve() not in followed]
     names = Counter((run.key, run.seed) for run in whole)
     for run in whole:
         made = re.search(r"-stage\d+-([0-9a-f]{6})", run.folder.name)
         twice = names[run.key, run.seed] > 1 and made is not None
         kept.append(replace(run, alias=f"{run.alias}-chain-{made[1]}") if twice and made else run)
     return kept
+
+
+def _staged(run: Run) -> bool:
+    told = run.info.get("stage") or {}
+    return None not in (told.get("of"), told.get("fraction"))
 
 
 def _before(run: Run) -> Path | None:
@@ -49,7 +54,7 @@ def _chain(run: Run, found: dict[Path, Run]) -> list[Run]:
 
 
 def _join(stages: Sequence[Run]) -> Run:
-    last, of = stages[-1], int(stages[-1].info["stage"].get("of", 0))
+    last, of = stages[-1], int(stages[-1].info["stage"]["of"])
     rows: list[dict[str, Any]] = []
     sums, ends, flops = dict.fromkeys(_SUMS, 0), dict.fromkeys(_ENDS, 0), 0.0
     known = all(stage.flops_per_image is not None for stage in stages)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -124,3 +125,17 @@ def test_what_is_swept_is_among_the_hparams() -> None:
     assert sorted(one["op.split"] for one in every) == ["", "", "unequal"]
     assert all(type(one[key]) is type(every[0][key]) for one in every for key in one)
     assert "out" not in every[0] and "devices" not in every[0]
+
+
+def test_a_run_json_that_lacks_a_key_is_one_line_or_of_no_matter(capfd: Any) -> None:
+    assert cli.main([*TEACHER, "max_steps=1"]) == 0
+    path = run_of() / "run.json"
+    whole = json.loads(path.read_text())
+    codes = {}
+    for key in whole.keys() - {"seal"}:
+        path.write_text(json.dumps({k: v for k, v in whole.items() if k not in (key, "seal")}))
+        capfd.readouterr()
+        codes[key] = cli.main([*TEACHER, "max_steps=1"])
+        said = capfd.readouterr().err
+        assert (codes[key], said.count("n2n: error")) in ((0, 0), (2, 1)) and "Traceback" not in said, (key, said)
+    assert codes["arm"] == codes["lr"] == codes["lineage"] == 2

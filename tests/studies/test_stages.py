@@ -111,6 +111,14 @@ def test_a_run_that_follows_itself_is_read(study: Path) -> None:
     assert [run.key for run in studies.collect(study)].count("small") == 1  # of the other seed
 
 
+@pytest.mark.parametrize("stage", [None, {}, {"of": 3}, {"fraction": 0.5}])
+def test_a_stage_that_says_nothing_is_no_fault(study: Path, stage: Any) -> None:
+    path = study / "growing-stage2-aaaaaa-seed0" / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"stage": stage}))
+    arms = studies.statistics(studies.collect(study))
+    assert {"small", "retrained"} <= {arm.key for arm in arms} and by_stage.after_stages(arms)
+
+
 def test_the_report_has_every_stage(study: Path) -> None:
     moved = study.rename(study.with_name("elsewhere"))
     page = studies.write(moved, title="Lifelong", command="n2n compare lifelong").report.read_text()
