@@ -6,6 +6,7 @@ Imported only when a command runs or shows its config (Hydra takes half a second
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 import sys
@@ -27,7 +28,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from n2n_cli import config
+from n2n_cli import config, explain
 from n2n_cli.commands import check_job, folders, run_job, sweep
 from n2n_cli.convert import takes
 from n2n_cli.errors import N2NError, suggest
@@ -83,7 +84,8 @@ def run(command: str, line: Line) -> None:
         app = hydra.main(version_base="1.3", config_path=str(config.conf_dir()), config_name=command)(task)
         try:
             try:
-                app()
+                with _help_explained(command) if "--help" in line.flags else contextlib.nullcontext():
+                    app()
             except N2NError as error:  # out of a launcher's own process, or a sweeper that gives up
                 failed += [error] if str(error) not in map(str, failed) else []
             if line.multirun and jobs:
@@ -97,6 +99,17 @@ def run(command: str, line: Line) -> None:
                 with contextlib.suppress(OSError):
                     path.rmdir()
             raise
+
+
+@contextlib.contextmanager
+def _help_explained(command: str) -> Iterator[None]:
+    """Hydra's help shows values; ours says what the keys mean."""
+    shown = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(shown):
+            yield
+    finally:  # Hydra ends with SystemExit
+        print(explain.annotated(shown.getvalue(), command), end="", flush=True)
 
 
 _known: dict[str, Any] = {}

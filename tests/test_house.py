@@ -19,7 +19,7 @@ FLOORS = (
     "cli",
     "completion",
     "app",
-    "commands",
+    "commands explain",
     "studies",
     "config overrides",
     "schema words",
