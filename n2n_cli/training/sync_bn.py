@@ -27,42 +27,44 @@ class _SyncBatchNorm(torch.autograd.Function):
     def forward(
         ctx: Any, x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        axes = [d for d in range(x.ndim) if d != 1]
-        wide = x.double() if x.dtype == torch.float64 else x.float()
-        local_var, local_mean = torch.var_mean(wide, axes, correction=0)
+        # As wide as PyTorch's own sums: bf16 is summed in fp32.
+        wide = x if x.dtype == torch.float64 else x.float()
+        local_mean, local_var = torch.batch_norm_update_stats(wide, None, None, 0.0)
         count = local_mean.new_full((1,), x.numel() // x.shape[1])
         stats, c = _gather(torch.cat([local_mean, local_var * count, count])), x.shape[1]
         means, squares, counts = stats[:, :c], stats[:, c : 2 * c], stats[:, 2 * c :]
         total = counts.sum()
         mean = (means * counts).sum(0) / total
         var = (squares.sum(0) + (counts * (means - mean).square()).sum(0)) / total
-        ctx.save_for_backward(x, weight, mean, torch.rsqrt(var + eps), total)
-        ctx.axes = axes
+        ctx.save_for_backward(x, weight, mean, var, total)
+        ctx.eps = eps
         out = F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
         ctx.mark_non_differentiable(mean, var, total)
         return out, mean, var, total
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, weight, mean, invstd, total = ctx.saved_tensors
+        x, weight, mean, var, total = ctx.saved_tensors
         shape = [1, -1] + [1] * (x.ndim - 2)
-        dy = grads[0].to(mean.dtype)
-        xhat = (x.to(mean.dtype) - mean.view(shape)) * invstd.view(shape)
-        grad_bias = dy.sum(ctx.axes)
-        grad_weight = (dy * xhat).sum(ctx.axes)
-        sums = _gather(torch.cat([grad_bias, grad_weight])).sum(0)
-        mean_dy, mean_dy_xhat = (sums / total).chunk(2)
+        wide, dy = x.to(mean.dtype), grads[0].to(mean.dtype)
+        # In eval mode the statistics are constants: the sums of this rank, and the part of dx that needs none of others.
+        dx, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
+            dy, wide, weight, mean, var, None, None, False, ctx.eps, [True, True, True]
+        )
+        mean_dy, mean_dy_xhat = (_gather(torch.cat([grad_bias, grad_weight])).sum(0) / total).chunk(2)
+        invstd = torch.rsqrt(var + ctx.eps)
         scale = invstd if weight is None else invstd * weight
-        dx = (dy - mean_dy.view(shape) - xhat * mean_dy_xhat.view(shape)) * scale.view(shape)
+        dx.sub_((mean_dy * scale).view(shape))
+        dx.addcmul_(wide - mean.view(shape), (-mean_dy_xhat * invstd * scale).view(shape))
         affine = weight is not None
         return dx.to(x.dtype), grad_weight if affine else None, grad_bias if affine else None, None
 
 
 def _gather(mine: torch.Tensor) -> torch.Tensor:
     """``[ranks, n]`` from every rank's ``[n]``. With a few ranks gloo gathers faster than it reduces."""
-    parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, mine)
-    return torch.stack(parts)
+    every = mine.new_empty(dist.get_world_size() * len(mine))
+    dist.all_gather_into_tensor(every, mine)
+    return every.view(-1, len(mine))
 
 
 def _forward(bn: _BatchNorm, x: torch.Tensor) -> torch.Tensor:
