@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections import Counter
@@ -62,6 +63,7 @@ def write(
         N2NError: no run is there, a file of a run cannot be read, or the report cannot be written.
     """
     folder = Path(folder)
+    of = made(folder, metric, thresholds)  # first: a run that ends meanwhile is not in it
     arms = statistics(collect(folder, metric) if runs is None else runs, thresholds)
     paths = Paths(folder / "report.html", folder / "curves.png", folder / "table.csv", folder / overlay.FOLDER)
     try:
@@ -80,7 +82,7 @@ def write(
         _put(folder / "curves.csv", table.curves_csv(arms).encode())
         _put(
             paths.report,
-            html(folder, arms, title=title, command=command, made=made(metric, thresholds), left_out=left_out).encode(),
+            html(folder, arms, title=title, command=command, made=of, left_out=left_out).encode(),
         )
         overlay.write(folder, arms)
     except OSError as error:
@@ -88,19 +90,20 @@ def write(
     return paths
 
 
-def made(metric: str, thresholds: Sequence[float]) -> str:
-    """What a report says of how it was made: one that says otherwise is to be written again."""
-    return f"{__version__} {metric} {' '.join(f'{share:g}' for share in thresholds)}"
+def made(folder: Path, metric: str, thresholds: Sequence[float]) -> str:
+    """What a report says of how it was made, and of which ends of runs; one that says otherwise is written again."""
+    ends = hashlib.sha256()
+    for path in sorted([*folder.glob("*/done.json"), *folder.glob("*/failed.json")]):
+        ends.update(f"{path.relative_to(folder)}\n".encode() + path.read_bytes())
+    return f"{__version__} {metric} {' '.join(f'{share:g}' for share in thresholds)} {ends.hexdigest()[:16]}"
 
 
 def current(folder: Path, metric: str, thresholds: Sequence[float]) -> bool:
-    """Whether the folder's report is newer than every run in it, and made for this metric and these thresholds."""
-    page, ends = folder / "report.html", [*folder.glob("*/done.json"), *folder.glob("*/failed.json")]
+    """Whether the folder's report is of every run in it, and made for this metric and these thresholds."""
+    page = folder / "report.html"
     if not (page.exists() and (folder / "curves.png").exists()):
         return False
-    if any(end.stat().st_mtime > page.stat().st_mtime for end in ends):
-        return False
-    return f'<meta name="n2n" content="{made(metric, thresholds)}">' in page.read_text(errors="replace")[:1000]
+    return f'<meta name="n2n" content="{made(folder, metric, thresholds)}">' in page.read_text(errors="replace")[:1000]
 
 
 def html(

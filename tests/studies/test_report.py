@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -94,6 +95,27 @@ def test_a_study_under_way(make_study: Study) -> None:
     (study / "wider-seed1/config.yaml").unlink()
     text = read(write(study).report).text
     assert "unfinished, step 750" in text and "unfinished, step 0" in text
+
+
+def test_a_run_that_ends_while_the_report_is_written_makes_it_stale(
+    make_study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file of the report is newer than that of the run then."""
+    study = make_study(("teacher", "wider"), seeds=2)
+    late = next(study.glob("wider*seed1")) / "done.json"
+    told = late.read_bytes()
+    late.unlink()
+    draw = plots.curves
+
+    def meanwhile(arms: Any) -> Any:
+        late.write_bytes(told)
+        return draw(arms)
+
+    monkeypatch.setattr(plots, "curves", meanwhile)
+    studies.write(study, title="t", command="c")
+    assert not studies.current(study, "top1", studies.SHARES)
+    studies.write(study, title="t", command="c")
+    assert studies.current(study, "top1", studies.SHARES) and not studies.current(study, "top5", studies.SHARES)
 
 
 def test_only_a_teacher_and_a_run_of_no_epochs(make_study: Study) -> None:
