@@ -113,9 +113,9 @@ def test_a_run_that_ends_while_the_report_is_written_makes_it_stale(
 
     monkeypatch.setattr(plots, "curves", meanwhile)
     studies.write(study, title="t", command="c")
-    assert not studies.current(study, "top1", studies.SHARES)
+    assert not studies.current(study, "top1", report.SHARES)
     studies.write(study, title="t", command="c")
-    assert studies.current(study, "top1", studies.SHARES) and not studies.current(study, "top5", studies.SHARES)
+    assert studies.current(study, "top1", report.SHARES) and not studies.current(study, "top5", report.SHARES)
 
 
 def test_only_a_teacher_and_a_run_of_no_epochs(make_study: Study) -> None:
