@@ -47,7 +47,7 @@ class _SyncBatchNorm(torch.autograd.Function):
         x, weight, mean, var, total = ctx.saved_tensors
         shape = [1, -1] + [1] * (x.ndim - 2)
         wide, dy = x.to(mean.dtype), grads[0].to(mean.dtype)
-        # In eval mode the statistics are constants: the sums of this rank, and the part of dx that needs none of others.
+        # In eval mode the statistics are constants: this rank's sums, and the part of dx that needs no other rank's.
         dx, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
             dy, wide, weight, mean, var, None, None, False, ctx.eps, [True, True, True]
         )
