@@ -80,6 +80,8 @@ def check(command: str, tree: Mapping[str, Any]) -> Any:
             raise N2NError(f"study.teacher_at: a share stands there twice: {cfg.study.teacher_at}")
         if not cfg.study.arms:
             raise N2NError(f"study.arms: expected at least one of {', '.join(cfg.ops)}")
+        if cfg.study.stages and not cfg.study.strategies:
+            raise N2NError("study.stages: goes with study.strategies, as in the study lifelong")
         known: Mapping[str, Any] = cfg.study.strategies if cfg.study.stages else cfg.ops
         for arm in cfg.study.arms:
             if arm not in known:

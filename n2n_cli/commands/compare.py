@@ -228,7 +228,7 @@ def _show(cfg: Compare, study: Path, fresh: int, total: int) -> None:
         print(f"all {total} runs were done already")
     print(f"report: {study / 'report.html'}")
     print(f"curves: {study / 'curves.png'}")
-    print(f"tensorboard --logdir {study}", flush=True)
+    print(f"tensorboard --logdir {shlex.quote(str(study))}", flush=True)
 
 
 def _write(cfg: Compare, study: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 from collections.abc import Callable
 from typing import Any
 
@@ -45,7 +46,7 @@ def fit_run(planned: PlannedRun, cfg: RunConfig, write: Callable[[], None]) -> d
     typed = functions(cfg)
     words = [str(folder), *(f"model={name}" for name in typed)]
     if cfg.prepare_only:
-        print(f"torchrun --nproc-per-node {cfg.devices} -m {worker.__name__} {' '.join(words)}", flush=True)
+        print(f"torchrun --nproc-per-node {cfg.devices} -m {worker.__name__} {shlex.join(words)}", flush=True)
         return None
     if cfg.devices > 1 or cfg.launch.max_restarts:
         if cfg.data.cache == "packed":  # before there are ranks, which would wait for the one that packs

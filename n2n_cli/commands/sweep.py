@@ -9,6 +9,7 @@ import csv
 import hashlib
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +68,8 @@ def tell(command: str, jobs: Sequence[Job], words: Sequence[str]) -> None:
     ]
     print(f"\n{aligned([head, *shown])}\nsummary: {folder / 'summary.csv'}")
     if linked:
-        print(f"tensorboard --logdir {folder}\nn2n compare {folder}", flush=True)
+        typed = shlex.quote(str(folder))
+        print(f"tensorboard --logdir {typed}\nn2n compare {typed}", flush=True)
 
 
 def swept(jobs: Sequence[Job]) -> list[str]:
@@ -105,6 +107,9 @@ def _link(jobs: Sequence[Job], keys: Sequence[str], folder: Path) -> bool:
     for job in jobs:
         name = ",".join(f"{key}={value}" for key, value in _parts(job.overrides) if key in keys) or job.folder.name
         link = folder / re.sub(r"[^\w.,=+-]", "_", name)[:150]
+        target = os.path.relpath(job.folder, folder)
+        if link.is_symlink() and os.readlink(link) != target:  # other values, alike once cut and replaced
+            link = link.with_name(f"{link.name},{hashlib.sha256(name.encode()).hexdigest()[:6]}")
         if job.folder.is_dir() and not link.is_symlink():
-            link.symlink_to(os.path.relpath(job.folder, folder))
+            link.symlink_to(target)
     return any(path.is_symlink() for path in folder.iterdir())

@@ -62,9 +62,9 @@ class _SyncBatchNorm(torch.autograd.Function):
 
 def _gather(mine: torch.Tensor) -> torch.Tensor:
     """``[ranks, n]`` from every rank's ``[n]``. With a few ranks gloo gathers faster than it reduces."""
-    every = mine.new_empty(dist.get_world_size() * len(mine))
-    dist.all_gather_into_tensor(every, mine)
-    return every.view(-1, len(mine))
+    every = mine.new_empty(dist.get_world_size(), len(mine))
+    dist.all_gather(list(every), mine)  # all_gather_into_tensor warns on PyTorch 2.14
+    return every
 
 
 def _forward(bn: _BatchNorm, x: torch.Tensor) -> torch.Tensor:

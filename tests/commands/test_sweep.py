@@ -127,3 +127,15 @@ def test_optuna_maximizes_the_final_accuracy(tmp_path: Path) -> None:
     assert len(rows) == 3 and {row["state"] for row in rows} == {"done"}
     best: dict[str, Any] = yaml.safe_load((tmp_path / "runs" / "optimization_results.yaml").read_text())
     assert best["best_value"] == max(float(row["final"]) for row in rows)
+
+
+def test_runs_whose_values_look_alike_as_file_names_each_have_a_link(tmp_path: Path) -> None:
+    jobs = []
+    for number, value in enumerate(("a/b", "a b", "a_b")):
+        run = tmp_path / f"run{number}"
+        run.mkdir()
+        jobs.append(sweep.Job([f"weights={value}"], run, tmp_path))
+    (tmp_path / "sweep").mkdir()
+    for _ in range(2):  # typed again, the same links
+        assert sweep._link(jobs, ["weights"], tmp_path / "sweep")
+        assert len({link.resolve() for link in (tmp_path / "sweep").iterdir()}) == 3
