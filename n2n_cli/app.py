@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import re
 import sys
@@ -41,6 +42,7 @@ BY_HAND = ("model", "model.name", "target", "teacher_model")
 
 def run(command: str, line: Line) -> None:
     """Runs ``command`` (a key of `schema.SCHEMAS`), in a sweep once a job. Raises N2NError."""
+    logging.getLogger("torch").setLevel(logging.WARNING)  # Hydra's root logger shows INFO; torch has news of its caches
     _known.clear()  # files may have changed since the last command of this process
     flags = [flag for flag in line.flags if flag in ("--cfg", "--info", "--multirun", "--run")]
     if len(flags) > 1:

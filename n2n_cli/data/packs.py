@@ -71,7 +71,9 @@ def kept(
         reason = "no home folder is known; set XDG_CACHE_HOME" if error.strerror is None else error.strerror
         raise N2NError(f"data.cache=packed: {f'{error.filename}: ' if error.filename else ''}{reason}") from error
     except N2NError as error:
-        raise N2NError(f"data.cache=packed: {str(error).removeprefix('data pack: ')}") from error
+        told = str(error).removeprefix("data pack: ")
+        told += "; every image is packed, and none skipped: see n2n data check" if "unreadable image" in told else ""
+        raise N2NError(f"data.cache=packed: {told}") from error
     return to
 
 
