@@ -224,7 +224,8 @@ def test_what_cannot_be_packed_is_one_line_before_training(
         "full": r".*/packs/\w+-32-raw has room for 0\.0 GB, and the images take 0\.0 GB",
         "file": r".*cache.*: (Not a directory|File exists)",
         "nowhere": "no home folder is known; set XDG_CACHE_HOME",
-        "unreadable": f"unreadable image {folder}/train/bee/1.jpg: no image format that Pillow knows",
+        "unreadable": f"unreadable image {folder}/train/bee/1.jpg: no image format that Pillow knows; "
+        "every image is packed, and none skipped: see n2n data check",
     }[where]
     assert re.fullmatch(f"n2n: error: data.cache=packed: {said}\n", err)
     assert not list(place.glob("runs/*")) and not list(place.glob("cache/n2n/packs/*-raw"))
