@@ -107,8 +107,6 @@ def fit(
             std=std,
             guide=guide,
         )
-        if options.sync_bn and ranks.world_size > 1:
-            stack.enter_context(synchronised(model))
         log = RunLog(
             folder,
             start_step=run.step,
@@ -120,7 +118,8 @@ def fit(
         stack.callback(log.close)
         stack.callback(run.profile.close)
         signals = stack.enter_context(_signals())
-        with _saving(run, log):
+        synced = options.sync_bn and ranks.world_size > 1  # `at_end` may record the network, as PyTorch computes it
+        with _saving(run, log), synchronised(model) if synced else contextlib.nullcontext():
             summary = _train(run, train, val, log, signals)
         if "stopped" not in summary:
             with run.unsharded(run.model) as whole:

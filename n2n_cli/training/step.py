@@ -143,7 +143,7 @@ class Learner:
         except RuntimeError as error:
             if not (self.options.shard and "DTensor" in str(error)):
                 raise
-            kind = type(self.model).__name__
+            kind = type(self._unsharded).__name__
             raise N2NError(f"launch.shard: {kind} reads weights of a layer that it does not call: {error}") from error
         out, read = out if self.guide is not None else (out, [])
         logits, auxiliary = main_output(out)
