@@ -2,7 +2,9 @@
 
 Every tensor of these is split along its first dimension; batch-norm statistics and other buffers are on every rank. A
 part of the network (see `_divide`) is whole on a rank only while it computes, and its gradients until they are summed.
-Checkpoints hold whole tensors, so a run goes on sharded or not, on as many ranks as there are then.
+Checkpoints hold whole tensors, so a run goes on sharded or not, on as many ranks as there are then. Evaluation takes a
+whole copy of the weights, as ranks may have other numbers of batches: each device must have room for one, and, for the
+trial step before training, for its gradients.
 """
 
 from __future__ import annotations

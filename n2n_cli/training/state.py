@@ -225,9 +225,7 @@ class Run(Learner):
             if self.guide is not None and state.get("heads"):
                 self.guide.heads.load_state_dict(scattered(state["heads"], self.guide.heads.state_dict()))
             self.rates = state.get("rates") or {}
-            if self.rates and self.options.shard:
-                raise N2NError("launch.shard: not with op.optimizer=equivariant")
-            if self.rates:
+            if self.rates and not self.options.shard:
                 Equivariant(self.optimizer, self.model.named_parameters(), self.rates)
             if state.get("scaler"):
                 self.scaler.load_state_dict(state["scaler"])
@@ -235,6 +233,8 @@ class Run(Learner):
         except (N2NError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise checkpoint.CheckpointError(f"{path} holds another network or optimizer: {reason}") from error
+        if self.rates and self.options.shard:
+            raise N2NError("launch.shard: not with op.optimizer=equivariant; this run goes on without it")
         if self.rates and self.options.clip_grad_norm:
             raise N2NError("training.clip_grad_norm: the norm counts copies, so op.optimizer=equivariant has none")
         self.step = self.saved = state["step"]

@@ -163,7 +163,9 @@ class Learner:
         fp16 = self.autocast_dtype == torch.float16
         norm = torch.zeros_like(loss)
         if options.clip_grad_norm or not fp16:
-            gradients = [local(p.grad) for p in self._parameters if p.grad is not None]
+            gradients = [p.grad for p in self._parameters if p.grad is not None]
+            if options.shard:
+                gradients = [local(gradient) for gradient in gradients]
             norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
             if options.shard:
                 norm = self.ranks.sum(norm.square()).sqrt()
