@@ -18,7 +18,7 @@ from n2n_cli import models, ops, records, schema
 from n2n_cli.convert import convert
 from n2n_cli.errors import N2NError, suggest
 from n2n_cli.models import OURS, custom
-from n2n_cli.training.options import PLAIN_STEPS, WARMUP_STEPS, check_batch
+from n2n_cli.training.options import PLAIN_STEPS, WARMUP_STEPS, check_batch, check_shard
 
 FRESH = ("teacher", "student")
 """The networks that start from random weights: at model.teacher_width and at model.width."""
@@ -56,6 +56,8 @@ def check(command: str, tree: Mapping[str, Any]) -> Any:
         if optim.lr_per_256 is not None:
             optim.lr = optim.lr_per_256 * training.batch_size / 256
         check_batch(training.batch_size, training.accumulate, cfg.devices)
+        if cfg.launch.shard:
+            check_shard(cfg.devices, training.compile)
         need = training.profile and PLAIN_STEPS + WARMUP_STEPS + training.profile
         if cfg.max_steps and need > cfg.max_steps:
             raise N2NError(f"training.profile: {training.profile} steps after a warm-up take max_steps={need} at least")
@@ -186,8 +188,8 @@ def read_run(tree: Mapping[str, Any], check: bool = True) -> schema.RunConfig:
     """The config of a run from what its config.yaml holds. Raises N2NError; with ``check`` also if data is missing."""
     # Runs of an older n2n have none of these, nor of the ones below.
     older = {"weights": None, "weights_key": None, "accept_images": False, "accept_versions": False}
-    tree = {**older, "launch": {"max_restarts": 0}, **tree}
-    for group, values in LATER.items():
+    tree = {**older, "launch": {}, **tree}
+    for group, values in {**LATER, "launch": {"max_restarts": 0, "shard": False}}.items():
         if isinstance(tree.get(group), Mapping):
             tree[group] = {**values, **tree[group]}
     fields = {field.name: tree[field.name] for field in dataclasses.fields(schema.RunConfig) if field.name in tree}
@@ -345,6 +347,8 @@ def _check_op(op: ops.Op | None, where: str, cfg: schema.RunConfig | schema.Insp
             f"{where}.optimizer=equivariant: not with {where}.new={op.new}, whose units have no teacher; take "
             f"{where}.optimizer=carry"
         )
+    if equivariant and cfg.launch.shard:
+        raise N2NError(f"{where}.optimizer=equivariant: not with launch.shard; take {where}.optimizer=carry")
     if equivariant and cfg.training.clip_grad_norm is not None:
         raise N2NError(
             f"{where}.optimizer=equivariant: not with training.clip_grad_norm, as the norm of a student's gradients "

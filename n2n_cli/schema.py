@@ -169,6 +169,7 @@ class Study:
 @dataclass
 class Launch:
     max_restarts: Whole
+    shard: bool
 
 
 @dataclass

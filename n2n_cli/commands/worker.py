@@ -165,6 +165,7 @@ def _options(cfg: RunConfig, info: dict[str, Any], stop_after: int | None) -> Fi
         optimizer=cfg.optim.arguments,
         schedule=schedule,
         seed=cfg.seed,
+        shard=cfg.launch.shard,
         stop_after=stop_after,
         keep_at=tuple(kept or ()) if info["arm"] == "teacher" else (),  # a study's students share its settings
         frozen=tuple(info.get("frozen") or ()),

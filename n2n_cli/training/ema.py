@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from n2n_cli.training.shard import local
+
 
 class EMA:
     """Average of ``model``'s weights *and* buffers, in ``self.module`` (same class, eval mode, no gradients).
@@ -26,6 +28,11 @@ class EMA:
         self.decay = decay
         self.age = 0
         self.module = copy.deepcopy(model).requires_grad_(False).eval()
+        self.follow(model)
+
+    @torch.no_grad()
+    def follow(self, model: nn.Module) -> None:
+        """Average the tensors that ``model`` has now: again after both were sharded."""
         ours, theirs = _tensors(self.module), _tensors(model)
         floating = [t.is_floating_point() for t in ours]
         self._averages = [t for t, f in zip(ours, floating, strict=True) if f]
@@ -50,4 +57,4 @@ class EMA:
 
 
 def _tensors(module: nn.Module) -> list[torch.Tensor]:
-    return [*module.parameters(), *module.buffers()]
+    return [local(t) for t in (*module.parameters(), *module.buffers())]

@@ -107,8 +107,6 @@ def fit(
             std=std,
             guide=guide,
         )
-        if options.sync_bn and ranks.world_size > 1:
-            stack.enter_context(synchronised(model))
         log = RunLog(
             folder,
             start_step=run.step,
@@ -120,10 +118,12 @@ def fit(
         stack.callback(log.close)
         stack.callback(run.profile.close)
         signals = stack.enter_context(_signals())
-        with _saving(run, log):
+        synced = options.sync_bn and ranks.world_size > 1  # `at_end` may record the network, as PyTorch computes it
+        with _saving(run, log), synchronised(model) if synced else contextlib.nullcontext():
             summary = _train(run, train, val, log, signals)
         if "stopped" not in summary:
-            more = at_end(run.model) if at_end and ranks.main else {}
+            with run.unsharded(run.model) as whole:
+                more = at_end(whole) if at_end and ranks.main else {}
             if more:
                 log.row(run.step, epoch=run.epoch, images=run.images, time_s=run.time_s, **more)
             summary = run.finish(more)
@@ -260,7 +260,8 @@ def _saving(run: Run, log: RunLog) -> Iterator[None]:
         raise
     except Exception as error:
         lost = run.ranks.world_size > 1 and not isinstance(error, N2NError)  # a rank is gone: no more collectives
-        if not run.whole or run.saved == run.step or (lost and run.pending):
+        alone = run.options.shard and not isinstance(error, Everywhere)  # a whole state takes all ranks
+        if not run.whole or run.saved == run.step or (lost and run.pending) or alone:
             raise
         saved = True
         try:

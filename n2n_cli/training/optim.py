@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from n2n_cli import growth
 from n2n_cli.errors import N2NError, suggest
 from n2n_cli.growth.optimizer import Equivariant, Rates, rates_of
+from n2n_cli.training.shard import is_split, scattered
 
 OPTIMIZERS = ("sgd", "rmsprop", "adam", "adamw")
 EMBEDDINGS = ("pos_embedding", "position_embedding", "pos_embed", "relative_position_bias_table")
@@ -159,11 +160,14 @@ def build_optimizer(
 
 def _lies_plain(p: nn.Parameter) -> bool:
     """Whether the fused form can take ``p``: real numbers on a CPU, without gaps, so that its state lies as it does."""
-    return p.device.type == "cpu" and p.is_floating_point() and _laid_like(p, p) is p
+    return p.device.type == "cpu" and p.is_floating_point() and not is_split(p) and _laid_like(p, p) is p
 
 
 def _laid_like(p: Tensor, value: Tensor) -> Tensor:
-    """``value`` in the memory format of ``p``: the fused form walks through memory, whatever the strides say."""
+    """``value`` in the memory format of ``p``: the fused form walks through memory, whatever the strides say. Split if
+    ``p`` is."""
+    if is_split(p):
+        return scattered(value, p)
     if value.stride() == torch.empty_like(p, device="meta").stride():
         return value
     return torch.empty_like(p, dtype=value.dtype).copy_(value)
@@ -213,12 +217,15 @@ def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
         keys = next(keys for kind, keys in STATE.items() if isinstance(optimizer, kind))
         if any(kept and kept.keys() != keys for kept in state["state"].values()):
             raise ValueError("it is of another optimizer")
-        optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
-        for parameter, kept in optimizer.state.items():
+        parameters = dict(enumerate(p for group in optimizer.param_groups for p in group["params"]))
+        laid: dict[int, dict[str, Tensor]] = {}
+        for number, kept in state["state"].items():
+            parameter, laid[number] = parameters[number], {}
             for key, value in kept.items():
                 if not isinstance(value, Tensor) or value.shape != (() if key == "step" else parameter.shape):
                     raise ValueError("it is of a network of other shapes")
-                kept[key] = value if key == "step" else _laid_like(parameter, value)  # grown ones lie otherwise
+                laid[number][key] = value if key == "step" else _laid_like(parameter, value)  # grown ones lie otherwise
+        optimizer.load_state_dict({"state": laid, "param_groups": groups})
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, IndexError) as error:
         raise N2NError(f"the optimizer's state does not fit: {' '.join(str(error).split())[:200]}") from error
 

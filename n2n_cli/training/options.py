@@ -29,6 +29,14 @@ def check_batch(batch_size: int, accumulate: int, devices: int) -> None:
         )
 
 
+def check_shard(devices: int, compiled: bool) -> None:
+    """Whether ``launch.shard`` goes with the rest; asked twice, as `check_batch` is. Raises N2NError."""
+    if devices == 1:
+        raise N2NError("launch.shard: splits a network over devices, and devices=1")
+    if compiled:
+        raise N2NError("launch.shard: not with training.compile")
+
+
 @dataclass(frozen=True)
 class FitOptions:
     """How to train. Lengths in epochs are of the training set and may be fractions."""
@@ -50,6 +58,7 @@ class FitOptions:
     compile: bool = False
     sync_bn: bool = True  # batch-norm statistics over all ranks
     compress_gradients: bool = False  # bf16 between the ranks: half the traffic, and rounded
+    shard: bool = False  # weights, gradients, optimizer state and average split over the ranks, see `shard`
     eval_batch_size: int = 256  # of the validation loader, which the caller makes; `fit` does not read it
     eval_precision: str = "fp32"  # or bf16
     evals_first_epoch: int = 4  # evaluations within the first epoch, evenly spaced

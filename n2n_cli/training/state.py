@@ -20,6 +20,7 @@ from n2n_cli.training.guides import Guide
 from n2n_cli.training.optim import load_state
 from n2n_cli.training.options import FitOptions
 from n2n_cli.training.ranks import Ranks
+from n2n_cli.training.shard import gathered, scattered
 from n2n_cli.training.step import Learner
 
 
@@ -116,16 +117,17 @@ class Run(Learner):
         self.flush()
         network = self.ema.module if self.ema is not None else self.model
         self.ranks.broadcast_buffers(network)
-        measured = evaluate(
-            network,
-            val,
-            device=self.ranks.device,
-            mean=self.mean,
-            std=self.std,
-            ranks=self.ranks,
-            channels_last=self.channels_last,
-            precision=self.options.eval_precision,
-        )
+        with self.unsharded(network) as whole:
+            measured = evaluate(
+                whole,
+                val,
+                device=self.ranks.device,
+                mean=self.mean,
+                std=self.std,
+                ranks=self.ranks,
+                channels_last=self.channels_last,
+                precision=self.options.eval_precision,
+            )
         if not math.isfinite(measured["val/loss"]):
             raise Diverged(
                 f"{self.folder}: the validation loss of step {self.step} is {measured['val/loss']} (lr {self.lr:.4g}); "
@@ -134,27 +136,28 @@ class Run(Learner):
         self.last = {"step": self.step, **measured}
         self.start = self.start or self.last
         if not self.best or measured["val/top1"] > self.best["val/top1"]:
+            state = self._weights()
             if self.ranks.main:
-                checkpoint.save_best(self.checkpoints, self._weights())
+                checkpoint.save_best(self.checkpoints, state)
             self.best = self.last
         return measured
 
     def save(self) -> None:
         """Write the checkpoint of this step."""
         self.flush()
+        state = self._weights() | {
+            "optimizer": gathered(self.optimizer.state_dict(), self.ranks.main),
+            "scaler": self.scaler.state_dict(),
+            "rates": self.rates,
+            "heads": gathered(self.guide.heads.state_dict(), self.ranks.main) if self.guide is not None else {},
+            "ema_age": self.ema.age if self.ema is not None else 0,
+            "start": self.start,
+            "best": self.best,
+            "last": self.last,
+            "steps_since_row": self._steps,
+            "time_s": self.time_s,
+        }
         if self.ranks.main:
-            state = self._weights() | {
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(),
-                "rates": self.rates,
-                "heads": self.guide.heads.state_dict() if self.guide is not None else {},
-                "ema_age": self.ema.age if self.ema is not None else 0,
-                "start": self.start,
-                "best": self.best,
-                "last": self.last,
-                "steps_since_row": self._steps,
-                "time_s": self.time_s,
-            }
             self._keep(checkpoint.save(self.checkpoints, state, step=self.step))
         self.saved, self._clock = self.step, time.monotonic()
 
@@ -193,12 +196,13 @@ class Run(Learner):
         return summary
 
     def _weights(self) -> dict[str, Any]:
+        """All ranks must ask for them, and the main one has them."""
         return {
             "format": checkpoint.FORMAT,
             "lineage": self.lineage,
             "config": self.config,
-            "model": self.model.state_dict(),
-            "ema": self.ema.state_dict() if self.ema is not None else None,
+            "model": gathered(self.model.state_dict(), self.ranks.main),
+            "ema": gathered(self.ema.state_dict(), self.ranks.main) if self.ema is not None else None,
             "step": self.step,
             "epoch": self.epoch,
             "images": self.images,
@@ -212,16 +216,16 @@ class Run(Learner):
             raise checkpoint.CheckpointError(f"no good checkpoint in {self.checkpoints} to start from")
         state = checkpoint.load(Path(path), ["step"])
         try:
-            self.model.load_state_dict(state["model"])
+            self.model.load_state_dict(scattered(state["model"], self.model.state_dict()))
             if self.ema is not None:
-                self.ema.load_state_dict(checkpoint.weights(state))
+                self.ema.load_state_dict(scattered(checkpoint.weights(state), self.ema.state_dict()))
                 self.ema.age = state.get("ema_age") or 0
             if state.get("optimizer"):
                 load_state(self.optimizer, state["optimizer"])
             if self.guide is not None and state.get("heads"):
-                self.guide.heads.load_state_dict(state["heads"])
+                self.guide.heads.load_state_dict(scattered(state["heads"], self.guide.heads.state_dict()))
             self.rates = state.get("rates") or {}
-            if self.rates:
+            if self.rates and not self.options.shard:
                 Equivariant(self.optimizer, self.model.named_parameters(), self.rates)
             if state.get("scaler"):
                 self.scaler.load_state_dict(state["scaler"])
@@ -229,6 +233,8 @@ class Run(Learner):
         except (N2NError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise checkpoint.CheckpointError(f"{path} holds another network or optimizer: {reason}") from error
+        if self.rates and self.options.shard:
+            raise N2NError("launch.shard: not with op.optimizer=equivariant; this run goes on without it")
         if self.rates and self.options.clip_grad_norm:
             raise N2NError("training.clip_grad_norm: the norm counts copies, so op.optimizer=equivariant has none")
         self.step = self.saved = state["step"]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import random
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from n2n_cli.errors import Diverged
+from n2n_cli.errors import Diverged, N2NError
 from n2n_cli.training.ema import EMA
 from n2n_cli.training.evaluate import Normalize, at_least_fp32, main_output
 from n2n_cli.training.guides import Guide, Guided
 from n2n_cli.training.mixing import Mixing
 from n2n_cli.training.optim import build_optimizer, lr_at
-from n2n_cli.training.options import FitOptions, check_batch
+from n2n_cli.training.options import FitOptions, check_batch, check_shard
 from n2n_cli.training.precision import autocast_dtype, use_channels_last
 from n2n_cli.training.profile import StepProfile
 from n2n_cli.training.ranks import Ranks
 from n2n_cli.training.schedule import step_seed
+from n2n_cli.training.shard import gathered, local, shard
 
 
 class Learner:
@@ -49,6 +51,8 @@ class Learner:
         guide: Guide | None = None,
     ) -> None:
         check_batch(options.batch_size, options.accumulate, ranks.world_size)
+        if options.shard:
+            check_shard(ranks.world_size, options.compile)
         self.folder, self.options, self.ranks = folder, options, ranks
         self.steps_per_epoch = steps_per_epoch
         self.total_steps = round(options.epochs * steps_per_epoch)
@@ -61,20 +65,27 @@ class Learner:
         self.autocast_dtype = autocast_dtype(options.precision, ranks.device, size)
 
         memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
-        self.model = model.to(ranks.device).to(memory_format=memory_format).train()
+        place = "cpu" if options.shard else ranks.device  # from there, every rank takes its part
+        self.model = model.to(place).to(memory_format=memory_format).train()
         for name in options.frozen:
             model.get_parameter(name).requires_grad_(False)
-        self._parameters = list(self.model.parameters())  # looking for them in all modules takes a while
-        self.optimizer = build_optimizer(model, lr=options.lr, **options.optimizer)
         self.guide = guide
         if guide is not None:
             guide.to(ranks.device, memory_format)
-            if len(guide.heads):
-                self.optimizer.add_param_group({"params": list(guide.heads.parameters())})
-                self._parameters += guide.heads.parameters()
+        self.ema = EMA(model, options.ema_decay) if options.ema_decay else None
+        self._unsharded = copy.deepcopy(model).eval() if options.shard else None
+        if options.shard:
+            for net in (model, *([self.ema.module] if self.ema else []), *(guide.heads if guide is not None else [])):
+                shard(net, ranks, options.compress_gradients)
+            if self.ema is not None:
+                self.ema.follow(model)
+        self._parameters = list(self.model.parameters())  # looking for them in all modules takes a while
+        self.optimizer = build_optimizer(model, lr=options.lr, **options.optimizer)
+        if guide is not None and len(guide.heads):
+            self.optimizer.add_param_group({"params": list(guide.heads.parameters())})
+            self._parameters += guide.heads.parameters()
         scaled = self.autocast_dtype == torch.float16
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=scaled)
-        self.ema = EMA(model, options.ema_decay) if options.ema_decay else None
         self.step, self.lr, self.whole = 0, options.lr, True
         self._pending: list[tuple[Tensor, Tensor]] = []  # loss and hits of steps, on the device
         self.net: nn.Module = model
@@ -126,8 +137,14 @@ class Learner:
         ``labels``, the rest ``others``."""
         half = self.autocast_dtype
         autocast = partial(torch.autocast, images.device.type, half, enabled=half is not None)
-        with autocast():
-            out = self.net(images)
+        try:
+            with autocast():
+                out = self.net(images)
+        except RuntimeError as error:
+            if not (self.options.shard and "DTensor" in str(error)):
+                raise
+            kind = type(self._unsharded).__name__
+            raise N2NError(f"launch.shard: {kind} reads weights of a layer that it does not call: {error}") from error
         out, read = out if self.guide is not None else (out, [])
         logits, auxiliary = main_output(out)
         loss = self._loss(logits, labels, others, share)
@@ -147,7 +164,11 @@ class Learner:
         norm = torch.zeros_like(loss)
         if options.clip_grad_norm or not fp16:
             gradients = [p.grad for p in self._parameters if p.grad is not None]
+            if options.shard:
+                gradients = [local(gradient) for gradient in gradients]
             norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+            if options.shard:
+                norm = self.ranks.sum(norm.square()).sqrt()
         self._check_finite(loss, norm, fp16)
         if options.clip_grad_norm:
             torch.nn.utils.clip_grads_with_norm_(self._parameters, options.clip_grad_norm, norm, foreach=True)
@@ -185,11 +206,30 @@ class Learner:
                 "optim.lr, warm-up or training.clip_grad_norm"
             )
 
+    @contextlib.contextmanager
+    def unsharded(self, model: nn.Module) -> Iterator[nn.Module]:
+        """``model``, the run's network or its average, to be called in eval mode by any rank as often as it likes.
+
+        Where they are sharded, this is a copy that lies on the CPU otherwise; all ranks must ask for it.
+        """
+        if self._unsharded is None:
+            yield model
+            return
+        with torch.no_grad():
+            for kept in ("parameters", "buffers"):
+                pairs = zip(getattr(self._unsharded, kept)(), getattr(model, kept)(), strict=True)
+                for ours, theirs in pairs:
+                    ours.copy_(gathered(theirs))
+        try:
+            yield self._unsharded.to(self.ranks.device)
+        finally:
+            self._unsharded.cpu()
+
     def parallel(self) -> nn.Module:
         """The network as training calls it: compiled if asked, its gradients averaged over ranks."""
         net: Any = self.model if self.guide is None else Guided(self.model, self.guide)
         net = torch.compile(net) if self.options.compile else net
-        if self.ranks.world_size == 1:
+        if self.ranks.world_size == 1 or self.options.shard:
             return net
         # find_unused_parameters keeps the gradient buckets as they are built. Otherwise DDP lays them out
         # anew after its first step, and a resumed run would add up three or more ranks in another order. It

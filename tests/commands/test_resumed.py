@@ -140,3 +140,10 @@ def test_a_run_json_that_lacks_a_key_is_one_line_or_of_no_matter(capfd: Any) -> 
         said = capfd.readouterr().err
         assert (codes[key], said.count("n2n: error")) in ((0, 0), (2, 1)) and "Traceback" not in said, (key, said)
     assert [codes[key] for key in needed] == [2, 2, 2]
+
+
+@pytest.mark.slow
+def test_a_run_begun_sharded_goes_on_without(capfd: Any) -> None:
+    assert cli.main([*TEACHER, "devices=2", "launch.shard=true", "max_steps=3"]) == 0
+    assert cli.main(["evaluate", str(run_of())]) == 0 and "step 3)" in capfd.readouterr().out
+    assert cli.main(TEACHER) == 0 and (run_of() / "done.json").exists()

@@ -23,6 +23,7 @@ from n2n_cli.errors import N2NError
 from n2n_cli.training import checkpoint, launch
 from n2n_cli.training.loop import FitOptions, fit
 from n2n_cli.training.ranks import Ranks, ranks
+from n2n_cli.training.shard import local
 
 CLASSES, BATCH, IMAGES = 4, 8, 44  # 5 steps an epoch
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -109,14 +110,19 @@ def start(folder: Path, *, seed: int = 3, **model: Any) -> Path:
 
 
 def run(
-    folder: Path, mine: Ranks | None = None, *, model: dict[str, Any] | None = None, **changes: Any
+    folder: Path, mine: Ranks | None = None, *, model: dict[str, Any] | None = None, check: bool = False, **changes: Any
 ) -> dict[str, Any]:
-    """`fit` in ``folder``, with a network of other random weights than the checkpoint's."""
+    """`fit` in ``folder``, with a network of other random weights than the checkpoint's.
+
+    ``check``: done.json says whether the trained network, as it is given away, is an ordinary one, and the file
+    ``held.RANK`` how many of its parameters this rank holds.
+    """
     mine = mine or Ranks()
     torch.manual_seed(1234)
-    return fit(
+    net = Tiny(**(model or {}))
+    done = fit(
         Path(folder),
-        Tiny(**(model or {})),
+        net,
         MemoryLoader(mine.rank, mine.world_size, train=True, before="mixup_alpha" in changes),
         MemoryLoader(mine.rank, mine.world_size, train=False),
         options(**changes),
@@ -126,7 +132,17 @@ def run(
         mean=MEAN,
         std=STD,
         progress=False,
+        at_end=ordinary if check else None,
     )
+    if check:
+        (Path(folder) / f"held.{mine.rank}").write_text(str(sum(local(p).numel() for p in net.parameters())))
+    return done
+
+
+def ordinary(model: nn.Module) -> dict[str, Any]:
+    plain = all(type(p) is nn.Parameter for p in model.parameters())
+    patched = any("forward" in vars(m) for m in model.modules())
+    return {"ordinary": int(type(model) is Tiny and plain and not patched)}
 
 
 def failing(step: int) -> Any:
@@ -183,7 +199,7 @@ def main() -> None:
             elif action == "bad_image_during_run":
                 if mine.rank == job["rank"]:
                     MemoryLoader.batches = failing(job["step"])  # type: ignore[method-assign]
-                run(job["folder"], mine, checkpoint_every_epochs=0)
+                run(job["folder"], mine, checkpoint_every_epochs=0, shard=job.get("shard", False))
             elif action == "nan_during_run":
                 if mine.rank == job["rank"]:
                     Tiny.forward = spoiled(job["step"])  # type: ignore[method-assign]
