@@ -20,7 +20,7 @@ ARMS = {
     "teacher": Arm("teacher", "the network to grow from, all weights random", ("#555555", "#B0B0AA"), "o"),
     "wider": Arm(
         "Net2Wider",
-        "Net2WiderNet: the teacher's units replicated, the weights that read them divided by the copies",
+        "Net2WiderNet: the teacher's units and new ones beside them, of the kind named, so that the function stays",
         ("#0072B2", "#56A8E0"),
         "o",
         ("random_init", "random_pad", "continue"),
