@@ -45,17 +45,16 @@ class _SyncBatchNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight, mean, var, total = ctx.saved_tensors
-        shape = [1, -1] + [1] * (x.ndim - 2)
         wide, dy = x.to(mean.dtype), grads[0].to(mean.dtype)
-        # In eval mode statistics are constants: this rank's sums, and the part of dx that needs none of the others'.
-        dx, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
-            dy, wide, weight, mean, var, None, None, False, ctx.eps, [True, True, True]
+        _, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(  # this rank's sums
+            dy, wide, None, mean, var, None, None, False, ctx.eps, [False, True, True]
         )
         mean_dy, mean_dy_xhat = (_gather(torch.cat([grad_bias, grad_weight])).sum(0) / total).chunk(2)
         invstd = torch.rsqrt(var + ctx.eps)
         scale = invstd if weight is None else invstd * weight
-        dx.sub_((mean_dy * scale).view(shape))
-        dx.addcmul_(wide - mean.view(shape), (-mean_dy_xhat * invstd * scale).view(shape))
+        # dx = scale * (dy - mean_dy - xhat * mean_dy_xhat), and what the means add is itself a batch norm of x
+        dx = F.batch_norm(wide, mean, var, -mean_dy_xhat * scale, -mean_dy * scale, training=False, eps=ctx.eps)
+        dx.addcmul_(dy, scale.view([1, -1] + [1] * (x.ndim - 2)))
         affine = weight is not None
         return dx.to(x.dtype), grad_weight if affine else None, grad_bias if affine else None, None
 
