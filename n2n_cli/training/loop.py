@@ -81,8 +81,8 @@ def fit(
     Raises:
         N2NError: no good checkpoint, one of another network, a full disk, an image that cannot be read (then the steps
             before it are saved).
-        Diverged: a loss, gradient or output that is not finite, before the update of that step; the last checkpoint
-            stays.
+        Diverged: a loss, gradient or output that is not finite, before anything of it is measured or saved; the last
+            checkpoint stays.
         KeyboardInterrupt: a signal of `SIGNALS`, once all ranks are at the same step and it is saved.
     """
     folder, steps_per_epoch = Path(folder), train.steps_per_epoch

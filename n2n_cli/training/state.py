@@ -74,7 +74,12 @@ class Run(Learner):
         return self.step * self.options.batch_size
 
     def flush(self) -> None:
-        """Bring the losses of the steps since the last call to the CPU, summed over ranks."""
+        """Bring the losses of the steps since the last call to the CPU, summed over ranks.
+
+        Raises:
+            Diverged: one of them, or a gradient, was not finite: what follows is neither measured nor saved.
+        """
+        self.settle()
         if not self._pending:
             return
         losses = torch.stack([loss.double() for loss, _ in self._pending]) / self.ranks.world_size

@@ -88,6 +88,8 @@ class Learner:
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=scaled)
         self.step, self.lr, self.whole = 0, options.lr, True
         self._pending: list[tuple[Tensor, Tensor]] = []  # loss and hits of steps, on the device
+        self._late = ranks.device.type == "cuda"
+        self._unread: tuple[int, float, Tensor, torch.cuda.Event | None] | None = None  # see `_check`
         self.net: nn.Module = model
 
     def optimizer_step(self, images: Tensor, labels: Tensor) -> None:
@@ -95,7 +97,8 @@ class Learner:
         ``b + 1`` of each where images are mixed.
 
         Raises:
-            Diverged: the loss or the gradient of any rank is not finite; nothing is updated.
+            Diverged: the loss or the gradient of any rank is not finite, and nothing is updated; on a GPU it may be
+                that of the step before, see `settle`.
         """
         options, device = self.options, self.ranks.device
         self.whole = False
@@ -169,7 +172,7 @@ class Learner:
             norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
             if options.shard:
                 norm = self.ranks.sum(norm.square()).sqrt()
-        self._check_finite(loss, norm, fp16)
+        self._check(loss, norm, fp16)
         if options.clip_grad_norm:
             torch.nn.utils.clip_grads_with_norm_(self._parameters, options.clip_grad_norm, norm, foreach=True)
         self.scaler.step(self.optimizer)
@@ -192,19 +195,43 @@ class Learner:
     def _lr(self, step: int) -> float:
         return lr_at(step, base_lr=self.options.lr, total_steps=self.total_steps, **self.schedule)
 
-    def _check_finite(self, loss: Tensor, norm: Tensor, fp16: bool) -> None:
-        """Raises Diverged where the loss or the gradient is not finite.
+    def _check(self, loss: Tensor, norm: Tensor, fp16: bool) -> None:
+        """Raises Diverged where the loss or the gradient is not finite: on a CPU before the update; on a GPU one step
+        later, or at `settle`, because a step that waited for its GPU would leave it without work.
 
         The gradient of a loss that is not finite mostly is not either, and all ranks have the same one: no need to ask
-        them. In fp16 it may overflow for another reason, and the scaler leaves such a step out.
+        them. In fp16 it may overflow for another reason, and the scaler, which waits anyway, leaves such a step out.
         """
-        if (self.ranks.any(not loss.isfinite())[0]) if fp16 else not math.isfinite(norm + loss):
-            what = "gradient" if loss.isfinite() else "training loss"
-            value = loss.item() if what == "training loss" else norm.item()
-            raise Diverged(
-                f"{self.folder}: the {what} of step {self.step + 1} is {value} (lr {self.lr:.4g}); try a smaller "
-                "optim.lr, warm-up or training.clip_grad_norm"
-            )
+        self.settle()
+        if fp16:
+            if self.ranks.any(not loss.isfinite())[0]:
+                raise self._diverged(self.step + 1, self.lr, loss.item(), norm.item())
+            return
+        seen = torch.stack([loss, norm]).to("cpu", non_blocking=True)
+        copied = torch.cuda.Event() if seen.is_pinned() else None
+        if copied is not None:
+            copied.record()
+        self._unread = self.step + 1, self.lr, seen, copied
+        if not self._late:
+            self.settle()
+
+    def settle(self) -> None:
+        """Read the loss and the gradient's norm of the last step, if nobody has yet. Raises Diverged."""
+        if self._unread is None:
+            return
+        (step, lr, seen, copied), self._unread = self._unread, None
+        if copied is not None:
+            copied.synchronize()
+        loss, norm = seen.tolist()
+        if not math.isfinite(loss + norm):
+            raise self._diverged(step, lr, loss, norm)
+
+    def _diverged(self, step: int, lr: float, loss: float, norm: float) -> Diverged:
+        what, value = ("gradient", norm) if math.isfinite(loss) else ("training loss", loss)
+        return Diverged(
+            f"{self.folder}: the {what} of step {step} is {value} (lr {lr:.4g}); try a smaller optim.lr, warm-up or "
+            "training.clip_grad_norm"
+        )
 
     @contextlib.contextmanager
     def unsharded(self, model: nn.Module) -> Iterator[nn.Module]:

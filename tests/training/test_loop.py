@@ -373,6 +373,28 @@ def test_nothing_is_updated_by_a_gradient_that_is_not_finite(tmp_path: Path) -> 
     assert run.step == 1 and not run.whole
 
 
+@pytest.mark.parametrize("log_every", [1, 4, 100])
+def test_a_gpu_that_is_never_waited_for_saves_nothing_that_is_not_finite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_every: int
+) -> None:
+    """There, a step is told of a step later: as if this CPU were one."""
+    made = Run.__init__
+
+    def late(self: Run, *args: Any, **given: Any) -> None:
+        made(self, *args, **given)
+        self._late = True
+        update = self._update
+        self._update = lambda loss: update(loss * math.nan if self.step == 6 else loss)  # type: ignore[method-assign]
+
+    monkeypatch.setattr(Run, "__init__", late)
+    folder = worker.start(tmp_path / "run")
+    with pytest.raises(Diverged, match=r"the training loss of step 7 is nan \(lr "):
+        worker.run(folder, log_every=log_every, checkpoint_every_minutes=1e-9)
+    state = checkpoint.load(checkpoint.resolve(folder))
+    assert state["step"] == 6 and all(t.isfinite().all() for t in state["model"].values())
+    assert "NaN" not in (folder / "metrics.jsonl").read_text()
+
+
 SIGTERM = """
 import sys
 import training_worker as worker
