@@ -97,7 +97,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         raise _Mismatch(" | ".join(map(str, args)))
     if origin is list:
         if not isinstance(value, list) or not value:
-            raise _Mismatch("a list [...]")
+            raise _Mismatch("a list [...]" if value != [] else "a list that is not empty")
         return [convert(args[0], item, f"{where}[{number}]") for number, item in enumerate(value)]
     if origin is dict:
         if not isinstance(value, Mapping):
