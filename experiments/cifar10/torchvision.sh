@@ -13,29 +13,29 @@ run() { ls -d "$out"/$1; }  # the run folder of a pattern
 
 resnet18() {
   n2n train teacher model=resnet18 epochs=3
-  n2n grow --op wider model=resnet18 --factor 1.5 epochs=1
+  n2n grow --op wider model=resnet18 --factor 1.5 op.noise=0 epochs=1
   n2n grow --op deeper model=resnet34 --teacher "$(run 'resnet18-*/teacher-*')" epochs=1
-  n2n grow --op wider model=resnet18 --factor 1.5 op.optimizer=carry epochs=1
+  n2n grow --op wider model=resnet18 --factor 1.5 op.optimizer=carry op.noise=0 epochs=1
 }
 shufflenet() {
   local m=shufflenet_v2_x0_5
   n2n train teacher model=$m epochs=3
-  n2n grow --op wider model=$m --factor 1.5 epochs=1
+  n2n grow --op wider model=$m --factor 1.5 op.noise=0 epochs=1
   n2n grow --op deeper model=$m 'op.sites=["stage?.*.branch2.0"]' epochs=1
-  n2n grow --op wider model=$m --factor 1.5 op.optimizer=carry epochs=1
+  n2n grow --op wider model=$m --factor 1.5 op.optimizer=carry op.noise=0 epochs=1
   n2n grow --op deeper model=$m 'op.sites=["stage?.*.branch2.0"]' op.optimizer=carry epochs=1
   n2n grow --op deeper model=$m 'op.sites=["stage?.*.branch2.0"]' --teacher "$(run "$m-*/wider-factor1.5-epochs1-teacher3-seed0")" epochs=1
 }
 mobilenet() {
   n2n train teacher model=mobilenet_v2 epochs=2
-  n2n grow --op wider model=mobilenet_v2 --factor 1.5 epochs=1
+  n2n grow --op wider model=mobilenet_v2 --factor 1.5 op.noise=0 epochs=1
   n2n grow --op deeper model=mobilenet_v2 epochs=1
 }
 vit() {
   local m=(model=torchvision.models:VisionTransformer model.kwargs.image_size=32 model.kwargs.patch_size=4
            model.kwargs.num_heads=4 model.kwargs.hidden_dim=64 model.kwargs.mlp_dim=256)
   n2n train teacher "${m[@]}" model.kwargs.num_layers=4 epochs=2
-  n2n grow --op wider "${m[@]}" model.kwargs.num_layers=4 --factor 1.5 epochs=1
+  n2n grow --op wider "${m[@]}" model.kwargs.num_layers=4 --factor 1.5 op.noise=0 epochs=1
   n2n grow --op deeper "${m[@]}" model.kwargs.num_layers=6 --teacher "$(run '*VisionTransformer*/teacher-*')" epochs=1
 }
 for network in "${@:3}"; do "$network"; done
