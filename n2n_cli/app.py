@@ -36,6 +36,13 @@ from n2n_cli.errors import N2NError, suggest
 from n2n_cli.models import custom
 from n2n_cli.overrides import Line, command_keys, near_key
 
+EXTRAS = {
+    ("hydra/launcher", "joblib"): "joblib",
+    ("hydra/launcher", "submitit_local"): "submitit",
+    ("hydra/launcher", "submitit_slurm"): "submitit",
+    ("hydra/sweeper", "optuna"): "optuna",
+}
+"""Of Hydra's plugins, the extra of ours that brings them."""
 BY_HAND = ("model", "model.name", "target", "teacher_model")
 """Keys whose value may name a function to import, as ``package.module:function``."""
 
@@ -304,6 +311,8 @@ def _explain(error: BaseException, command: str) -> str:
             if group.startswith("data/"):  # --data /x
                 path = f"{group.removeprefix('data/')}/{name}"
                 return f"unknown data '{path}'; a folder of images is data=imagefolder data.root={path}"
+            if (group, name) in EXTRAS:
+                return f"{group}={name} needs a plugin: pip install 'n2n-cli[{EXTRAS[group, name]}]'"
             return f"unknown {group} '{name}'{suggest(name, options)}; choose from {', '.join(options)}"
         if isinstance(link, OverrideParseException):
             return (

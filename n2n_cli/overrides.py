@@ -238,7 +238,8 @@ def _stray(command: str, word: str) -> str:
     """What is wrong with a word that is neither a flag nor ``key=value``."""
     if command == "grow" and word in ops.OPS:
         return f"'{word}' is not KEY=VALUE: type n2n grow --op {word}"
-    return f"'{word}' is not KEY=VALUE, nor a flag (see n2n {command.replace('_', ' ')} --help)"
+    quoted = "; put a value with spaces in quotes: 'KEY=VALUE'" if set(word) & set("{}[]\"'") else ""
+    return f"'{word}' is not KEY=VALUE, nor a flag (see n2n {command.replace('_', ' ')} --help){quoted}"
 
 
 def command_keys(command: str) -> dict[str, Any]:

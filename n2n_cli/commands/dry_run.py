@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from n2n_cli.training.ranks import pick_device
 from n2n_cli.training.schedule import evaluation_steps
 from n2n_cli.training.trial import settled
 
-WARM, TIMED = 2, 5  # steps, of each network
+WARM, TIMED, ENOUGH_S = 2, 5, 20.0  # steps of each network, unless these take so many seconds
 BATCHES = 4  # of training images, timed
 KEPT = 3  # checkpoints of a run on disk: the best, and the last two
 BUFFERS = {"sgd": 1, "rmsprop": 2, "adam": 2, "adamw": 2}  # numbers that an optimizer keeps for each parameter
@@ -73,7 +74,8 @@ def show(cfg: Compare) -> None:
     at_once = f", less with several at once (jobs={cfg.jobs})" if cfg.jobs != 1 and cfg.devices == 1 else ""
     print(
         f"{sum(cost.runs for cost in costs)} runs, {_time(hours)} one after the other{at_once}, measured on "
-        f"{what['device']} ({what['cores']} cores): {TIMED} steps of each network, a batch read in {1e3 * waits:.0f} ms"
+        f"{what['device']} ({what['cores']} cores): at most {TIMED} steps of each network, "
+        f"a batch read in {1e3 * waits:.0f} ms"
     )
     print(f"disk: {_bytes(disk)} in {study}, where {_bytes(free)} are free", flush=True)
     if disk > free:
@@ -168,6 +170,7 @@ def _cost(
     size, macs = describe.count_parameters(model), describe.macs(model, images.image_size)
     if (size, macs) not in made:
         machine.limit_threads(model)
+        print(f"measuring {label}", file=sys.stderr, flush=True)
         made[size, macs] = _step(model, cfg, images)
     step_s = max(made[size, macs], waits)
     evaluations = len(
@@ -198,19 +201,18 @@ def _step(model: nn.Module, cfg: Compare, images: data.Dataset) -> float:
     part = max(1, cfg.training.batch_size // cfg.devices // cfg.training.accumulate)
     x = torch.randn(part, 3, images.image_size, images.image_size, device=device).to(memory_format=layout)
     y = torch.zeros(part, dtype=torch.long, device=device)
-    began = 0.0
-    for number in range(WARM + TIMED):
-        if number == WARM:
-            _wait(device)
-            began = time.perf_counter()
+    times = [time.perf_counter()]
+    while len(times) <= WARM + TIMED and (len(times) < 3 or times[-1] - times[0] < ENOUGH_S):
         for _ in range(cfg.training.accumulate):
             with torch.autocast(device.type, dtype, enabled=dtype is not None):
                 logits, _ = main_output(net(x))
             F.cross_entropy(logits.float(), y).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    _wait(device)
-    return (time.perf_counter() - began) / TIMED
+        _wait(device)
+        times.append(time.perf_counter())
+    warm = min(WARM, len(times) - 2)
+    return (times[-1] - times[warm]) / (len(times) - 1 - warm)
 
 
 def _reading(images: data.Dataset, cfg: Compare) -> float:

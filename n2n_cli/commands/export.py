@@ -57,7 +57,7 @@ def run(cfg: schema.Export) -> None:
     except OSError as error:
         raise N2NError(f"export: cannot write {to}: {error.strerror}") from error
     print(
-        f"{to} ({len(made.data) / 1e6:.1f} MB), read back: logits differ by {made.difference:.1e} at most",
+        f"{to} ({len(made.data):,} bytes), read back: logits differ by {made.difference:.1e} at most",
         flush=True,
     )
     print(f"{card}: lineage, data, accuracy, how to read it", flush=True)

@@ -114,5 +114,5 @@ def _result(done: dict[str, Any]) -> str:
     shown = [f"{word} {100 * value:.2f} %" for word, value in top1.items() if value is not None]
     said = f"top-1 {', '.join(shown)}" if shown else "finished"
     if "units" in done:
-        said += f", {done['units/copies']} of {done['units']} units are copies of others"
+        said += f", {done['units/near_copies']} of {done['units']} units are copies of others (to 1 %)"
     return said

@@ -190,6 +190,8 @@ class RunLog:
         )
 
     def _show(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
+        if not {"train/loss", "val/top1"} & values.keys():  # what else was measured at the end: nothing new to show
+            return
         self._shown.update(values)
         shown = []
         if "train/loss" in self._shown:

@@ -120,7 +120,8 @@ def test_a_finished_run_tells_how_many_units_are_copies(place: Path, capfd: pyte
     assert student["parameters"] > teacher["parameters"] and done["units"] == default["units"]
     own = read(setting(place) / "continue-seed0" / "done.json")["units"]
     assert done["units/copies"] == done["units/near_copies"] == done["units"] - own
-    assert f"{done['units/copies']} of {done['units']} units are copies of others" in capfd.readouterr().out
+    told = f"{done['units/near_copies']} of {done['units']} units are copies of others (to 1 %)"
+    assert told in capfd.readouterr().out
     assert rows(run)[-1]["units/copies"] == done["units/copies"]
 
 
