@@ -50,4 +50,4 @@ def test_a_small_disk_is_told(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**6, 0, 10**5))
     assert cli.main([*LINE, "dry_run=true"]) == 2
     err = capfd.readouterr().err
-    assert re.fullmatch(r"n2n: error: out: the study takes \d\.\d MB, and runs has 0.1 MB\n", err)
+    assert re.search(r"^n2n: error: out: the study takes \d\.\d MB, and runs has 0.1 MB\n\Z", err, re.M)
