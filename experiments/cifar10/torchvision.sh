@@ -24,7 +24,7 @@ shufflenet() {
   n2n grow --op deeper model=$m 'op.sites=["stage?.*.branch2.0"]' epochs=1
   n2n grow --op wider model=$m --factor 1.5 op.optimizer=carry op.noise=0 epochs=1
   n2n grow --op deeper model=$m 'op.sites=["stage?.*.branch2.0"]' op.optimizer=carry epochs=1
-  n2n grow --op deeper model=$m 'op.sites=["stage?.*.branch2.0"]' --teacher "$(run "$m-*/wider-factor1.5-epochs1-teacher3-seed0")" epochs=1
+  n2n grow --op deeper model=$m 'op.sites=["stage?.*.branch2.0"]' --teacher "$(run "$m-*/wider-factor1.5*-epochs1-teacher3-seed0" | grep -v carry)" epochs=1
 }
 mobilenet() {
   n2n train teacher model=mobilenet_v2 epochs=2
