@@ -250,11 +250,13 @@ def test_plain_lines_off_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixtur
         values = {"train/loss": 2.0, "perf/images_per_s": 123.4} | ({"val/top1": step / 100} if step % 50 == 0 else {})
         runlog.advance(step)
         runlog.row(step, epoch=step / 50, images=step, time_s=0.0, **values)
+    runlog.row(100, epoch=2.0, images=100, time_s=0.0, **{"units/copies": 3})  # written, and no line a second time
     runlog.close()
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1].endswith("step 100/100, epoch 2.00, loss 2.000, val top-1 100.00 %, 123 images/s")
     assert len(lines) == 3
-    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["val/top1"] == 1.0
+    *_, last, more = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert last["val/top1"] == 1.0 and more["units/copies"] == 3
 
 
 def test_a_bar_when_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
