@@ -22,7 +22,7 @@ from n2n_cli.commands import compare
 from n2n_cli.training import checkpoint
 
 FEW = ["data.train_images=192", "data.val_images=80", "training.log_every=2", "device=cpu"]
-SHORT = [*FEW, "epochs=1", "teacher_epochs=1"]
+SHORT = [*FEW, "epochs=1", "teacher_epochs=1", "study.arms=[wider,random_pad,random_init]"]
 LONG = [*FEW, "epochs=4000", "training.eval_every_epochs=1000", "jobs=2", "study.arms=[wider,random_pad]"]
 HERE = ["jobs=1", "progress=false"]  # gone on with in this process: one more start of three takes long
 
