@@ -58,7 +58,7 @@ FAULTS: dict[str, tuple[Callable[[int, Path], Row], int]] = {
     "malicious": (hostile.malicious, 1),
     "fuzz_checkpoints": (files.fuzz_checkpoints, 1000),
     "fuzz_lineages": (files.fuzz_lineages, 1000),
-    "fuzz_records": (files.fuzz_records, 2000),
+    "fuzz_records": (files.fuzz_records, 300),
     "fuzzed_lines": (world.fuzzed_lines, 1000),
     "fuzzed_yaml": (world.fuzzed_yaml, 1000),
     "full_disk": (world.full_disk, 5),

@@ -328,6 +328,9 @@ or 1000 floors (an input one ulp away); 1e-5 where the code rounds to fp32 on it
 all in fp32, and 1e-4, where the network does not run in fp64 (matrices of experts, code that asks for fp32)."""
 
 
+UNTOLD = {"tried", "notes", "peak_gib", "seconds_in_all"}  # of a row, in the files: they change from run to run
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("libraries", nargs="*", choices=[[], *LIBRARIES], metavar="LIBRARY", help=", ".join(LIBRARIES))
@@ -352,9 +355,9 @@ def main() -> None:
         versions += f", {platform.system()} {platform.machine()}, one thread"
         for done, name in enumerate(todo, 1):
             rows[name] = row = in_process(library, name)
-            path.write_text(
-                json.dumps({"versions": versions, "rows": [rows[n] for n in sorted(rows)]}, indent=1) + "\n"
-            )
+            told = ({k: v for k, v in rows[n].items() if k not in UNTOLD} for n in sorted(rows))  # a line each
+            lines = ",\n".join(map(json.dumps, told))
+            path.write_text(f'{{\n"versions": {json.dumps(versions)},\n"rows": [\n{lines}\n]\n}}\n')
             said = (
                 f"{row['outcome']} {row.get('parameter_factor', 0):.2f}, {row['seconds_in_all']:.0f} s; {remark(row)}"
             )
