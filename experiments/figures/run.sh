@@ -13,6 +13,7 @@ for study in "${@:-fig4 fig5 fig6 noise when neighbours rates lifelong large}"; 
         case $one in
             large)
                 n2n compare operators "${all[@]}" --seeds 3 model=inception_bn model.stem=imagenet optim.lr=0.02 "out=$out/large" \
+                    study.name=large "study.title='Figure 4 with the widths of the paper'" \
                     'study.arms=[wider,wider_full,random_pad,random_init,continue,continue_full]'
                 continue ;;
             fig5|fig6) model=inception_rect_tiny seeds=5 ;;
