@@ -325,6 +325,8 @@ def _check_op(op: ops.Op | None, where: str, cfg: schema.RunConfig | schema.Insp
                 raise N2NError(f"{where}.{key}: is for identity layers, and {where}.new={op.new} makes none")
     if isinstance(cfg, schema.Inspect):
         return
+    if isinstance(op, ops.Distill | ops.FeaturePrediction) and isinstance(cfg, schema.Student) and cfg.weights:
+        raise N2NError(f"weights: not with {where}={op.name}, whose teacher is asked at every step: give teacher=")
     to_constructor = isinstance(op, ops.ToWider) and op.factor is None and not op.layers
     to_width = op.to_width if isinstance(op, ops.ToWider) else None
     key, width = ("model.width", cfg.model.width) if to_width is None else (f"{where}.to_width", to_width)

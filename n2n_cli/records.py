@@ -36,6 +36,7 @@ RUN: dict[str, Any] = {
     "function_gap": {"*": (float, int)},
     "frozen": list,
     "teacher_images": int,
+    "teacher_file": str,
     "teacher": str,
     "data": str,
     "images": {"train": int, "val": int, "files": str},
@@ -132,7 +133,11 @@ def manifest(root: Path) -> dict[str, Any]:
         found = read(root / "manifest.json", MANIFEST, MANIFEST.keys() - {"quality", "source"})
     except FileNotFoundError:
         begun = (root / "plan.json").exists()
-        what = "is not packed to its end: type `n2n data pack` again" if begun else "holds no packed images"
+        what = (
+            "is not packed to its end: type `n2n data pack` again"
+            if begun
+            else "holds no packed images (see n2n data pack)"
+        )
         raise N2NError(f"data.root: {root} {what}") from None
     if found["format"] != 1 or found["kind"] not in PACKED:
         raise N2NError(f"data.root: {root} is packed in a format that this n2n does not know")

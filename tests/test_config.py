@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -209,3 +210,39 @@ def test_schema_and_loaders_agree() -> None:
     assert choices(schema.Training, "precision") == set(PRECISIONS)
     assert choices(schema.Model, "pairs_at") == set(PAIRS_AT)
     assert choices(schema.Model, "stem") == {"auto", *STEMS}
+
+
+def test_a_teacher_that_is_asked_at_every_step_is_no_file_of_weights(tmp_path: Path) -> None:
+    (file := tmp_path / "w.pt").write_bytes(b"")
+    with pytest.raises(N2NError, match="weights: not with op=distill, whose teacher is asked at every step"):
+        checked("grow", "op=distill", f"weights={file}")
+    with pytest.raises(N2NError, match=r"weights: not with ops\.feature_prediction=feature_prediction"):
+        checked("compare", "study=neighbours", "study.arms=[feature_prediction]", f"weights={file}")
+
+
+def test_a_teacher_of_all_seeds_makes_one_arm(tmp_path: Path) -> None:
+    cfg = checked("compare", "study=fig4", f"out={tmp_path}")
+    (teacher := folders.plan_fresh(cfg, "teacher", epochs=cfg.teacher_epochs).folder).mkdir(parents=True)
+    for seeds in (1, 3):
+        cfg = checked("compare", "study=fig4", f"out={tmp_path}", f"teacher={teacher}", f"seeds={seeds}")
+        runs = [folders.plan_grown(cfg, cfg.ops["wider"], seed, None, teacher) for seed in range(seeds)]
+        arms = {run.folder.name.rpartition("-seed")[0] for run in runs}
+        assert len(arms) == 1 and (arms == {"wider"}) == (seeds == 1)
+
+
+def test_a_student_of_what_its_teacher_was_before_is_not_taken(tmp_path: Path) -> None:
+    kept = tmp_path / "t/checkpoints"
+    kept.mkdir(parents=True)
+    cfg = checked("grow", f"out={tmp_path}", f"teacher={tmp_path}/t")
+    planned = folders.plan_grown(cfg, cfg.op, 0, None, tmp_path / "t")
+    (kept / f"step_00000010-{'a' * 16}.pt").touch()
+    planned.folder.mkdir(parents=True)
+    (planned.folder / "config.yaml").write_text("seed: 0")
+    assert folders.teacher_file(tmp_path / "t") == "a" * 16
+    records.write(planned.folder / "run.json", {"teacher_file": "a" * 16})
+    folders.check_same(planned)
+    (kept / f"step_00000020-{'b' * 16}.pt").touch()
+    with pytest.raises(N2NError, match=r"was grown from another state of .*: remove it, or change out="):
+        folders.check_same(planned)
+    shutil.rmtree(kept)  # to save room
+    folders.check_same(planned)

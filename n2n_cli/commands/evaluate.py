@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,16 @@ def run(cfg: schema.Evaluate) -> None:
     model, state = networks.stored(path, config.functions(cfg))
     stored = stored_config(state, path)
     own_size = not any(word.startswith("data.image_size=") for word in HydraConfig.get().overrides.task)
-    images = dataset.load(data_config(stored.data, cfg.data, own_size), val_alone=True)
+    used = data_config(stored.data, cfg.data, own_size)
+    images = dataset.load(used, val_alone=True)
+    own = (stored.data.name, stored.data.holdout, stored.data.seed)
+    if used.holdout and used.name == own[0] and (used.name, used.holdout, used.seed) != own:
+        print(
+            f"n2n: warning: data.holdout={used.holdout} takes training images, and the run of {path} held out "
+            f"{stored.data.holdout or 'none'}: it may have been trained on these",
+            file=sys.stderr,
+            flush=True,
+        )
     classes = state["lineage"]["steps"][0].get("num_classes")
     if classes is not None and classes != images.num_classes:
         raise N2NError(f"{path} has {classes} classes, the data {images.name} has {images.num_classes}")

@@ -28,7 +28,8 @@ READ = {
 def run(cfg: schema.Export) -> None:
     path = checkpoint.resolve(Path(cfg.checkpoint))
     suffix = SUFFIXES[cfg.format]
-    owner = path.parent.parent if path.parent.name == "checkpoints" else path.with_suffix("")
+    whole = path.resolve()
+    owner = whole.parent.parent if whole.parent.name == "checkpoints" else path.with_suffix("")
     to = Path(cfg.to) if cfg.to is not None else Path(owner.name + suffix)
     card = to.with_name(f"{to.name}.md")
     if to.suffix != suffix:

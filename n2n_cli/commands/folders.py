@@ -215,8 +215,36 @@ def find_teacher(cfg: Grow) -> Path:
     )
 
 
+def teacher_file(teacher: Path) -> str | None:
+    """The hash of the checkpoint that a teacher's path means now, as checkpoints have it in their names; None where
+    there is none."""
+    path = Path(teacher)
+    if path.is_dir():
+        folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+        path = max(folder.glob("step_*-*.pt"), key=lambda file: file.name, default=path)
+    if named := re.fullmatch(r".+-([0-9a-f]{16})\.pt", path.name):
+        return named[1]
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else None
+
+
+def _check_teacher(planned: PlannedRun) -> None:
+    """Raises N2NError where the folder's run was grown from what its teacher no longer is."""
+    if planned.teacher is None:
+        return
+    try:
+        was = records.read(planned.folder / "run.json", records.RUN).get("teacher_file")
+        now = teacher_file(planned.teacher)
+    except (N2NError, OSError):
+        return  # a damaged run says so itself
+    if was and now and was != now:
+        raise N2NError(
+            f"teacher: {planned.folder} was grown from another state of {planned.teacher}: remove it, or change out="
+        )
+
+
 def check_same(planned: PlannedRun) -> None:
-    """Raises N2NError where the folder holds a run with other settings: its name does not tell all of them."""
+    """Raises N2NError where the folder holds a run with other settings, or of a teacher that was trained on since: its
+    name does not tell all of them."""
     path = planned.folder / "config.yaml"
     if not path.is_file():
         return
@@ -235,6 +263,7 @@ def check_same(planned: PlannedRun) -> None:
             raise N2NError(
                 f"{planned.folder} holds a run with {key}={old[key]}, not {new[key]}: remove it, or change out="
             )
+    _check_teacher(planned)
 
 
 def _planned(
@@ -261,12 +290,13 @@ def _epochs(epochs: float, default: float) -> list[str]:
 
 
 def _of_teacher(cfg: Student, seed: int, teacher: Path) -> list[str]:
-    """Nothing for this setting's own teacher; its epochs if not the default, and the share of its steps if not all;
-    else a hash of its path."""
+    """Nothing for this setting's own teacher of the seed; its epochs if not the default, and the share of its steps if
+    not all; else a hash of its path."""
     run, at = teacher.resolve(), ""
     if kept := re.fullmatch(r"at([\d.]+)-[0-9a-f]+\.pt", run.name):
         run, at = run.parent.parent, kept[1]
-    if run.parent == setting(cfg).resolve():
+    shared = isinstance(cfg, Compare) and cfg.teacher and cfg.seeds > 1  # by all seeds, which are one arm
+    if run.parent == setting(cfg).resolve() and not shared:
         own = re.fullmatch(rf"teacher(?:-epochs([\d.e+-]+))?-seed{seed}", run.name)
         if own:
             return ([f"teacher{own[1]}"] if own[1] else []) + ([f"at{at}"] if at else [])

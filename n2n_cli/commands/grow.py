@@ -50,6 +50,7 @@ def write_grown(planned: PlannedRun, cfg: Student) -> None:
     """
     assert planned.op is not None and planned.teacher is not None
     images = dataset.load(cfg.data, progress=cfg.progress)
+    had = None if cfg.weights else folders.teacher_file(planned.teacher)
     teacher, steps, seen = networks.teacher(planned, cfg, images)
     images = dataset.in_order(images, steps, str(planned.teacher))
     if planned.teacher.parent == planned.folder.parent:  # of this very setting
@@ -86,7 +87,7 @@ def write_grown(planned: PlannedRun, cfg: Student) -> None:
         again = partial(grow, steps=steps, op=planned.op, cfg=cfg, images=images, batch=batch, seed=planned.seed)
         going_on = moving.arrive(grown, again, cfg, cfg.optim.lr * planned.lr_scale)
     frozen = _inherited(teacher, grown) if isinstance(planned.op, Deeper) and planned.op.freeze else []
-    more = {"frozen": frozen, "teacher_images": seen}
+    more = {"frozen": frozen, "teacher_images": seen, "teacher_file": had}
     prepare.write_run(planned, cfg, "grow", grown.student, begun, images, gap, going_on, more)
 
 

@@ -59,7 +59,8 @@ def write_run(
         lineage: how it came to be.
         gap: function gaps by mode, of a grown network.
         going_on: what the checkpoint holds beside the weights.
-        more: what run.json says beside: ``frozen``: the parameters that are not trained; ``teacher_images``.
+        more: what run.json says beside: ``frozen``: the parameters that are not trained; ``teacher_images``;
+            ``teacher_file``, the hash of its checkpoint.
 
     Raises:
         N2NError: fewer training images than one batch, a network that takes no step of training (nothing is written

@@ -147,22 +147,29 @@ def look(path: str) -> File:
         read_image(path)
     except N2NError as error:
         return File(path, str(error).partition(f"{path}: ")[2], (), "", before)
-    odd = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with Image.open(path) as image:
-            named = FORMATS.get(os.path.splitext(path)[1].lower())
-            if image.format != named and not (named == "JPEG" and image.format == "MPO"):
-                odd.append(f"{image.format}, named {os.path.splitext(path)[1]}")
-            if image.mode.startswith("I"):
-                odd.append("16 bits, scaled to 8")
-            elif image.mode not in ("RGB", "L"):
-                odd.append(MODES.get(image.mode, image.mode))
-            if min(image.size) < 8:
-                odd.append("smaller than 8 px")
+        try:
+            with Image.open(path) as image:
+                odd = _odd(path, image)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # torchvision reads some of these
+            odd = ["header that Pillow does not read"]
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return File(path, None, tuple(odd), digest, before)
+
+
+def _odd(path: str, image: Image.Image) -> list[str]:
+    odd, named = [], FORMATS.get(os.path.splitext(path)[1].lower())
+    if image.format != named and not (named == "JPEG" and image.format == "MPO"):
+        odd.append(f"{image.format}, named {os.path.splitext(path)[1]}")
+    if image.mode.startswith("I"):
+        odd.append("16 bits, scaled to 8")
+    elif image.mode not in ("RGB", "L"):
+        odd.append(MODES.get(image.mode, image.mode))
+    if min(image.size) < 8:
+        odd.append("smaller than 8 px")
+    return odd
 
 
 def _report(root: Path, found: dict[str, Files], files: list[File]) -> Report:

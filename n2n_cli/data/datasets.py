@@ -358,9 +358,10 @@ def _packed(
     about = records.manifest(folder)
     if resize > about["size"]:
         what = f"the shorter side of validation images is {resize} px" if resize != size else f"images of {size} px"
+        smaller = ", or give data.resize_size" if size <= about["size"] else ""
         raise N2NError(
             f"data.root: {folder} is packed at {about['size']} px, too small for data.image_size={size} ({what}): pack "
-            f"with --size {resize}, or give data.resize_size"
+            f"with --size {resize}{smaller}"
         )
     kinds = (augment, augment.as_in_evaluation)
     train, val = (packed.PackedSource(folder, p, about, size, resize, k) for p, k in zip(PARTS, kinds, strict=True))

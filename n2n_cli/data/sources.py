@@ -204,7 +204,7 @@ def jpeg_decoder(decoder: str) -> Callable[[Tensor], Tensor]:
     except (ImportError, OSError, RuntimeError) as error:  # not there, too old, or for another PyTorch
         reason = " ".join(str(error).split())[:200]
         raise N2NError(
-            f"data.decoder=torchcodec: pip install 'torchcodec>=0.17', or take data.decoder=auto ({reason})"
+            f"data.decoder=torchcodec: pip install 'n2n-cli[torchcodec]', or take data.decoder=auto ({reason})"
         ) from error
 
     def upright(data: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,6 +13,7 @@ from n2n_cli.errors import N2NError
 from n2n_cli.studies import settings
 from n2n_cli.studies.runs import Run, read_run
 
+MANY, FEW = 4, 3  # settings in an arm's name: of more than so many, so many
 _MADE = ("data.seed", "data.difficulty", "data.image_size")  # what makes generated images others
 
 
@@ -67,6 +69,7 @@ def _images(run: Run) -> dict[str, Any]:
     steps = lineage.get("steps") or [{}]
     classes = len(lineage["classes"]) if lineage.get("classes") else steps[0].get("num_classes")
     made = tuple(config.get(key) for key in _MADE) if run.info.get("synthetic") else None
+    drawn = config.get("data.holdout") or config.get("data.val_images")
     found = {"other data": run.info.get("data"), "another number of classes": classes}
     found |= {"another number of validation images": images.get("val")}
     found |= {"another number of images held out for validation": config.get("data.holdout")}
@@ -74,7 +77,12 @@ def _images(run: Run) -> dict[str, Any]:
     return found | {
         "other images (digest of their names)": images.get("files"),
         f"other images ({', '.join(_MADE)})": made,
+        "other validation images (data.seed)": config.get("data.seed") if drawn and made is None else None,
     }
+
+
+def _short(key: str) -> str:
+    return key if key == "data.seed" else key.rpartition(".")[2]
 
 
 def _told_apart(runs: Sequence[Run]) -> list[Run]:
@@ -89,5 +97,9 @@ def _told_apart(runs: Sequence[Run]) -> list[Run]:
     for group in groups.values():
         found = {key: values for key, values in settings.by_arm(group).items() if key != "data.root"}
         for place, run in enumerate(group):
-            words[run.folder] = tuple(f"{key.rpartition('.')[2]} {values[place]}" for key, values in found.items())
+            told = [f"{_short(key)} {values[place]}" for key, values in found.items()]
+            if len(told) > MANY:  # the table of settings has them all
+                rest = hashlib.sha256("\n".join(told[FEW:]).encode()).hexdigest()[:6]
+                told = [*told[:FEW], f"{len(told) - FEW} more settings {rest}"]
+            words[run.folder] = tuple(told)
     return [replace(run, more=words[run.folder]) for run in runs]

@@ -43,9 +43,10 @@ class Summary:
 class Difference:
     """``a - b`` over the ``n`` seeds that both have, paired by seed.
 
-    ``interval``: the 95 % interval of the mean difference (Student's t, n - 1 degrees of freedom), ``p``: that test's,
-    two-sided; None for one seed. ``family``: of so many comparisons with one baseline it is one, and ``adjusted`` is
-    Holm's p. ``tie``: the mean difference is no larger than the larger of the two standard deviations.
+    ``interval``: the 95 % interval of the mean difference (Student's t, n - 1 degrees of freedom), None for one seed;
+    ``p``: that test's, two-sided; None for one seed, and where every seed has the same difference. ``family``: of so
+    many comparisons with one baseline it is one, and ``adjusted`` is Holm's p. ``tie``: the mean difference is at most
+    the larger of the two standard deviations.
     """
 
     n: int
@@ -146,7 +147,7 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def corrected(differences: Sequence[Difference]) -> list[Difference]:
-    """Differences from one baseline, with Holm's correction for their number; those of one seed have no p."""
+    """Differences from one baseline, with Holm's correction for their number; those without a p are not counted."""
     tested = [one.p for one in differences if one.p is not None]
     adjusted = iter(holm(tested))
     return [one if one.p is None else replace(one, adjusted=next(adjusted), family=len(tested)) for one in differences]
@@ -197,10 +198,11 @@ def t_interval(summary: Summary) -> tuple[float, float]:
     return summary.mean - half, summary.mean + half
 
 
-def _p(deltas: Summary) -> float:
-    """The two-sided p of Student's t for a mean of zero, as scipy.stats.ttest_rel has it."""
+def _p(deltas: Summary) -> float | None:
+    """The two-sided p of Student's t for a mean of zero, as scipy.stats.ttest_rel has it; None where all values are the
+    same, and not zero: nothing says how they spread."""
     from scipy.special import stdtr
 
-    if not deltas.sd:
-        return 1.0 if deltas.mean == 0 else 0.0
+    if deltas.sd is None or deltas.sd < 1e-12:  # rounding: a count of images can be the same at every seed by chance
+        return 1.0 if deltas.mean == 0 else None
     return float(2 * stdtr(deltas.n - 1, -abs(deltas.mean) / (deltas.sd / math.sqrt(deltas.n))))

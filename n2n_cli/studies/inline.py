@@ -42,7 +42,9 @@ def inline(
     head = f'<svg viewBox="{view[1] if view else ""}" {role}>'
     text = re.sub(r"<svg[^>]*>", lambda _: head, text, count=1)
     text = re.sub(r" style=\"font: ([\d.]+)px [^;\"]*", r' style="font-size: \1px', text)  # the family is the page's
-    return re.sub(r"(?<=[ \-\d.])(-?\d+\.\d{2})\d+", r"\1", re.sub(r">\s+<", "><", text)).strip()
+    places = re.compile(r' (?:d|points|transform|x|y|x1|x2|y1|y2|cx|cy|r|width|height)="[^"]*"')  # and no words
+    text = places.sub(lambda found: re.sub(r"(\d+\.\d{2})\d+", r"\1", found[0]), text)
+    return re.sub(r">\s+<", "><", text).strip()
 
 
 def _speaking(svg: str, mark: Mark) -> str:

@@ -8,6 +8,7 @@ A custom-scalars layout puts the charts that matter on a page of their own.
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from n2n_cli.studies.statistics import ArmStatistics
 
 FOLDER = "mean"
 TAGS = ("val/top1", "val/top5", "val/loss", "train/loss", "train/top1")
+LONGEST = 200  # bytes of a folder's name
 _SPREAD = ("val/top1", "train/loss")
 
 
@@ -33,11 +35,19 @@ def write(folder: Path, arms: Sequence[ArmStatistics]) -> Path:
         with SummaryWriter(str(target)) as board:
             board.add_custom_scalars(layout)
     for arm in averaged:
-        with SummaryWriter(str(target / arm.key)) as board:
+        with SummaryWriter(str(target / _folder(arm.key))) as board:
             if arm is averaged[0]:
                 board.add_custom_scalars(layout)
             _average(board, arm)
     return target
+
+
+def _folder(key: str) -> str:
+    """A name that file systems take (255 bytes at most)."""
+    data = key.encode()
+    if len(data) <= LONGEST:
+        return key
+    return f"{data[: LONGEST - 7].decode(errors='ignore')}-{hashlib.sha256(data).hexdigest()[:6]}"
 
 
 def _average(board: Any, arm: ArmStatistics) -> None:

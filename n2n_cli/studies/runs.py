@@ -15,6 +15,9 @@ from n2n_cli import records
 _VARIANT = re.compile(r"-([a-z_]+?)((?:(?<=-new)|(?<=-split))-[a-z]+|-[0-9a-f]{6}|-none|[\d.]+(?:e[+-]?\d+)?)(?=-|$)")
 
 
+GUIDED = ("distill", "feature_prediction")  # arms that ask their teacher at every step
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """One evaluation: ``accuracy`` in [0, 1], and what the run had cost until then.
@@ -78,13 +81,19 @@ class Run:
     def variant(self) -> list[str]:
         """What is not the default, from the folder's name: ``["noise 0.2", "lr ×0.3"]``."""
         name = replace(self, more=()).key.removeprefix(self.arm)
-        return [*(_words(*found) for found in _VARIANT.findall(name)), *self.more]
+        words = [_words(*found) for found in _VARIANT.findall(name)]
+        words += [f"optimizer {state}" for state in re.findall(r"-(carry|equivariant)(?=-|$)", name)]
+        return [*words, *self.more]
 
     @property
     def flops_per_image(self) -> float | None:
-        """Of a training step: forward and, twice as much, backward; a multiply-accumulate is two operations."""
+        """Of a training step: forward and, twice as much, backward; a multiply-accumulate is two operations. Beside it
+        the forward pass of a teacher that is asked at every step. Where a part is frozen it is at most so much."""
         macs = self.info.get("macs")
-        return None if macs is None else 6.0 * macs
+        if macs is None or self.arm not in GUIDED:
+            return None if macs is None else 6.0 * macs
+        guide = self.teacher.info.get("macs") if self.teacher else None
+        return None if guide is None else 6.0 * macs + 2.0 * guide
 
     @property
     def needs_teacher(self) -> bool:

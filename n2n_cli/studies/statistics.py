@@ -142,10 +142,21 @@ def final_accuracy(run: Run) -> float | None:
     return None if value is None else float(value)
 
 
+def _of_teacher(run: Run) -> float | None:
+    """The accuracy of what a run comes from: its teacher's final one, or where it was stopped on its way, the last one
+    until there."""
+    if run.teacher is None:
+        return None
+    seen, whole = run.info.get("teacher_images"), (run.teacher.done or run.teacher.last).get("images")
+    if seen is None or whole is None or seen >= whole:
+        return final_accuracy(run.teacher)
+    return next((at.accuracy for at in reversed(run.teacher.evaluations) if at.images <= seen), None)
+
+
 def run_statistics(run: Run, targets: Mapping[str, float] | None = None) -> RunStatistics:
-    """One run in numbers, against the final accuracy of its teacher and other ``targets``."""
+    """One run in numbers, against the accuracy of its teacher and other ``targets``."""
     evaluations = run.evaluations
-    teacher = final_accuracy(run.teacher) if run.teacher is not None else None
+    teacher = _of_teacher(run)
     gaps = [run.info["function_gap"].get(mode) for mode in ("eval", "train")] if run.info.get("function_gap") else []
     return RunStatistics(
         run=run,

@@ -51,6 +51,14 @@ def test_the_weights_and_their_card(place: Path, capfd: Any) -> None:
     assert cli.main([*grown, "model.teacher_width=1.0", *FEW[:-1]]) == 0  # another tool's file like any other
 
 
+def test_the_folder_one_stands_in(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run,) = place.glob("runs/*/teacher*")
+    monkeypatch.chdir(run)
+    assert cli.main(["export", ".", "to=../here.safetensors"]) == 0
+    assert cli.main(["export", "."]) == 0 and Path(f"{run.name}.safetensors").exists()
+    assert f"# {run.name}\n" in Path("../here.safetensors.md").read_text()
+
+
 def test_a_checkpoint_without_its_run(place: Path, capfd: Any) -> None:
     (run,) = place.glob("runs/*/teacher*")
     Path("alone.pt").write_bytes(checkpoint.resolve(run).read_bytes())

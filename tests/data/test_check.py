@@ -83,3 +83,11 @@ def test_without_a_cache_folder(many: Path, looked: list[str], capfd: pytest.Cap
     (many.parent / "cache").write_text("a file")
     assert cli.main(["data", "check", str(many)]) == 2 and len(looked) == 120
     assert "2 files cannot be read" in capfd.readouterr().err
+
+
+def test_a_file_that_pillow_does_not_read_is_told_of(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = folder / "train/ant/0.jpg"
+    data = path.read_bytes()
+    path.write_bytes(data[:2] + b"\0" + data[2:])  # torchvision's decoder finds the next marker
+    look = check.look(str(path))
+    assert look.error is None and look.odd == ("header that Pillow does not read",)

@@ -396,7 +396,7 @@ def test_no_decoder_changes_a_pixel_of_any_format(folder: Path, draw: Callable[.
 def test_without_torchcodec(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
     jpeg_decoder.cache_clear()
-    with pytest.raises(N2NError, match=r"data.decoder=torchcodec: pip install 'torchcodec>=0.17', or take .*=auto \("):
+    with pytest.raises(N2NError, match=r"decoder=torchcodec: pip install 'n2n-cli\[torchcodec\]', or take .*=auto \("):
         load("imagefolder", root=folder, decoder="torchcodec")
     jpeg_decoder.cache_clear()
 

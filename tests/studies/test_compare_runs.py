@@ -87,6 +87,29 @@ def test_runs_of_one_name_and_other_settings_are_arms_of_their_own(make_study: S
     assert {tuple(run.variant) for run in runs} == {("weight_decay 0.005",), ("weight_decay 0.1",)}
 
 
+def test_arms_of_many_settings_have_names_that_a_file_system_takes(make_study: Study, tmp_path: Path) -> None:
+    study = make_study(("wider",), seeds=2)
+    other = shutil.copytree(study, tmp_path / "other")
+    for path in other.glob("*/config.yaml"):
+        text = path.read_text()
+        for was, now in (("0.005", "0.1"), ("0.9\n", "0.5\n"), ("cosine", "step"), ("0.99", "0.9"), ("auto", "bf16")):
+            assert was in text
+            text = text.replace(was, now)
+        path.write_text(text)
+    runs, _ = comparable(gather([study, other])[0])
+    assert [len(run.variant) for run in runs] == [4] * 4 and all("2 more settings" in run.variant[3] for run in runs)
+    assert len({run.key for run in runs}) == 2
+
+
+def test_validation_images_that_the_seed_drew_are_the_same_ones(make_study: Study) -> None:
+    study = make_study(("teacher",), seeds=3, synthetic=False)
+    for number, folder in enumerate(sorted(study.iterdir())):
+        path = folder / "config.yaml"
+        path.write_text(path.read_text().replace("data:\n", f"data:\n  seed: {number // 2}\n  holdout: 50\n"))
+    _, left_out = comparable(gather([study])[0])
+    assert list(left_out.values()) == ["other validation images (data.seed): 1, where the others have 0"]
+
+
 def test_words_are_runs_or_a_study(make_study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_study(("teacher",), seeds=1)
     monkeypatch.chdir(tmp_path)

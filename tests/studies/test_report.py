@@ -1,6 +1,7 @@
 """The report, its pictures and TensorBoard's overlay, read back as a reader would."""
 
 import json
+import re
 import struct
 from collections.abc import Callable
 from dataclasses import replace
@@ -268,3 +269,11 @@ def test_the_lineage_is_drawn_from_teacher_to_student(make_study: Study) -> None
     assert [one.title for one in pedigree.stations(scratch)] == ["Random init", "trained 6 epochs"]
     drawn = inline.inline(pedigree.picture(arms), "lineage", "Lineage", inline.palette(arms))
     assert drawn.count(">Teacher<") == 1 and drawn.startswith("<svg viewBox=") and "http" not in drawn
+
+
+def test_coordinates_are_shortened_and_words_are_not(make_study: Study) -> None:
+    study = make_study(("teacher", "wider"), seeds=1, variants=(("wider-noise0.125", "wider", 0.1),))
+    arms = studies.statistics(studies.collect(study))
+    drawn = inline.inline(plots.curves(arms), "curves", "noise 0.125", inline.palette(arms))
+    assert "noise 0.125" in drawn.partition(">")[2] and "noise 0.12<" not in drawn and "noise 0.12)" not in drawn
+    assert not re.search(r' d="[^"]*\d\.\d{3}', drawn) and re.search(r' d="[^"]*\d\.\d{2}', drawn)

@@ -58,6 +58,7 @@ def test_a_random_start_without_a_path_is_measured_against_its_seeds_only_teache
         ("wider-lr1e-05-epochs12-seed7", "Net2Wider (lr ×1e-05, 12 epochs)"),
         ("wider-layers-a1b2c3-seed0", "Net2Wider (layers a1b2c3)"),
         ("wider-from-12ab34-seed0", "Net2Wider (teacher 12ab34)"),
+        ("wider-noise0.2-carry-seed0", "Net2Wider (noise 0.2, optimizer carry)"),
         ("wider-teacher6-seed0", "Net2Wider (teacher of 6 epochs)"),
     ],
 )

@@ -175,6 +175,8 @@ def test_p_is_that_of_the_paired_t_test() -> None:
     assert found.interval == pytest.approx(tuple(stats.ttest_rel(a, b).confidence_interval(0.95)))
     same = paired({0: 1.0, 1: 2.0}, {0: 1.0, 1: 2.0})
     assert same is not None and (same.p, same.settled) == (1.0, False)
+    level = paired({0: 0.52, 1: 0.63}, {0: 0.50, 1: 0.61})  # by so many images at either seed: chance, and no spread
+    assert level is not None and level.p is None and not level.settled
 
 
 def test_holm_by_hand() -> None:
@@ -252,6 +254,21 @@ def test_of_a_teacher_stopped_on_its_way_only_a_part_counts(make_study: Study) -
         own, total, before = part.own(unit), part.total(unit), whole.total(unit)
         assert own is not None and total is not None and before is not None
         assert total.mean - own.mean == pytest.approx((before.mean - own.mean) / 4)
+    rows = [json.loads(line) for line in (study / "teacher-seed0/metrics.jsonl").read_text().splitlines()]
+    there = [row["val/top1"] for row in rows if "val/top1" in row and row["images"] == 36_000]
+    assert [part.runs[0].teacher] == there and part.runs[0].teacher != whole.runs[0].teacher
+
+
+def test_a_teacher_that_is_asked_at_every_step_costs_a_forward_pass(make_study: Study) -> None:
+    study = make_study(("teacher", "random_init"), seeds=1)
+    path = study / "random_init-seed0/run.json"
+    info = json.loads(path.read_text())
+    alone = arms_of(study)["random_init"].own("flops")
+    path.write_text(json.dumps(info | {"arm": "distill"}))
+    (study / "random_init-seed0").rename(study / "distill-seed0")
+    guided = arms_of(study)["distill"].own("flops")
+    assert alone is not None and guided is not None
+    assert guided.mean - alone.mean == pytest.approx(2 * 70 * 4512 * 6 * 375 * 32)  # its MACs, epochs, images
 
 
 def test_curves_as_csv(make_study: Study) -> None:
