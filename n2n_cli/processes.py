@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
+import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TypeVar
 
 from n2n_cli.errors import N2NError
@@ -20,6 +23,26 @@ def stop_with_parent() -> None:
     """If this process's parent is killed, it gets SIGTERM. Linux only."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+@contextmanager
+def locked(path: Path, waits: Callable[[], object]) -> Iterator[None]:
+    """Holds ``path``, a folder or a file that is made, for this process; ``waits`` is called where another one has it.
+
+    Raises OSError.
+    """
+    file = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waits()
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(file)
 
 
 def each(

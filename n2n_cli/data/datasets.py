@@ -19,6 +19,7 @@ from n2n_cli.data.index import PARTS, digest, layout
 from n2n_cli.data.sources import ArraySource, CachedSource, FolderSource, Source, jpeg_decoder, scan
 from n2n_cli.data.transforms import Augment, Geometry
 from n2n_cli.errors import N2NError, suggest
+from n2n_cli.processes import locked
 
 NAMES = ("shapes", "imagefolder", "packed", "cifar10", "fake")
 AUGMENTS = ("auto", "none", "crop", "imagenet", "randaugment", "trivial")
@@ -288,8 +289,11 @@ def _cifar10(
     new = not folder.exists()
     sources = []
     try:
-        for train in (True, False):
-            part = CIFAR10(str(folder), train=train, download=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        said = f"cifar10: waits for another process, which downloads to {folder}"
+        with locked(folder, lambda: print(said, flush=True)):
+            parts = [CIFAR10(str(folder), train=train, download=True) for train in (True, False)]
+        for train, part in zip((True, False), parts, strict=True):
             images = torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous()
             labels = torch.tensor(part.targets)
             keep = _subset(len(labels), counts[not train], train, seed)

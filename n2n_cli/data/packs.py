@@ -12,9 +12,8 @@ images (up to `CIFAR_LIKE_PX`) stay raw: JPEG would harm them, and they take lit
 
 from __future__ import annotations
 
-import fcntl
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from n2n_cli import records
@@ -25,6 +24,7 @@ from n2n_cli.data.pack import pack
 from n2n_cli.data.sources import scan
 from n2n_cli.data.transforms import Interpolation
 from n2n_cli.errors import N2NError
+from n2n_cli.processes import locked
 
 QUALITY = 90
 
@@ -61,7 +61,7 @@ def kept(
         if not make:
             return None
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with _locked(to.with_suffix(".lock"), lambda: tell(f"waits for another process, which packs {root}")):
+        with locked(to.with_suffix(".lock"), lambda: tell(f"waits for another process, which packs {root}")):
             if whole(to):
                 return to
             tell(f"packs {root} into {to}, once for all later runs (XDG_CACHE_HOME= names another place)")
@@ -85,17 +85,3 @@ def whole(to: Path) -> bool:
             packed.check(to, part, about)
         return True
     return False
-
-
-@contextmanager
-def _locked(path: Path, waits: Callable[[], object]) -> Iterator[None]:
-    """Holds the file ``path`` for this process; ``waits`` is called where another one holds it. Raises OSError."""
-    with open(path, "ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            waits()
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:  # a file system without locks
-            pass
-        yield

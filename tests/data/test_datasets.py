@@ -19,6 +19,7 @@ from n2n_cli.data import EvalLoader, TrainLoader, load
 from n2n_cli.data.pack import pack
 from n2n_cli.data.sources import Source, jpeg_decoder, read_image
 from n2n_cli.errors import N2NError
+from n2n_cli.processes import locked
 
 
 def test_imagefolder_is_torchvisions(folder: Path) -> None:
@@ -193,6 +194,25 @@ def test_cifar10(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert labels.tolist() == reference.targets and data.train.augment.geometry == "crop"
     with pytest.raises(N2NError, match=r"data.val_images=21, but there are only 20"):
         load("cifar10", root=tmp_path, val_images=21)
+
+
+def test_cifar10_is_downloaded_by_one_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Alone(FakeCifar):
+        def __init__(self, root: str, train: bool, download: bool) -> None:
+            super().__init__(root, train, download)
+            waited = list[str]()
+            with pytest.raises(InterruptedError), locked(Path(root), lambda: stop(waited)):
+                pass
+            assert waited == ["another holds it"]
+
+    def stop(waited: list[str]) -> None:
+        waited.append("another holds it")
+        raise InterruptedError
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", Alone)
+    assert len(load("cifar10", root=tmp_path / "new").train) == 60
+    with locked(tmp_path / "new", lambda: pytest.fail("it was left locked")):
+        pass
 
 
 def test_cifar10_without_a_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
