@@ -131,6 +131,25 @@ def test_accumulated_gradients_are_the_batchs(tmp_path: Path, accumulate: int) -
     assert states[1][1] == pytest.approx(states[0][1], rel=1e-4)
 
 
+def test_a_network_that_keeps_a_tensor_of_its_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = worker.Tiny.forward
+
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        if not hasattr(self, "table"):
+            self.table = torch.linspace(1, 2, worker.CLASSES)
+        return original(self, x) * self.table
+
+    monkeypatch.setattr(worker.Tiny, "forward", forward)
+    assert worker.run(worker.start(tmp_path / "run"), epochs=0.2)["step"] == 1
+
+
+def test_shares_of_a_run_that_are_the_same_step(tmp_path: Path) -> None:
+    folder = worker.start(tmp_path / "run")
+    worker.run(folder, keep_at=(0.31, 0.32, 0.5))
+    steps = [checkpoint.load(checkpoint.kept_at(folder, at))["step"] for at in (0.31, 0.32, 0.5)]
+    assert steps == [3, 3, 5]
+
+
 def test_auxiliary_heads_are_trained_by_their_weight(tmp_path: Path) -> None:
     losses = []
     for weight in (0.0, 1.0):
