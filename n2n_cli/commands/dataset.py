@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -77,8 +77,9 @@ def packed(cfg: Data, *, pack: bool = True, progress: bool | None = None, tell: 
 @lru_cache(maxsize=1)
 def _load(cfg: str) -> data.Dataset:
     arguments = json.loads(cfg)
-    del arguments["on_error"]  # the loader's
-    return data.load(arguments.pop("name"), **{key: value for key, value in arguments.items() if value is not None})
+    skip = arguments.pop("on_error") == "skip"
+    given = {key: value for key, value in arguments.items() if value is not None}
+    return replace(data.load(given.pop("name"), **given), skip=skip)
 
 
 def in_order(images: data.Dataset, lineage: Mapping[str, Any], owner: str) -> data.Dataset:
@@ -109,7 +110,8 @@ def calibration(images: data.Dataset, batch_size: int, seed: int, count: int) ->
 
 def labelled(images: data.Dataset, batch_size: int, seed: int, count: int) -> list[tuple[Tensor, Tensor]]:
     """The first ``count`` training batches of epoch 0 (images as `example`, labels ``[N]``), of at most 64 images."""
-    batches = data.TrainLoader(images.train, batch_size=min(64, batch_size), seed=seed).batches(0)
+    loader = data.TrainLoader(images.train, batch_size=min(64, batch_size), seed=seed, skip=images.skip)
+    batches = loader.batches(0)
     return [(_normalize(images)(batch), labels) for _, (batch, labels) in zip(range(count), batches, strict=False)]
 
 

@@ -169,7 +169,7 @@ def _cost(
     steps = round(epochs * per_epoch)
     size, macs = describe.count_parameters(model), describe.macs(model, images.image_size)
     if (size, macs) not in made:
-        machine.limit_threads(model)
+        machine.limit_threads(model, cfg.devices)
         print(f"measuring {label}", file=sys.stderr, flush=True)
         made[size, macs] = _step(model, cfg, images)
     step_s = max(made[size, macs], waits)
@@ -216,9 +216,16 @@ def _step(model: nn.Module, cfg: Compare, images: data.Dataset) -> float:
 
 
 def _reading(images: data.Dataset, cfg: Compare) -> float:
-    """Seconds in which the loader has a batch ready, once it is running."""
+    """Seconds in which the loader of one rank has its part of a batch ready, once it is running."""
     workers = machine.workers(cfg.workers, cfg.devices, not images.train.decodes)
-    loader = data.TrainLoader(images.train, batch_size=cfg.training.batch_size, seed=cfg.seed, workers=workers)
+    loader = data.TrainLoader(
+        images.train,
+        batch_size=cfg.training.batch_size,
+        seed=cfg.seed,
+        world_size=cfg.devices,
+        workers=workers,
+        skip=images.skip,
+    )
     try:
         batches = loader.batches(0)
         next(batches)

@@ -134,7 +134,7 @@ def _check_output(network: nn.Module, name: str, images: data.Dataset) -> None:
     batch = dataset.example(images, 2)
     training = [module for module in network.modules() if module.training]
     try:
-        with torch.inference_mode(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
             logits = main_output(network.eval()(batch))[0]
     except N2NError:
         raise

@@ -52,7 +52,7 @@ def fit_folder(folder: Path, typed: Collection[str] = (), *, alone: bool = False
         mine = stack.enter_context(ranks(cfg.device, alone=alone))
         stack.enter_context(machine.enough_memory())
         model = lineage.build(info["lineage"], typed)
-        machine.limit_threads(model, mine.world_size)
+        machine.limit_threads(model, mine.local_size)
         images = dataset.load(cfg.data, progress=cfg.progress if mine.main else False, tell=mine.main)
         images = dataset.in_order(images, info["lineage"], str(folder))
         begun = checkpoint.newest_step(folder / "checkpoints")
@@ -60,8 +60,8 @@ def fit_folder(folder: Path, typed: Collection[str] = (), *, alone: bool = False
             info = prepare.check_images(folder, info, images, cfg.accept_images)
             if not (folder / "done.json").exists():
                 info = prepare.check_machine(folder, info, cfg, begun > 0)
-        workers = machine.workers(cfg.workers, mine.world_size, not images.train.decodes)
-        place = {"rank": mine.rank, "world_size": mine.world_size, "workers": workers}
+        workers = machine.workers(cfg.workers, mine.local_size, not images.train.decodes)
+        place = {"rank": mine.rank, "world_size": mine.world_size, "workers": workers, "beside": mine.local_size}
         stop_after = None if cfg.max_steps is None else begun + cfg.max_steps
         options, given_up = settled(
             model,
@@ -75,9 +75,9 @@ def fit_folder(folder: Path, typed: Collection[str] = (), *, alone: bool = False
             print(f"{folder}: {line}", flush=True)
         if mine.main and cfg.data.name == "imagefolder" and cfg.data.cache in ("auto", "packed"):
             print(f"{folder}: data.cache={cfg.data.cache}: {_where_images_are(images, workers)}", flush=True)
-        size, skip = cfg.training.batch_size, cfg.data.on_error == "skip"
+        size = cfg.training.batch_size
         mixed = bool(options.mixup_alpha or options.cutmix_alpha)
-        train = data.TrainLoader(images.train, batch_size=size, seed=cfg.seed, skip=skip, before=mixed, **place)
+        train = data.TrainLoader(images.train, batch_size=size, seed=cfg.seed, skip=images.skip, before=mixed, **place)
         val = data.EvalLoader(images.val, batch_size=cfg.training.eval_batch_size, **place)
         for loader in (train, val):
             stack.callback(loader.close)

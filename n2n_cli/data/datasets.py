@@ -48,7 +48,8 @@ class Dataset:
 
     ``files``: a digest of which image files these are (their paths below the root), None for images from no files.
     ``passed_over``: which other files lie beside them. ``whole``: how many training images there are, where ``train``
-    is a fraction of them.
+    is a fraction of them. ``skip``: whether those who read ``train`` pass over what cannot be read, as `TrainLoader`
+    does if asked.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Dataset:
     files: str | None = None
     passed_over: str = ""
     whole: int | None = None
+    skip: bool = False
 
     def with_classes(self, names: Sequence[str]) -> Dataset:
         """The same images, labelled in the order of ``names``.

@@ -48,7 +48,8 @@ class TrainLoader:
     ``skip``: an image that cannot be read is warned of, and the next one that can be takes its place, up to
     `MOST_SKIPPED` of them. ``before``: one image more than the rank's part comes first, which stands before it in the
     global batch (before the very first: the last), so that images mixed with each other are the same for any number of
-    ranks. Raises `N2NError` where there is no full batch.
+    ranks. ``beside``: how many of the ``world_size`` are on this machine; None: all. Raises `N2NError` where there is
+    no full batch.
     """
 
     def __init__(
@@ -62,11 +63,12 @@ class TrainLoader:
         workers: int = 0,
         skip: bool = False,
         before: bool = False,
+        beside: int | None = None,
     ) -> None:
         if len(source) < batch_size:
             raise N2NError(f"{len(source)} training images are too few for one batch of batch_size {batch_size}")
         self.steps_per_epoch = len(source) // batch_size
-        self._reader = _Reader(source, seed, workers, world_size, skip)
+        self._reader = _Reader(source, seed, workers, beside or world_size, skip)
         self._images, self._seed, self._batch_size = len(source), seed, batch_size
         self.remedy = (
             f"try workers= above {workers} (of {len(os.sched_getaffinity(0))} cores), a faster disk"
@@ -91,16 +93,23 @@ class TrainLoader:
 class EvalLoader:
     """Every image once over all ranks, none twice: rank r takes indices r::world_size, in order, unaugmented.
 
-    ``batch_size`` is in images of one rank; the last batch may be smaller.
+    ``batch_size`` is in images of one rank; the last batch may be smaller. ``beside``: as of `TrainLoader`.
     """
 
     def __init__(
-        self, source: Source, *, batch_size: int, rank: int = 0, world_size: int = 1, workers: int = 0
+        self,
+        source: Source,
+        *,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        workers: int = 0,
+        beside: int | None = None,
     ) -> None:
         own = torch.arange(rank, max(len(source), rank), world_size)
         self._indices = own.split(batch_size) if len(own) else ()
         self.steps_per_epoch = len(self._indices)
-        self._reader = _Reader(source, None, workers, world_size)
+        self._reader = _Reader(source, None, workers, beside or world_size)
 
     def close(self) -> None:
         """As of `TrainLoader`."""

@@ -69,7 +69,7 @@ def main_output(output: Any) -> tuple[Tensor, list[Tensor]]:
     raise N2NError(f"the model returns {type(output).__name__}; expected logits or a tuple that starts with them")
 
 
-@torch.inference_mode()
+@torch.no_grad()  # in inference mode, what a network keeps of its forward pass could not be trained with
 def evaluate(
     model: nn.Module,
     loader: Loader,

@@ -30,7 +30,10 @@ def folded(model: nn.Module, images: Tensor) -> nn.Module:
     pairs = _pairs(model, images)
     if not pairs:
         return model
-    faster = copy.deepcopy(model)
+    try:
+        faster = copy.deepcopy(model)
+    except Exception:  # it keeps what has no copy, such as an auxiliary loss with its graph
+        return model
     for conv, norm in pairs:
         both: list[Any] = [faster.get_submodule(name) for name in (conv, norm)]
         _put(faster, conv, fuse_conv_bn_eval(*both))
@@ -40,7 +43,7 @@ def folded(model: nn.Module, images: Tensor) -> nn.Module:
 
 def _agree(one: nn.Module, other: nn.Module, images: Tensor) -> bool:
     """Whether they compute the same: code that reads a batch norm's own weights finds none in its place."""
-    with torch.inference_mode():
+    with torch.no_grad():
         try:
             ours = tree_leaves(one(images))
         except Exception:  # the network's own code may raise anything
@@ -77,9 +80,9 @@ def _pairs(model: nn.Module, images: Tensor) -> list[tuple[str, str]]:
         return hook
 
     def normed(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any) -> None:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
             calls[name] += 1
-            read.append((name, args[0]))
+            read.append((name, (*args, *kwargs.values())[0]))
 
         return hook
 
@@ -88,9 +91,9 @@ def _pairs(model: nn.Module, images: Tensor) -> list[tuple[str, str]]:
         if _plain(module) and type(module) in CONVOLUTIONS:
             hooks.append(module.register_forward_hook(convolved(name)))
         elif _plain(module) and type(module) in NORMS and module.running_mean is not None:
-            hooks.append(module.register_forward_pre_hook(normed(name)))
+            hooks.append(module.register_forward_pre_hook(normed(name), with_kwargs=True))
     try:
-        with torch.inference_mode(), reads:
+        with torch.no_grad(), reads:  # no inference mode: see `evaluate`
             model(images)
     finally:
         for hook in hooks:

@@ -143,7 +143,7 @@ def _looked(net: nn.Module, example: Tensor) -> dict[str, tuple[torch.Size, floa
             hooks.append(module.register_forward_hook(note))
     training = [module for module in net.modules() if module.training]
     try:
-        with torch.inference_mode():
+        with torch.no_grad():  # no inference mode: see `evaluate`
             net.eval()(example)
     finally:
         for module in training:

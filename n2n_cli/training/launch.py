@@ -25,6 +25,7 @@ from n2n_cli.processes import stop_with_parent
 
 _LAUNCHED = "N2N_LAUNCHED"  # in the environment of ranks that `launch` started
 _INTERRUPTED = (130, -signal.SIGINT, -signal.SIGTERM)
+_SAVING_S = 600  # from a signal on, the ranks' evaluation or save included: elastic kills after 30 otherwise
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
 
 
@@ -196,6 +197,8 @@ def _environment(devices: int) -> Iterator[None]:
         "TORCHELASTIC_SIGNALS_TO_HANDLE": ",".join(s.name for s in heard(_SIGNALS)),
         _LAUNCHED: "1",
         "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
+        # Of a signal only: where a rank dies, the others get the 30 s. Older versions of PyTorch do not know it.
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_SAVING_S)),
     }
     if "OMP_NUM_THREADS" not in os.environ:
         wanted["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // devices))

@@ -211,8 +211,9 @@ def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """
     groups = optimizer.state_dict()["param_groups"]
     try:
-        numbers = [list(group["params"]) for group in state["param_groups"]]
-        if numbers != [group["params"] for group in groups]:
+        # Not by groups: those of a guide's heads were one.
+        theirs, ours = ([n for one in some for n in one["params"]] for some in (state["param_groups"], groups))
+        if theirs != ours:
             raise ValueError("it is of other parameters")
         keys = next(keys for kind, keys in STATE.items() if isinstance(optimizer, kind))
         if any(kept and kept.keys() != keys for kept in state["state"].values()):

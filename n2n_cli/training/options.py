@@ -22,10 +22,14 @@ def check_batch(batch_size: int, accumulate: int, devices: int) -> None:
     """
     if batch_size % devices:
         raise N2NError(f"training.batch_size: {batch_size} images do not divide over devices={devices}")
-    if accumulate > batch_size // devices:
+    part = batch_size // devices
+    if accumulate > part:
         raise N2NError(
-            f"training.accumulate: {accumulate} micro-batches are more than the {batch_size // devices} images of a "
-            "device's batch"
+            f"training.accumulate: {accumulate} micro-batches are more than the {part} images of a device's batch"
+        )
+    if devices > 1 and part % accumulate:  # they would hold other images than those of one device
+        raise N2NError(
+            f"training.accumulate: {accumulate} micro-batches do not divide the {part} images of a device's batch"
         )
 
 

@@ -22,12 +22,16 @@ DEVICES = ("auto", "cpu", "cuda")
 
 @dataclass(frozen=True)
 class Ranks:
-    """One process of ``world_size``; every collective is the identity when it is alone."""
+    """One process of ``world_size``, of which ``local_size`` are on this machine.
+
+    Every collective is the identity when it is alone.
+    """
 
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
     device: torch.device = CPU
+    local_size: int = 1
 
     @property
     def main(self) -> bool:
@@ -142,7 +146,7 @@ def ranks(device: str = "auto", *, alone: bool = False) -> Iterator[Ranks]:
     backend = "cpu:gloo,cuda:nccl" if mine.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
     try:
-        yield Ranks(rank, world_size, local_rank, mine)
+        yield Ranks(rank, world_size, local_rank, mine, int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
     except Exception as error:
         # Told before the others lose this rank. The group stays: NCCL's orderly end would wait for them.
         report(error)

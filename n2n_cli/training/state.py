@@ -167,13 +167,16 @@ class Run(Learner):
         self.saved, self._clock = self.step, time.monotonic()
 
     @property
-    def kept(self) -> dict[int, float]:
-        """The steps whose checkpoints stay, and which share of the run each is."""
-        return {round(at * self.total_steps): at for at in self.options.keep_at}
+    def kept(self) -> dict[int, list[float]]:
+        """The steps whose checkpoints stay, and which shares of the run each is: in a short run, close ones meet."""
+        steps: dict[int, list[float]] = {}
+        for at in self.options.keep_at:
+            steps.setdefault(round(at * self.total_steps), []).append(at)
+        return steps
 
     def _keep(self, path: Path) -> None:
-        if self.step in self.kept:
-            checkpoint.keep_at(self.checkpoints, self.kept[self.step], path)
+        for at in self.kept.get(self.step, []):
+            checkpoint.keep_at(self.checkpoints, at, path)
 
     @property
     def due(self) -> bool:

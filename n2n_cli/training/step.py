@@ -22,13 +22,16 @@ from n2n_cli.training.ema import EMA
 from n2n_cli.training.evaluate import Normalize, at_least_fp32, main_output
 from n2n_cli.training.guides import Guide, Guided
 from n2n_cli.training.mixing import Mixing
-from n2n_cli.training.optim import build_optimizer, lr_at
+from n2n_cli.training.optim import build_optimizer, lr_at, parameter_groups
 from n2n_cli.training.options import FitOptions, check_batch, check_shard
 from n2n_cli.training.precision import autocast_dtype, use_channels_last
 from n2n_cli.training.profile import StepProfile
 from n2n_cli.training.ranks import Ranks
 from n2n_cli.training.schedule import step_seed
 from n2n_cli.training.shard import gathered, local, shard
+
+LEAST_SCALE = 2.0**-10
+"""Of fp16's loss: it begins at 2**16 and is halved where the gradient overflows; below, no step will be taken again."""
 
 
 class Learner:
@@ -82,7 +85,9 @@ class Learner:
         self._parameters = list(self.model.parameters())  # looking for them in all modules takes a while
         self.optimizer = build_optimizer(model, lr=options.lr, **options.optimizer)
         if guide is not None and len(guide.heads):
-            self.optimizer.add_param_group({"params": list(guide.heads.parameters())})
+            for head in guide.heads:  # one by one: the order of the parameters in checkpoints
+                for group in parameter_groups(head, options.optimizer.get("weight_decay", 0.0)):
+                    self.optimizer.add_param_group(group)
             self._parameters += guide.heads.parameters()
         scaled = self.autocast_dtype == torch.float16
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=scaled)
@@ -200,12 +205,15 @@ class Learner:
         later, or at `settle`, because a step that waited for its GPU would leave it without work.
 
         The gradient of a loss that is not finite mostly is not either, and all ranks have the same one: no need to ask
-        them. In fp16 it may overflow for another reason, and the scaler, which waits anyway, leaves such a step out.
+        them. In fp16 it may overflow for another reason, and the scaler, which waits anyway, leaves such a step out: it
+        is one that is not finite where no smaller scale helps.
         """
         self.settle()
         if fp16:
-            if self.ranks.any(not loss.isfinite())[0]:
-                raise self._diverged(self.step + 1, self.lr, loss.item(), norm.item())
+            infinite, lost = self.ranks.any(not loss.isfinite(), self.scaler.get_scale() < LEAST_SCALE)
+            if infinite or lost:
+                value = norm.item() if infinite else math.inf
+                raise self._diverged(self.step + 1, self.lr, loss.item(), value)
             return
         seen = torch.stack([loss, norm]).to("cpu", non_blocking=True)
         copied = torch.cuda.Event() if seen.is_pinned() else None

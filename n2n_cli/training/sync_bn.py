@@ -14,6 +14,10 @@ from torch import nn
 from torch.nn.modules._functions import SyncBatchNorm as TorchSyncBatchNorm
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from n2n_cli.errors import N2NError
+
+_PLAIN = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+
 
 class _SyncBatchNorm(torch.autograd.Function):
     """Normalise ``[N, C, ...]`` by mean and variance over all ranks' images.
@@ -66,11 +70,12 @@ def _gather(mine: torch.Tensor) -> torch.Tensor:
     return every
 
 
-def _forward(bn: _BatchNorm, x: torch.Tensor) -> torch.Tensor:
-    """``_BatchNorm.forward`` with the statistics of all ranks."""
-    if not bn.training and bn.running_mean is not None:
-        return type(bn).forward(bn, x)
-    track = bn.training and bn.track_running_stats
+def _forward(bn: _BatchNorm, input: torch.Tensor) -> torch.Tensor:
+    """``_BatchNorm.forward``, its argument's name included, with the statistics of all ranks."""
+    if not bn.training:  # nothing is exchanged: ranks evaluate different numbers of batches
+        return type(bn).forward(bn, input)
+    x = input
+    track = bn.track_running_stats
     momentum = 0.0 if bn.momentum is None else bn.momentum
     if track and bn.num_batches_tracked is not None:
         bn.num_batches_tracked.add_(1)
@@ -89,13 +94,29 @@ def _forward(bn: _BatchNorm, x: torch.Tensor) -> torch.Tensor:
     return out
 
 
+def check_synchronised(model: nn.Module) -> None:
+    """Whether `synchronised` can do with the batch norms of ``model``.
+
+    Raises:
+        N2NError: one is of a class with a ``forward`` of its own (timm's BatchNormAct2d has an activation in it), of
+            which only the batch norm would be left.
+    """
+    for name, layer in model.named_modules():
+        if isinstance(layer, _BatchNorm) and (type(layer).forward not in _PLAIN or "forward" in vars(layer)):
+            raise N2NError(
+                f"training.sync_bn: {name!r} ({type(layer).__name__}) computes its own batch norm; "
+                "take training.sync_bn=false"
+            )
+
+
 @contextmanager
 def synchronised(model: nn.Module) -> Iterator[None]:
     """Inside: every batch norm of ``model`` uses global statistics in train mode.
 
     Only each instance's ``forward`` is replaced, and given back at the end: classes, parameters and
-    state-dict names are never touched, so nothing of this can be saved.
+    state-dict names are never touched, so nothing of this can be saved. Raises N2NError: see `check_synchronised`.
     """
+    check_synchronised(model)
     layers = [m for m in model.modules() if isinstance(m, _BatchNorm)]
     for layer in layers:
         layer.forward = partial(_forward, layer)  # type: ignore[method-assign]

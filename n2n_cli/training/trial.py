@@ -16,6 +16,7 @@ from n2n_cli.errors import N2NError
 from n2n_cli.training.evaluate import main_output
 from n2n_cli.training.options import FitOptions
 from n2n_cli.training.precision import autocast_dtype, use_channels_last
+from n2n_cli.training.sync_bn import check_synchronised
 
 SAMPLES = 2
 
@@ -39,8 +40,11 @@ def settled(
         tuple[FitOptions, list[str]]: options that work, and what was given up and why, one line each.
 
     Raises:
-        N2NError: the network takes no step, whatever is given up; or none in a format that was asked for by name.
+        N2NError: the network takes no step, whatever is given up; or none in a format that was asked for by name; or
+            its batch norms cannot be synchronised.
     """
+    if options.sync_bn and devices > 1:
+        check_synchronised(model)
     samples = max(1, min(SAMPLES, options.batch_size // devices // options.accumulate))
     why = _fails(model, options, image_size, device, samples)
     if why is None:

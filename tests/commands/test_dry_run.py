@@ -7,10 +7,14 @@ import re
 import shutil
 from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from torch import nn
 
 from n2n_cli import cli
+from n2n_cli.commands import dry_run
 
 FEW = ["data.train_images=192", "data.val_images=80", "training.default_epochs={teacher:2,student:1}", "device=cpu"]
 LINE = ["compare", "compose", "study.arms=[wider,wider_deeper,random_init]", *FEW]
@@ -51,3 +55,24 @@ def test_a_small_disk_is_told(
     assert cli.main([*LINE, "dry_run=true"]) == 2
     err = capfd.readouterr().err
     assert re.search(r"^n2n: error: out: the study takes \d\.\d MB, and runs has 0.1 MB\n\Z", err, re.M)
+
+
+def test_several_devices_are_measured_as_they_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank reads its part of the batch, with its share of the cores."""
+    seen: list[Any] = []
+    images = SimpleNamespace(train=SimpleNamespace(decodes=True), val=range(8), image_size=8, skip=True)
+    training = SimpleNamespace(batch_size=8, evals_first_epoch=1, eval_every_epochs=1.0, ema_decay=None)
+    cfg: Any = SimpleNamespace(training=training, optim=SimpleNamespace(name="sgd"), workers=1, devices=2, seed=0)
+
+    def loader(source: Any, **options: Any) -> Any:
+        seen.append(options)
+        return SimpleNamespace(batches=lambda epoch: iter(range(3)), close=lambda: None)
+
+    monkeypatch.setattr(dry_run.data, "TrainLoader", loader)
+    dry_run._reading(images, cfg)  # type: ignore[arg-type]
+    assert seen == [{"batch_size": 8, "seed": 0, "world_size": 2, "workers": 1, "skip": True}]
+    monkeypatch.setattr(dry_run.machine, "limit_threads", lambda model, processes: seen.append(processes))
+    monkeypatch.setattr(dry_run, "_step", lambda *given: 1.0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 2))
+    dry_run._cost("net", 1, 1.0, net, 8, cfg, images, 0.0, {})  # type: ignore[arg-type]
+    assert seen[1:] == [2]

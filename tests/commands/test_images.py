@@ -10,18 +10,27 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 import n2n_cli
 from n2n_cli import cli, data
 from n2n_cli.commands import dataset, worker
+from n2n_cli.config import conf_dir
+from n2n_cli.convert import convert
 from n2n_cli.errors import N2NError
+from n2n_cli.schema import Data
 from n2n_cli.training import checkpoint
+from n2n_cli.training.ranks import Ranks
 
 COLOURS = {"ant": (200, 30, 30), "bee": (30, 200, 30), "cat": (30, 30, 200)}
 
@@ -268,6 +277,41 @@ def test_the_workers_of_a_run_that_fails_end_with_it(place: Path) -> None:
     assert caught and multiprocessing.active_children() == []  # though the error holds on to the frames of the loop
     with checkpoint.exclusive(run, patience=0):
         pass
+
+
+def test_what_training_passes_over_growth_does_too(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    root = draw(place / "images")
+    (root / "train" / "bee" / "3.png").write_bytes(b"no image")
+    tree = yaml.safe_load((conf_dir() / "data" / "imagefolder.yaml").read_text())
+    tree |= {"root": str(root), "image_size": 32, "cache": "none", "on_error": "skip"}
+    del tree["defaults"]
+    cfg: Any = convert(Data, tree, "data")
+    assert [len(batch) for batch in dataset.calibration(dataset.load(cfg), 24, 0, 1)] == [24]
+    assert capfd.readouterr().err.count("n2n: warning: skipped unreadable image") == 1
+    with pytest.raises(N2NError, match=r"3\.png"):
+        dataset.calibration(dataset.load(replace(cfg, on_error="raise")), 24, 0, 1)
+
+
+def test_a_rank_shares_the_cores_with_those_of_its_machine(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cli.main(["train", "teacher", *words(draw(place / "images")), "data.cache=none", "prepare_only=true"]) == 0
+    (run,) = place.glob("runs/*/teacher-seed0")
+    asked: list[Any] = []
+
+    @contextmanager
+    def ranks(device: str, *, alone: bool) -> Iterator[Ranks]:
+        yield Ranks(local_size=3)
+
+    def loader(*args: Any, beside: int, **kwargs: Any) -> None:
+        asked.append(beside)
+        raise N2NError("seen")
+
+    monkeypatch.setattr(worker, "ranks", ranks)
+    monkeypatch.setattr(data, "TrainLoader", loader)
+    monkeypatch.setattr(worker.machine, "limit_threads", lambda model, processes: asked.append(processes))
+    monkeypatch.setattr(worker.machine, "workers", lambda choice, devices, in_memory: asked.append(devices))
+    with pytest.raises(N2NError, match="seen"):
+        worker.fit_folder(run)
+    assert asked == [3, 3, 3]
 
 
 def test_what_the_cache_chose_is_said(place: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -118,3 +118,32 @@ def test_norms_and_convolutions_of_another_kind_stay() -> None:
 )
 def test_networks(build: Callable[[], nn.Module], expected: int) -> None:
     assert same(trained(build()), 64)[0] == expected
+
+
+def test_a_network_that_keeps_what_has_no_copy_stays() -> None:
+    def join(n: Net, x: Tensor) -> Tensor:
+        out = n.norm(n.a(x))
+        if torch.is_grad_enabled():
+            n.loss = out.sum()
+        return out
+
+    net = trained(Net(join))
+    net(torch.randn(2, 3, 9, 9))
+    assert folded(net, torch.randn(2, 3, 9, 9)) is net
+    del net.loss
+    assert folded(net, torch.randn(2, 3, 9, 9)) is not net
+
+
+def test_a_norm_called_by_keyword_is_folded() -> None:
+    assert same(trained(Net(lambda n, x: n.norm(input=n.a(x)))))[0] == 1
+
+
+def test_what_a_network_keeps_can_be_trained_with() -> None:
+    def join(n: Net, x: Tensor) -> Tensor:
+        if not hasattr(n, "table"):
+            n.table = torch.linspace(1, 2, 9)
+        return n.norm(n.a(x)) * n.table
+
+    net = trained(Net(join))
+    assert folded(net, torch.randn(2, 3, 9, 9)) is not net
+    net.train()(torch.randn(2, 3, 9, 9)).sum().backward()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,10 @@ from torch import Tensor, nn
 
 from n2n_cli.errors import N2NError
 from n2n_cli.training.guides import Distillation, FeaturePrediction, Guided
+from n2n_cli.training.optim import load_state
+from n2n_cli.training.options import FitOptions
+from n2n_cli.training.ranks import Ranks
+from n2n_cli.training.step import Learner
 
 
 class Net(nn.Module):
@@ -85,3 +90,19 @@ def test_too_few_layers_are_one_line(nets: tuple[Net, Net, Tensor, Tensor]) -> N
     teacher, student, x, _ = nets
     with pytest.raises(N2NError, match=r"op.hidden_layers: 4 are asked for, and teacher and student have 3 hidden lay"):
         FeaturePrediction(teacher, student, x, hidden_layers=4, weight=1, seed=0)
+
+
+def test_heads_decay_as_other_weights_do(nets: tuple[Net, Net, Tensor, Tensor], tmp_path: Path) -> None:
+    teacher, student, x, _ = nets
+    guide = FeaturePrediction(teacher, student, x, hidden_layers=2, weight=1, seed=0)
+    options = FitOptions(1.0, 8, 0.1, optimizer={"name": "adamw", "weight_decay": 0.3})
+    run = Learner(tmp_path, student, options, ranks=Ranks(), steps_per_epoch=1, mean=(0,), std=(1,), guide=guide)
+    decay = {id(p): group["weight_decay"] for group in run.optimizer.param_groups for p in group["params"]}
+    assert [decay[id(p)] for p in guide.heads.parameters()] == [0.3, 0.0] * 2
+    # Checkpoints of runs in which the heads were one group go on.
+    state = run.optimizer.state_dict()
+    first, second, *heads = state["param_groups"]
+    heads[0]["params"] = [number for group in heads for number in group["params"]]
+    load_state(run.optimizer, {**state, "param_groups": [first, second, heads[0]]})
+    with pytest.raises(N2NError, match="of other parameters"):
+        load_state(run.optimizer, {**state, "param_groups": [first, second]})

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -160,6 +161,34 @@ def test_a_rank_says_for_whom_it_waited(monkeypatch: pytest.MonkeyPatch) -> None
             pass
     with ranks(alone=True) as mine:
         assert mine == Ranks()
+
+
+def test_a_rank_knows_how_many_are_on_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("n2n_cli.training.ranks._met", lambda rank, world_size: torch.distributed.HashStore())
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *args, **kwargs: None)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
+    for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with ranks("cpu") as mine:
+        assert (mine.rank, mine.world_size, mine.local_rank, mine.local_size) == (3, 4, 1, 2)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")  # a launcher that does not say: all are here
+    with ranks("cpu") as mine:
+        assert mine.local_size == 4
+
+
+def test_a_signal_leaves_the_ranks_time_to_save(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elastic kills 30 s after it passed a signal on, in the middle of a long evaluation."""
+    seen: list[Any] = []
+    patched = "torch.distributed.launcher.api.elastic_launch"
+    monkeypatch.setattr(patched, lambda config, entry: lambda *words: seen.append(config))
+    monkeypatch.delenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", raising=False)
+    launch("training_worker", [], 2)
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "5")
+    launch("training_worker", [], 2)
+    if hasattr(seen[0], "shutdown_timeout"):  # older versions of PyTorch have 30 s
+        assert [config.shutdown_timeout for config in seen] == [600, 5]
 
 
 def test_run_rank_without_an_agent(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ from n2n_cli.training import checkpoint
 from n2n_cli.training.evaluate import Normalize
 from n2n_cli.training.loop import SIGNALS
 from n2n_cli.training.optim import lr_at
+from n2n_cli.training.options import check_batch
 from n2n_cli.training.ranks import Ranks
 from n2n_cli.training.state import Run
 
@@ -131,6 +132,25 @@ def test_accumulated_gradients_are_the_batchs(tmp_path: Path, accumulate: int) -
     assert states[1][1] == pytest.approx(states[0][1], rel=1e-4)
 
 
+def test_a_network_that_keeps_a_tensor_of_its_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = worker.Tiny.forward
+
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        if not hasattr(self, "table"):
+            self.table = torch.linspace(1, 2, worker.CLASSES)
+        return original(self, x) * self.table
+
+    monkeypatch.setattr(worker.Tiny, "forward", forward)
+    assert worker.run(worker.start(tmp_path / "run"), epochs=0.2)["step"] == 1
+
+
+def test_shares_of_a_run_that_are_the_same_step(tmp_path: Path) -> None:
+    folder = worker.start(tmp_path / "run")
+    worker.run(folder, keep_at=(0.31, 0.32, 0.5))
+    steps = [checkpoint.load(checkpoint.kept_at(folder, at))["step"] for at in (0.31, 0.32, 0.5)]
+    assert steps == [3, 3, 5]
+
+
 def test_auxiliary_heads_are_trained_by_their_weight(tmp_path: Path) -> None:
     losses = []
     for weight in (0.0, 1.0):
@@ -178,6 +198,30 @@ def test_more_ranks_than_the_config_knew_of(tmp_path: Path) -> None:
             tmp_path, worker.Tiny(), worker.options(), ranks=ranks, steps_per_epoch=5,
             lineage={}, config="", mean=worker.MEAN, std=worker.STD,
         )  # fmt: skip
+
+
+def test_micro_batches_are_those_of_one_device(tmp_path: Path) -> None:
+    """Every third of four images a rank are other ones than every third of eight."""
+    line = r"training\.accumulate: 3 micro-batches do not divide the 4 images of a device's batch"
+    with pytest.raises(N2NError, match=line):
+        check_batch(8, 3, 2)
+    check_batch(8, 3, 1)
+    check_batch(8, 4, 2)
+
+
+def test_fp16_ends_where_every_gradient_overflows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scaler would leave out every step, and the run would end with the weights that it began with."""
+    original = worker.Tiny.forward
+
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        logits = original(self, x)
+        if logits.requires_grad:
+            logits.register_hook(lambda gradient: gradient * math.inf)
+        return logits
+
+    monkeypatch.setattr(worker.Tiny, "forward", forward)
+    with pytest.raises(Diverged, match=r"the gradient of step 28 is inf"):
+        worker.run(worker.start(tmp_path / "run"), precision="fp16", epochs=8.0)
 
 
 def test_no_checkpoint(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from torch import nn
 
 from n2n_cli.errors import N2NError
 from n2n_cli.training.options import FitOptions
+from n2n_cli.training.sync_bn import synchronised
 from n2n_cli.training.trial import settled
 
 CPU = torch.device("cpu")
@@ -114,3 +115,41 @@ def test_one_image_at_a_time_is_tried_before_anything_is_written():
     assert settled(net, options, image_size=8, device=CPU)[1] == []
     with pytest.raises(N2NError, match=r"on 8 x 8 images by one image at a time \(batch_size, devices and accumulate"):
         settled(net, options, image_size=8, device=CPU, devices=2)
+
+
+class NormAct(nn.BatchNorm2d):
+    """As timm's BatchNormAct2d: an activation within."""
+
+    def forward(self, x):
+        return super().forward(x).relu()
+
+
+def test_a_batch_norm_of_its_own_kind_is_not_synchronised():
+    """Only the batch norm of it would be, without a word."""
+    net = Viewed()
+    net.norm = NormAct(4)
+    line = r"^training.sync_bn: 'norm' \(NormAct\) computes its own batch norm; take training.sync_bn=false$"
+    with pytest.raises(N2NError, match=line):
+        settled(net, options(), image_size=8, device=CPU, devices=2)
+    with pytest.raises(N2NError, match=line), synchronised(net):
+        pass
+    settled(net, options(sync_bn=False), image_size=8, device=CPU, devices=2)
+    settle(net)  # one device synchronises nothing
+    settled(Viewed(), options(), image_size=8, device=CPU, devices=2)
+
+
+def test_nothing_is_exchanged_in_eval_mode(monkeypatch):
+    """Ranks evaluate different numbers of batches: one would wait for ever."""
+
+    def asked(mine):
+        raise RuntimeError("the other ranks are asked")
+
+    monkeypatch.setattr("n2n_cli.training.sync_bn._gather", asked)
+    x = torch.randn(3, 4, 2, 2)
+    net = nn.Sequential(nn.BatchNorm2d(4, track_running_stats=False), nn.BatchNorm2d(4)).eval()
+    with synchronised(net):
+        for layer in net:
+            torch.testing.assert_close(layer(input=x), type(layer).forward(layer, x))
+        with pytest.raises(RuntimeError, match="the other ranks are asked"):
+            net.train()(x)
+    assert not any("forward" in vars(layer) for layer in net)
