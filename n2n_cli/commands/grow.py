@@ -58,7 +58,7 @@ def write_grown(planned: PlannedRun, cfg: Student) -> None:
             told = records.read(planned.teacher / "run.json", records.RUN)
             prepare.check_images(planned.teacher, told, images, cfg.accept_images)
     batch = dataset.example(images)
-    with torch.inference_mode():
+    with torch.no_grad():  # what the teacher keeps of it may be trained with
         classes = teacher.eval()(batch).shape[1]
     if classes != images.num_classes:
         raise N2NError(f"teacher: {planned.teacher} has {classes} classes, {cfg.data.name} has {images.num_classes}")
