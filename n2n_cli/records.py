@@ -37,6 +37,7 @@ RUN: dict[str, Any] = {
     "frozen": list,
     "teacher_images": int,
     "teacher_file": str,
+    "teacher_macs": int,
     "teacher": str,
     "data": str,
     "images": {"train": int, "val": int, "files": str},

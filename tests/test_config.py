@@ -238,11 +238,17 @@ def test_a_student_of_what_its_teacher_was_before_is_not_taken(tmp_path: Path) -
     (kept / f"step_00000010-{'a' * 16}.pt").touch()
     planned.folder.mkdir(parents=True)
     (planned.folder / "config.yaml").write_text("seed: 0")
-    assert folders.teacher_file(tmp_path / "t") == "a" * 16
-    records.write(planned.folder / "run.json", {"teacher_file": "a" * 16})
+    assert folders.teacher_file(tmp_path / "t") == "step_00000010"
+    records.write(planned.folder / "run.json", {"teacher_file": "step_00000010"})
+    folders.check_same(planned)
+    (kept / f"step_00000010-{'a' * 16}.pt").rename(kept / f"step_00000010-{'c' * 16}.pt")  # trained again, to the same
     folders.check_same(planned)
     (kept / f"step_00000020-{'b' * 16}.pt").touch()
     with pytest.raises(N2NError, match=r"was grown from another state of .*: remove it, or change out="):
         folders.check_same(planned)
     shutil.rmtree(kept)  # to save room
     folders.check_same(planned)
+    (file := tmp_path / "t.pt").write_bytes(b"1")
+    was = folders.teacher_file(file)
+    file.write_bytes(b"2")
+    assert was != folders.teacher_file(file)

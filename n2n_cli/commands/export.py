@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ READ = {
 def run(cfg: schema.Export) -> None:
     path = checkpoint.resolve(Path(cfg.checkpoint))
     suffix = SUFFIXES[cfg.format]
-    whole = path.resolve()
+    whole = Path(os.path.abspath(path))
     owner = whole.parent.parent if whole.parent.name == "checkpoints" else path.with_suffix("")
     to = Path(cfg.to) if cfg.to is not None else Path(owner.name + suffix)
     card = to.with_name(f"{to.name}.md")

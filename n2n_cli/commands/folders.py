@@ -216,13 +216,13 @@ def find_teacher(cfg: Grow) -> Path:
 
 
 def teacher_file(teacher: Path) -> str | None:
-    """The hash of the checkpoint that a teacher's path means now, as checkpoints have it in their names; None where
-    there is none."""
+    """Which checkpoint a teacher's path means now: its step, in a run, which would come out the same again; or the hash
+    of another file; None where there is none."""
     path = Path(teacher)
     if path.is_dir():
         folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
         path = max(folder.glob("step_*-*.pt"), key=lambda file: file.name, default=path)
-    if named := re.fullmatch(r".+-([0-9a-f]{16})\.pt", path.name):
+    if named := re.fullmatch(r"(.+)-[0-9a-f]{16}\.pt", path.name):
         return named[1]
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else None
 

@@ -19,7 +19,7 @@ from n2n_cli.commands.folders import PlannedRun
 from n2n_cli.config import functions
 from n2n_cli.errors import N2NError
 from n2n_cli.models import describe
-from n2n_cli.ops import Compose, Deeper, Op, ToDeeper, ToWider, Wider
+from n2n_cli.ops import Compose, Deeper, Distill, FeaturePrediction, Op, ToDeeper, ToWider, Wider
 from n2n_cli.schema import Grow, Model, RunConfig, Student
 
 ROWS = 16  # of the table of what grew
@@ -87,7 +87,8 @@ def write_grown(planned: PlannedRun, cfg: Student) -> None:
         again = partial(grow, steps=steps, op=planned.op, cfg=cfg, images=images, batch=batch, seed=planned.seed)
         going_on = moving.arrive(grown, again, cfg, cfg.optim.lr * planned.lr_scale)
     frozen = _inherited(teacher, grown) if isinstance(planned.op, Deeper) and planned.op.freeze else []
-    more = {"frozen": frozen, "teacher_images": seen, "teacher_file": had}
+    asked = describe.macs(teacher, images.image_size) if isinstance(planned.op, Distill | FeaturePrediction) else None
+    more = {"frozen": frozen, "teacher_images": seen, "teacher_file": had, "teacher_macs": asked}
     prepare.write_run(planned, cfg, "grow", grown.student, begun, images, gap, going_on, more)
 
 

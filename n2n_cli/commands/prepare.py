@@ -60,7 +60,7 @@ def write_run(
         gap: function gaps by mode, of a grown network.
         going_on: what the checkpoint holds beside the weights.
         more: what run.json says beside: ``frozen``: the parameters that are not trained; ``teacher_images``;
-            ``teacher_file``, the hash of its checkpoint.
+            ``teacher_file``, see `folders.teacher_file`; ``teacher_macs``, where it is asked at every step.
 
     Raises:
         N2NError: fewer training images than one batch, a network that takes no step of training (nothing is written

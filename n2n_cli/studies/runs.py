@@ -90,10 +90,10 @@ class Run:
         """Of a training step: forward and, twice as much, backward; a multiply-accumulate is two operations. Beside it
         the forward pass of a teacher that is asked at every step. Where a part is frozen it is at most so much."""
         macs = self.info.get("macs")
-        if macs is None or self.arm not in GUIDED:
-            return None if macs is None else 6.0 * macs
-        guide = self.teacher.info.get("macs") if self.teacher else None
-        return None if guide is None else 6.0 * macs + 2.0 * guide
+        guide = self.info.get("teacher_macs") or 0
+        if not guide and self.arm in GUIDED:  # a run of an older n2n
+            guide = self.teacher.info.get("macs") if self.teacher else None
+        return None if macs is None or guide is None else 6.0 * macs + 2.0 * guide
 
     @property
     def needs_teacher(self) -> bool:

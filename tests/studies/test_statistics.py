@@ -268,6 +268,10 @@ def test_a_teacher_that_is_asked_at_every_step_costs_a_forward_pass(make_study: 
     (study / "random_init-seed0").rename(study / "distill-seed0")
     guided = arms_of(study)["distill"].own("flops")
     assert alone is not None and guided is not None
+    path = study / "distill-seed0/run.json"
+    path.write_text(json.dumps(info | {"arm": "taught", "teacher": None, "teacher_macs": 70 * 4512}))  # as runs tell it
+    (study / "distill-seed0").rename(study / "taught-seed0")
+    assert arms_of(study)["taught"].own("flops") == guided
     assert guided.mean - alone.mean == pytest.approx(2 * 70 * 4512 * 6 * 375 * 32)  # its MACs, epochs, images
 
 
