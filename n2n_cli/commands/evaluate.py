@@ -32,8 +32,8 @@ def run(cfg: schema.Evaluate) -> None:
     own_size = not any(word.startswith("data.image_size=") for word in HydraConfig.get().overrides.task)
     used = data_config(stored.data, cfg.data, own_size)
     images = dataset.load(used, val_alone=True)
-    own = (stored.data.name, stored.data.holdout, stored.data.seed)
-    if used.holdout and used.name == own[0] and (used.name, used.holdout, used.seed) != own:
+    own = (stored.data.holdout, stored.data.seed)
+    if used.holdout and used.name == stored.data.name and (used.holdout, used.seed) != own:
         print(
             f"n2n: warning: data.holdout={used.holdout} takes training images, and the run of {path} held out "
             f"{stored.data.holdout or 'none'}: it may have been trained on these",

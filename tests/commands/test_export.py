@@ -51,6 +51,13 @@ def test_the_weights_and_their_card(place: Path, capfd: Any) -> None:
     assert cli.main([*grown, "model.teacher_width=1.0", *FEW[:-1]]) == 0  # another tool's file like any other
 
 
+def test_images_that_were_trained_on_are_told_of(place: Path, capfd: Any) -> None:
+    (run,) = place.glob("runs/*/teacher*")
+    for holdout, told in ((0, False), (8, True)):
+        assert cli.main(["evaluate", str(run), "device=cpu", f"data.holdout={holdout}"]) == 0
+        assert ("warning: data.holdout=8 takes training images" in capfd.readouterr().err) is told
+
+
 def test_the_folder_one_stands_in(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (run,) = place.glob("runs/*/teacher*")
     monkeypatch.chdir(run)
