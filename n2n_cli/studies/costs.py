@@ -10,7 +10,7 @@ from n2n_cli.studies.inference import Summary
 from n2n_cli.studies.runs import Evaluation, Run
 
 TEACHER = "teacher"
-"""The threshold that is the final accuracy of a run's own teacher."""
+"""The threshold that is the accuracy of a run's own teacher, where the run was grown from it."""
 SHARES = (0.9, 0.95, 0.99)
 """The thresholds that are shares of the highest final accuracy of a seed's runs."""
 UNITS = {"step": "steps", "images": "images", "flops": "FLOPs", "time_s": "seconds"}
@@ -49,7 +49,7 @@ def threshold(share: float) -> str:
 
 def described(name: str) -> str:
     """A threshold for people."""
-    return "its teacher's final accuracy" if name == TEACHER else f"{name}% of the highest final accuracy"
+    return "its teacher's accuracy" if name == TEACHER else f"{name}% of the highest final accuracy"
 
 
 def first_at(evaluations: Sequence[Evaluation], accuracy: float) -> Evaluation | None:

@@ -105,7 +105,7 @@ def _starts(students: Sequence[ArmStatistics]) -> list[str]:
         proof = f" (function gap at most {gap(max(gaps))})" if gaps else ""
         start, their = ("starts", "its") if one else ("start", "their")
         texts.append(
-            f"{listed([arm.label for arm in exact])} {start} at exactly {their} teacher's final accuracy,"
+            f"{listed([arm.label for arm in exact])} {start} at exactly {their} teacher's accuracy,"
             f" in every seed{proof}"
         )
     return [
@@ -132,7 +132,7 @@ def _speeds(students: Sequence[ArmStatistics]) -> list[str]:
             later.append(f"{arm.label} after {taken}")
     verb = "has" if len(at_once) == 1 else "have"
     return [
-        f"{listed(at_once)} {verb} the teacher's final accuracy before the first step" if at_once else "",
+        f"{listed(at_once)} {verb} the teacher's accuracy before the first step" if at_once else "",
         f"First evaluated at or above it: {'; '.join(later)}" if later else "",
         f"Never at or above it in the steps given: {listed(never)}" if never else "",
     ]

@@ -36,7 +36,7 @@ class RunStatistics:
 
     @property
     def reached(self) -> Evaluation | None:
-        """The first evaluation at or above the teacher's final accuracy, step 0 included."""
+        """The first evaluation at or above the teacher's accuracy, step 0 included."""
         return None if self.teacher is None else costs.first_at(self.run.evaluations, self.teacher)
 
     def until(self, threshold: str, unit: str) -> tuple[float, bool] | None:
@@ -88,7 +88,7 @@ class ArmStatistics:
 
     @property
     def teacher(self) -> Summary | None:
-        """The final accuracy of this arm's teachers; None for an arm without one."""
+        """The accuracy of this arm's teachers where it was grown from them; None for an arm without one."""
         return summarize(run.teacher for run in self.runs)
 
     def way(self, threshold: str = TEACHER, unit: str = "step") -> Way | None:

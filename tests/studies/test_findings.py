@@ -51,11 +51,11 @@ def test_beyond_the_spread_but_not_settled_says_both(make_study: Study) -> None:
 
 def test_start_and_way(make_study: Study) -> None:
     found = sentences(make_study())
-    start = "Net2Wider and Net2Deeper start at exactly their teacher's final accuracy, in every seed"
+    start = "Net2Wider and Net2Deeper start at exactly their teacher's accuracy, in every seed"
     assert start in found["Start"] and "function gap at most 9.1e-07" in found["Start"]
     assert "Random pad at 31.0" in found["Start"]
     assert (
-        "Net2Wider and Net2Deeper have the teacher's final accuracy before the first step"
+        "Net2Wider and Net2Deeper have the teacher's accuracy before the first step"
         in found["Way to the teacher"]
     )
     assert "Never at or above it in the steps given: Deep random init (0 of 3 seeds)" in found["Way to the teacher"]

@@ -123,7 +123,7 @@ def test_only_a_teacher_and_a_run_of_no_epochs(make_study: Study) -> None:
     study = make_study(("teacher", "wider"), seeds=1)
     rows = (study / "wider-seed0/metrics.jsonl").read_text().splitlines(keepends=True)
     (study / "wider-seed0/metrics.jsonl").write_text(rows[0])
-    assert "exactly its teacher's final accuracy" in read(write(study).report).text
+    assert "exactly its teacher's accuracy" in read(write(study).report).text
     for file in (study / "wider-seed0").iterdir():
         file.unlink()
     assert "No student has finished" in read(write(study).report).text
