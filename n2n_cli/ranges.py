@@ -20,5 +20,6 @@ Pixels = Annotated[int, Rule("a whole number of pixels, 8 or more", lambda v: v 
 Target = Annotated[float, Rule("a number above 0, at most 1", lambda v: 0 < v <= 1)]
 Metric = Literal["top1", "top5"]
 Difficulty = Annotated[float, Rule("a number from 0 to 4", lambda v: 0 <= v <= 4)]
+Magnitude = Annotated[int, Rule("a whole number from 0 to 30", lambda v: 0 <= v <= 30)]
 Device = Literal["auto", "cpu", "cuda"]
 OptimizerState = Literal["fresh", "carry", "equivariant"]

@@ -17,6 +17,7 @@ from n2n_cli.ranges import (
     Device,
     Difficulty,
     Epochs,
+    Magnitude,
     Metric,
     NotNegative,
     Pixels,
@@ -56,7 +57,7 @@ class SomeData:
     val_images: Count | None
     num_classes: Count | None
     augment: Literal["auto", "none", "crop", "imagenet", "randaugment", "trivial"] | None
-    ra_magnitude: Annotated[int, Rule("a whole number from 0 to 30", lambda v: 0 <= v <= 30)] | None
+    ra_magnitude: Magnitude | None
     random_erase: Chance | None
     crop_scale: list[Positive] | None
     crop_ratio: list[Positive] | None
@@ -74,6 +75,11 @@ class Data(SomeData):
     seed: Seed
     train_fraction: Target
     augment: Literal["auto", "none", "crop", "imagenet", "randaugment", "trivial"]
+    ra_magnitude: Magnitude
+    random_erase: Chance
+    crop_scale: list[Positive]
+    crop_ratio: list[Positive]
+    interpolation: Literal["bilinear", "bicubic"]
     holdout: Whole
     cache: Literal["auto", "memory", "packed", "none"]
     decoder: Literal["auto", "torchvision", "torchcodec", "pil"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
+from omegaconf import OmegaConf
 from torchvision.models import VisionTransformer
 
 import n2n_cli
@@ -76,7 +76,7 @@ def one(place: Path, pattern: str) -> Path:
 @pytest.mark.parametrize("study", [s if s in FAST else pytest.param(s, marks=pytest.mark.slow) for s in STUDIES])
 def test_every_study_runs(study: str, capfd: pytest.CaptureFixture[str]) -> None:
     n2n("compare", study, *SMALL.get(study, []))
-    told = yaml.safe_load((conf_dir() / "study" / f"{study}.yaml").read_text())
+    told = OmegaConf.to_container(OmegaConf.load(conf_dir() / "study" / f"{study}.yaml"), resolve=True)
     arms = told.get("study", {}).get("arms", [])
     table = capfd.readouterr().out.split("\n---", 1)[1].split("\n\n")[0]
     rates, at = told.get("lr_scale") or [1], told.get("study", {}).get("teacher_at") or [1]

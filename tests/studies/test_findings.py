@@ -54,10 +54,7 @@ def test_start_and_way(make_study: Study) -> None:
     start = "Net2Wider and Net2Deeper start at exactly their teacher's accuracy, in every seed"
     assert start in found["Start"] and "function gap at most 9.1e-07" in found["Start"]
     assert "Random pad at 31.0" in found["Start"]
-    assert (
-        "Net2Wider and Net2Deeper have the teacher's accuracy before the first step"
-        in found["Way to the teacher"]
-    )
+    assert "Net2Wider and Net2Deeper have the teacher's accuracy before the first step" in found["Way to the teacher"]
     assert "Never at or above it in the steps given: Deep random init (0 of 3 seeds)" in found["Way to the teacher"]
     assert "its teacher had 4,500 before" in found["How far this carries"]
 
