@@ -14,8 +14,11 @@ def parse(words: list[str]) -> tuple[str, list[str]]:
     """The command, a key of `schema.SCHEMAS`, and the words after it; ``n2n train --help`` is the command ``train``.
 
     Raises:
-        N2NError: the line starts with no command; the nearest one is named.
+        N2NError: the line starts with no command, the nearest one is named; or a word is not UTF-8, which neither
+            Hydra nor TensorBoard can write down.
     """
+    if odd := next((word for word in words if not _is_utf8(word)), None):
+        raise N2NError(f"cannot read {odd!r}: expected UTF-8 text")
     word, rest = words[0], words[1:]
     if word.startswith("-") or "=" in word:
         raise N2NError(f"expected a command before '{word}': one of {', '.join(COMMANDS)}")
@@ -41,3 +44,12 @@ def parse(words: list[str]) -> tuple[str, list[str]]:
             raise N2NError("train what? Type: n2n train teacher, or n2n train student")
         raise N2NError(f"train: '{role}' is not teacher or student{suggest(role, ROLES)}")
     return f"train_{role}", rest[1:]
+
+
+def _is_utf8(word: str) -> bool:
+    """Whether a word of the command line was, as Python keeps other bytes as lone surrogates."""
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -90,6 +90,13 @@ def test_help_is_instant_and_imports_nothing_heavy(tmp_path: Path) -> None:
         assert done.returncode == 0, argv
 
 
+@pytest.mark.parametrize("line", ["train teacher out=a\udcff", "inspect \udcff.pt", "data check \udcff", "\udcff"])
+def test_a_word_that_is_not_utf8(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(line.split()) == 2
+    odd = line.split()[-1]
+    assert capsys.readouterr().err == f"n2n: error: cannot read {odd!r}: expected UTF-8 text\n"
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     from n2n_cli import __version__
 
