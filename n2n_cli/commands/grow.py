@@ -34,6 +34,7 @@ TO_WIDER = {
 
 
 def run(cfg: Grow) -> dict[str, Any] | None:
+    """Grows the teacher that ``cfg`` means; see `from_teacher`. Raises N2NError where there is none, or several."""
     teacher = folders.find_teacher(cfg)
     return from_teacher(folders.plan_grown(cfg, cfg.op, cfg.seed, cfg.lr_scale, teacher), cfg)
 
