@@ -66,9 +66,7 @@ def show(cfg: Compare) -> None:
     costs = _costs(cfg, images, waits)
     for line in table(costs):
         print(line)
-    hours, disk = (sum(cost.runs * value for cost, value in zip(costs, values, strict=True)) for values in (
-        [cost.hours for cost in costs], [cost.disk for cost in costs]
-    ))  # fmt: skip
+    hours, disk = sum(cost.runs * cost.hours for cost in costs), sum(cost.runs * cost.disk for cost in costs)
     free = shutil.disk_usage(next(path for path in (study, *study.absolute().parents) if path.exists())).free
     what = machine.described(cfg)
     at_once = f", less with several at once (jobs={cfg.jobs})" if cfg.jobs != 1 and cfg.devices == 1 else ""
@@ -196,8 +194,7 @@ def _step(model: nn.Module, cfg: Compare, images: data.Dataset) -> float:
     layout = torch.channels_last if use_channels_last(options.channels_last) else torch.contiguous_format
     dtype = autocast_dtype(options.precision, device, describe.count_parameters(model))
     net = copy.deepcopy(model).to(device).to(memory_format=layout).train()
-    arguments = cfg.optim.arguments
-    optimizer = build_optimizer(net, lr=1e-6, **arguments)
+    optimizer = build_optimizer(net, lr=1e-6, **cfg.optim.arguments)
     part = max(1, cfg.training.batch_size // cfg.devices // cfg.training.accumulate)
     x = torch.randn(part, 3, images.image_size, images.image_size, device=device).to(memory_format=layout)
     y = torch.zeros(part, dtype=torch.long, device=device)

@@ -25,6 +25,11 @@ from n2n_cli.training.trial import settled
 
 
 def run(cfg: schema.Evaluate) -> None:
+    """Prints the accuracy of ``cfg.checkpoint``, on its run's own data as far as ``cfg.data`` names no other.
+
+    Raises:
+        N2NError: no such checkpoint, or a damaged one; other classes; images that cannot be read.
+    """
     device = pick_device(cfg.device)
     path = checkpoint.resolve(Path(cfg.checkpoint))
     model, state = networks.stored(path, config.functions(cfg))

@@ -27,6 +27,12 @@ READ = {
 
 
 def run(cfg: schema.Export) -> None:
+    """Writes the network of ``cfg.checkpoint`` in ``cfg.format``, and a model card beside it.
+
+    Raises:
+        N2NError: no such checkpoint, or a damaged one; the file is there already, or cannot be written; the network
+            cannot be exported, or computes something else once it is read back.
+    """
     path = checkpoint.resolve(Path(cfg.checkpoint))
     suffix = SUFFIXES[cfg.format]
     whole = Path(os.path.abspath(path))

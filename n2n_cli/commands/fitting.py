@@ -18,6 +18,9 @@ from n2n_cli.errors import N2NError
 from n2n_cli.schema import MACHINE, RunConfig
 from n2n_cli.training.launch import launch
 
+_DAMAGED = (N2NError, OSError, ValueError, KeyError, TypeError, yaml.YAMLError)
+"""What reading a run's files raises where they are no such files: the run says so itself when it is its turn."""
+
 
 def fit_run(planned: PlannedRun, cfg: RunConfig, write: Callable[[], None]) -> dict[str, Any] | None:
     """Trains a run from whatever is in its folder to its end; what its done.json says.
@@ -72,8 +75,8 @@ def check_images(planned: PlannedRun, cfg: RunConfig) -> None:
     try:
         root = yaml.safe_load((planned.folder / "config.yaml").read_text())["data"]["root"]
         info = records.read(planned.folder / "run.json", records.RUN)
-    except (N2NError, OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
-        return  # a damaged run says so itself
+    except _DAMAGED:
+        return
     if os.path.abspath(root) != os.path.abspath(str(cfg.data.root)):
         prepare.check_images(planned.folder, info, dataset.load(cfg.data, pack=False), cfg.accept_images)
 
@@ -83,7 +86,7 @@ def _tell_of_shorter(planned: PlannedRun) -> None:
     if planned.teacher is not None:
         return
     for path in sorted(planned.folder.parent.glob(f"{planned.arm}*-seed{planned.seed}/done.json")):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        with contextlib.suppress(*_DAMAGED):
             config = yaml.safe_load((path.parent / "config.yaml").read_text())
             if {**config, "epochs": None} == {**planned.config, "epochs": None}:
                 print(
@@ -98,7 +101,7 @@ def _tell_of_other_classes(planned: PlannedRun) -> None:
     study = planned.folder.parent
     same = {**planned.config, **dict.fromkeys(MACHINE)}
     for path in sorted(study.parent.glob(f"{study.name.rpartition('-')[0]}-*/{planned.folder.name}/run.json")):
-        with contextlib.suppress(OSError, N2NError, KeyError, TypeError, yaml.YAMLError):
+        with contextlib.suppress(*_DAMAGED):
             config = yaml.safe_load((path.parent / "config.yaml").read_text())
             if path.parent != planned.folder and {**config, **dict.fromkeys(MACHINE)} == same:
                 classes = records.read(path, records.RUN)["lineage"]["classes"]

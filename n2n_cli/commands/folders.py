@@ -178,11 +178,7 @@ def plan_grown(cfg: Student, op: Op, seed: int, lr_scale: float | None, teacher:
     for key, value in dataclasses.asdict(op).items():
         usual = _default_op(key) if key in OPS else default.get(key, value)
         if key not in ("name", "lr_scale") and value != usual:
-            simple = isinstance(value, int | float)
-            if isinstance(value, str):
-                variants.append(value if key == "optimizer" else f"{key}-{value}")
-                continue
-            variants.append(f"{key}{value:g}" if simple else f"{key}-{_hash(value)}" if value else f"{key}-none")
+            variants.append(_variant(key, value))
     scale = op.lr_scale if lr_scale is None else lr_scale
     if scale != default.get("lr_scale", op.lr_scale):
         variants.append(f"lr{scale:g}")
@@ -283,6 +279,15 @@ def _planned(
     config["teacher"] = os.path.abspath(teacher) if teacher else None
     folder = setting(cfg) / "-".join([arm, *variants, f"seed{seed}"])
     return PlannedRun(arm, folder, seed, epochs, config, lr_scale, op, teacher, fresh)
+
+
+def _variant(key: str, value: Any) -> str:
+    """How a setting of an op stands in a folder's name: ``noise0.2``, ``new-fresh``, ``carry``, ``sites-none``."""
+    if isinstance(value, str):
+        return value if key == "optimizer" else f"{key}-{value}"
+    if isinstance(value, int | float):
+        return f"{key}{value:g}"
+    return f"{key}-{_hash(value)}" if value else f"{key}-none"
 
 
 def _epochs(epochs: float, default: float) -> list[str]:

@@ -21,6 +21,7 @@ from n2n_cli.errors import N2NError
 from n2n_cli.models import describe
 from n2n_cli.ops import Compose, Deeper, Distill, FeaturePrediction, Op, ToDeeper, ToWider, Wider
 from n2n_cli.schema import Grow, Model, RunConfig, Student
+from n2n_cli.training.evaluate import main_output
 
 ROWS = 16  # of the table of what grew
 TO_WIDER = {
@@ -33,6 +34,7 @@ TO_WIDER = {
 
 
 def run(cfg: Grow) -> dict[str, Any] | None:
+    """Grows the teacher that ``cfg`` means; see `from_teacher`. Raises N2NError where there is none, or several."""
     teacher = folders.find_teacher(cfg)
     return from_teacher(folders.plan_grown(cfg, cfg.op, cfg.seed, cfg.lr_scale, teacher), cfg)
 
@@ -59,7 +61,7 @@ def write_grown(planned: PlannedRun, cfg: Student) -> None:
             prepare.check_images(planned.teacher, told, images, cfg.accept_images)
     batch = dataset.example(images)
     with torch.no_grad():  # what the teacher keeps of it may be trained with
-        classes = teacher.eval()(batch).shape[1]
+        classes = main_output(teacher.eval()(batch))[0].shape[1]
     if classes != images.num_classes:
         raise N2NError(f"teacher: {planned.teacher} has {classes} classes, {cfg.data.name} has {images.num_classes}")
     moving = travel.of_teacher(planned, cfg, teacher)

@@ -26,6 +26,11 @@ from n2n_cli.training import checkpoint
 
 
 def run(cfg: schema.Inspect) -> None:
+    """Prints what there is to know of a named network or a checkpoint; writes nothing but ``cfg.picture``.
+
+    Raises:
+        N2NError: no such network, checkpoint or folder of the picture; or the op cannot be met.
+    """
     if cfg.picture is not None and not Path(cfg.picture).absolute().parent.is_dir():
         raise N2NError(f"picture: no such folder: {Path(cfg.picture).parent}")
     if Path(cfg.target).exists():

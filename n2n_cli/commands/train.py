@@ -10,10 +10,12 @@ from n2n_cli.schema import RunConfig
 
 
 def teacher(cfg: RunConfig) -> dict[str, Any] | None:
+    """Trains the network of width ``model.teacher_width``; see `from_scratch`."""
     return from_scratch(folders.plan_fresh(cfg, "teacher"), cfg)
 
 
 def student(cfg: RunConfig) -> dict[str, Any] | None:
+    """Trains the network of width ``model.width``; see `from_scratch`."""
     return from_scratch(folders.plan_fresh(cfg, "student"), cfg)
 
 

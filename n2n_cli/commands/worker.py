@@ -174,6 +174,7 @@ def _options(cfg: RunConfig, info: dict[str, Any], stop_after: int | None) -> Fi
 
 
 def main() -> None:
+    """`fit_folder` of what stands on the command line. Raises N2NError."""
     folders = [word for word in sys.argv[1:] if not word.startswith("model=")]
     typed = [word.removeprefix("model=") for word in sys.argv[1:] if word.startswith("model=")]
     if len(folders) != 1:

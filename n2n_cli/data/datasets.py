@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,7 +13,8 @@ from n2n_cli import records
 from n2n_cli.data import packed, shapes
 from n2n_cli.data.counter import generator
 from n2n_cli.data.index import PARTS, digest, layout
-from n2n_cli.data.sources import ArraySource, CachedSource, FolderSource, Source, jpeg_decoder, scan
+from n2n_cli.data.selection import Dataset, Triple, cached, fraction, held_out
+from n2n_cli.data.sources import ArraySource, FolderSource, Source, jpeg_decoder, scan
 from n2n_cli.data.transforms import Augment, Geometry
 from n2n_cli.errors import N2NError, suggest
 from n2n_cli.processes import locked
@@ -26,12 +24,9 @@ AUGMENTS = ("auto", "none", "crop", "imagenet", "randaugment", "trivial")
 INTERPOLATIONS = ("bilinear", "bicubic")
 CACHES = ("auto", "memory", "none")
 DECODERS = ("auto", "torchvision", "torchcodec", "pil")
-CACHE_SHARE = 1 / 16
-"""Of this machine's memory, that `cache=auto` takes in each process: there may be as many as devices or jobs."""
 CIFAR_LIKE_PX = 64
 """Up to this size in pixels images are treated as CIFAR's: no margin for a centre crop; pad, crop, flip in training."""
 
-Triple = tuple[float, float, float]
 LOOKS: Mapping[str, tuple[Triple, Triple]] = {
     "shapes": ((0.5, 0.5, 0.5), (0.2, 0.2, 0.2)),
     "fake": ((0.5, 0.5, 0.5), (0.29, 0.29, 0.29)),
@@ -40,56 +35,6 @@ LOOKS: Mapping[str, tuple[Triple, Triple]] = {
     "packed": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 """Mean and standard deviation of images in [0, 1], by channel."""
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """Training and validation images, and what a program must know of them; ``mean``, ``std`` of [0, 1].
-
-    ``files``: a digest of which image files these are (their paths below the root), None for images from no files.
-    ``passed_over``: which other files lie beside them. ``whole``: how many training images there are, where ``train``
-    is a fraction of them. ``skip``: whether those who read ``train`` pass over what cannot be read, as `TrainLoader`
-    does if asked.
-    """
-
-    name: str
-    train: Source
-    val: Source
-    num_classes: int
-    class_names: list[str]
-    mean: Triple
-    std: Triple
-    image_size: int
-    synthetic: bool
-    files: str | None = None
-    passed_over: str = ""
-    whole: int | None = None
-    skip: bool = False
-
-    def with_classes(self, names: Sequence[str]) -> Dataset:
-        """The same images, labelled in the order of ``names``.
-
-        Raises:
-            N2NError: these are other classes.
-        """
-        if list(names) == self.class_names:
-            return self
-        other = [name for name in self.class_names if name not in names]
-        if other or len(names) != len(self.class_names):
-            near = suggest(other[0], names) if other else ""
-            raise N2NError(
-                f"its classes are {_few(names)}, and the {self.name} data's are {_few(self.class_names)}"
-                + (f": it knows no '{other[0]}'{near}" if other else "")
-            )
-        to = torch.tensor([list(names).index(name) for name in self.class_names])
-        sources = [copy.copy(source) for source in (self.train, self.val)]
-        for source in sources:
-            source.labels = to[source.labels]
-        return replace(self, train=sources[0], val=sources[1], class_names=list(names))
-
-
-def _few(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
 
 
 def load(
@@ -138,8 +83,8 @@ def load(
         holdout: validate on this many training images, drawn by ``seed`` and kept out of training, instead of on the
             validation images: for choices that those must not see.
         cache: of `imagefolder`. "memory": images are decoded once and kept; "none": every time; "auto": kept where
-            they are small, `CACHE_SHARE` of the memory at most. (The commands' "packed" is `packs.kept`, and then
-            `packed`.)
+            they are small, `selection.CACHE_SHARE` of the memory at most. (The commands' "packed" is `packs.kept`, and
+            then `packed`.)
         decoder: of `imagefolder`, see `read_image`: the images are the same.
         val_alone: of `imagefolder`, without a holdout: train/ is not read, and ``train`` holds the validation images.
 
@@ -192,51 +137,7 @@ def load(
         data = _imagefolder(root, size, resize_size, how, kept, seed, parts, decoder)
     if num_classes is not None and num_classes != data.num_classes:
         raise N2NError(f"data {name} has {data.num_classes} classes, not num_classes={num_classes}")
-    return _cached(_fraction(_held_out(data, holdout, seed), train_fraction, seed), cache)
-
-
-def _held_out(data: Dataset, count: int, seed: int) -> Dataset:
-    """``count`` of the training images become the validation images."""
-    if not count:
-        return data
-    if count >= len(data.train):
-        raise N2NError(f"data.holdout={count}, but there are only {len(data.train)} training images")
-    order = torch.randperm(len(data.train), generator=generator(seed, 2))
-    held, rest = order[:count].sort().values, order[count:].sort().values
-    return replace(
-        data,
-        train=data.train.subset(rest, data.train.augment),
-        val=data.train.subset(held, data.train.augment.as_in_evaluation),
-    )
-
-
-def _fraction(data: Dataset, fraction: float, seed: int) -> Dataset:
-    """``fraction`` of the training images: the first of one permutation, so that fractions nest."""
-    whole = len(data.train)
-    if not 0 < fraction <= 1:
-        raise N2NError(f"data.train_fraction must be a number above 0, at most 1, not {fraction!r}")
-    if fraction == 1:
-        return data
-    kept = torch.randperm(whole, generator=generator(seed, 3))[: max(1, round(fraction * whole))].sort().values
-    return replace(data, train=data.train.subset(kept, data.train.augment), whole=whole)
-
-
-def _cached(data: Dataset, cache: str) -> Dataset:
-    """With the files of ``data`` kept in memory, where ``cache`` and their size say so."""
-    files = [source for source in (data.train, data.val) if isinstance(source, FolderSource)]
-    if not files or cache == "none":
-        return data
-    varies = any(source.augment.geometry == "imagenet" for source in files)
-    need, have = sum(map(CachedSource.nbytes, files)), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if cache == "memory" and varies:
-        raise N2NError(
-            "data.cache=memory: the random crop of data.augment takes every image anew from its file; take cache=none"
-        )
-    if cache == "memory" and need > have:
-        raise N2NError(f"data.cache=memory: the images take {need / 1e9:,.1f} GB, this machine has {have / 1e9:,.1f}")
-    if varies or (cache == "auto" and need > CACHE_SHARE * have):
-        return data
-    return replace(data, train=CachedSource(data.train), val=CachedSource(data.val))  # type: ignore[arg-type]
+    return cached(fraction(held_out(data, holdout, seed), train_fraction, seed), cache)
 
 
 def _geometry(name: str, augment: str, image_size: int) -> Geometry:

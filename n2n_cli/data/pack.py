@@ -187,14 +187,19 @@ def _write(path: Path, rows: np.ndarray, names: np.ndarray) -> str:
     return hashlib.sha256(buffer.getbuffer()).hexdigest()
 
 
+def _table(shard: Shard) -> tuple[np.ndarray, np.ndarray]:
+    """The rows and names of a packed shard. Closed at once: there may be more shards than files that can be open."""
+    with np.load(shard.stem.with_suffix(".npz")) as table:
+        return table["rows"], table["names"]
+
+
 def _finish(to: Path, plan: dict[str, Any], shards: list[Shard]) -> dict[str, Any]:
     """One table a part of the tables of its shards, then the manifest."""
     manifest = {**plan, "shards": {}, "index": {}}
     for part in PARTS:
         mine = [shard for shard in shards if shard.part == part]
-        tables = [np.load(shard.stem.with_suffix(".npz")) for shard in mine]
-        rows, names = (np.concatenate([table[key] for table in tables]) for key in ("rows", "names"))
-        manifest["index"][part] = _write(to / f"{part}.npz", rows=rows, names=names)
+        rows, names = zip(*(_table(shard) for shard in mine), strict=True)
+        manifest["index"][part] = _write(to / f"{part}.npz", np.concatenate(rows), np.concatenate(names))
         manifest["shards"][part] = [shard.stem.with_suffix(".bin").stat().st_size for shard in mine]
     records.write(to / "manifest.json", manifest)
     return manifest

@@ -23,6 +23,11 @@ def lacks_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
+def first_line(error: BaseException) -> str:
+    """What an exception says, in one line; its kind if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def kind_of(error: BaseException) -> type[GrowthError]:
     """What to raise where a model's own code raised ``error``."""
     return OutOfMemory if lacks_memory(error) else GrowthError
@@ -40,5 +45,4 @@ def enough_memory() -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not lacks_memory(error):
             raise
-        text = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise OutOfMemory(f"not enough memory to grow this network ({text})") from error
+        raise OutOfMemory(f"not enough memory to grow this network ({first_line(error)})") from error

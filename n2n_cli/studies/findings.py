@@ -68,8 +68,8 @@ def verdict(a: ArmStatistics, b: ArmStatistics, diff: Difference) -> str:
         if a.n != b.n:  # the means would be over other seeds
             return f"{high.label} ends {by} above {low.label} on the one seed that both have"
         return f"{with_final(high)} ends {by} above {with_final(low)}, on one seed"
-    evidence = f"95% interval {interval(diff, 1 if high is a else -1)}; higher in {wins} of {diff.n} seeds"
-    evidence += f"; {wording.significance(diff)}"
+    spread = f"95% interval {interval(diff, 1 if high is a else -1)}; higher in {wins} of {diff.n} seeds"
+    evidence = "; ".join(text for text in (spread, wording.significance(diff)) if text)
     if diff.tie:
         return (
             f"{with_final(a)} and {with_final(b)} tie: the difference of {by} in favour of"

@@ -28,7 +28,7 @@ def interval(diff: Difference, sign: int = 1) -> str:
 
 
 def significance(diff: Difference) -> str:
-    """``p 0.012``, with Holm's correction where there is one."""
+    """``p = 0.012``, with Holm's correction where there is one; empty where no test says anything."""
     p = diff.p if diff.adjusted is None else diff.adjusted
     if p is None:
         return ""

@@ -277,8 +277,12 @@ def _verified(path: Path) -> bytes:
 
 def _steps(folder: Path) -> list[Path]:
     """Step checkpoints, the highest step first; of one step, the one written last first."""
-    found = [(int(m["step"]), p) for p in folder.glob("step_*.pt") if (m := _NAME.fullmatch(p.name))]
-    return [p for _, p in sorted(found, key=lambda f: (f[0], f[1].stat().st_mtime_ns), reverse=True)]
+    found = []
+    for path in folder.glob("step_*.pt"):
+        if name := _NAME.fullmatch(path.name):
+            with contextlib.suppress(FileNotFoundError):  # its run has just removed it
+                found.append((int(name["step"]), path.stat().st_mtime_ns, path))
+    return [path for *_, path in sorted(found, reverse=True)]
 
 
 def _nearby(folder: Path) -> str:

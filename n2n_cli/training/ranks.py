@@ -18,6 +18,8 @@ from n2n_cli.training.launch import report
 
 CPU = torch.device("cpu")
 DEVICES = ("auto", "cpu", "cuda")
+WAIT_S = 300
+"""Seconds that a rank waits for the others before the first step."""
 
 
 @dataclass(frozen=True)
@@ -77,22 +79,6 @@ class Ranks:
                 dist.broadcast(buffer, src=0)
 
 
-def _met(rank: int, world_size: int) -> Any:
-    """The store over which the ranks find each other, once all of them are there. Raises N2NError."""
-    at = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-    wait = timedelta(seconds=WAIT_S)
-    try:
-        store = next(dist.rendezvous("env://", timeout=wait))[0]
-        key = f"n2n/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-        store.set(f"{key}/{rank}", "here")
-        store.wait([f"{key}/{other}" for other in range(world_size)], wait)
-    except (RuntimeError, ValueError) as error:  # torch's DistStoreError, DistNetworkError
-        raise N2NError(
-            f"rank {rank} waited {WAIT_S} s for the other {world_size - 1} of WORLD_SIZE={world_size} at {at}"
-        ) from error
-    return store
-
-
 def pick_device(name: str, local_rank: int = 0) -> torch.device:
     """``auto`` (CUDA when there is one), ``cpu`` or ``cuda``, for process ``local_rank`` of this machine.
 
@@ -108,10 +94,6 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     if local_rank >= torch.cuda.device_count():
         raise N2NError(f"devices: this machine has {torch.cuda.device_count()} GPUs, rank {local_rank} finds none left")
     return torch.device("cuda", local_rank)
-
-
-WAIT_S = 300
-"""Seconds that a rank waits for the others before the first step."""
 
 
 @contextmanager
@@ -155,3 +137,19 @@ def ranks(device: str = "auto", *, alone: bool = False) -> Iterator[Ranks]:
         dist.destroy_process_group()
         raise
     dist.destroy_process_group()
+
+
+def _met(rank: int, world_size: int) -> Any:
+    """The store over which the ranks find each other, once all of them are there. Raises N2NError."""
+    at = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    wait = timedelta(seconds=WAIT_S)
+    try:
+        store = next(dist.rendezvous("env://", timeout=wait))[0]
+        key = f"n2n/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        store.set(f"{key}/{rank}", "here")
+        store.wait([f"{key}/{other}" for other in range(world_size)], wait)
+    except (RuntimeError, ValueError) as error:  # torch's DistStoreError, DistNetworkError
+        raise N2NError(
+            f"rank {rank} waited {WAIT_S} s for the other {world_size - 1} of WORLD_SIZE={world_size} at {at}"
+        ) from error
+    return store

@@ -211,9 +211,8 @@ class Learner:
         self.settle()
         if fp16:
             infinite, lost = self.ranks.any(not loss.isfinite(), self.scaler.get_scale() < LEAST_SCALE)
-            if infinite or lost:
-                value = norm.item() if infinite else math.inf
-                raise self._diverged(self.step + 1, self.lr, loss.item(), value)
+            if infinite or lost:  # of this rank's loss, of another's, or at every scale
+                raise self._diverged(self.step + 1, self.lr, loss.item(), math.inf)
             return
         seen = torch.stack([loss, norm]).to("cpu", non_blocking=True)
         copied = torch.cuda.Event() if seen.is_pinned() else None

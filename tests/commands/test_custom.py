@@ -50,6 +50,14 @@ def scaled(num_classes, width=1.0):
 def few_classes():
     return my_net(5)
 
+class Pair(nn.Sequential):
+    def forward(self, x):
+        logits = super().forward(x)
+        return logits, 2 * logits
+
+def pair(num_classes):
+    return Pair(*my_net(num_classes))
+
 class Stops(nn.Linear):
     def forward(self, x):
         return x.no_such_thing
@@ -149,6 +157,12 @@ def test_a_student_of_another_function_and_of_other_arguments(place: Path) -> No
         read(run.parent / "wider-epochs0-teacher0-seed0")["lineage"]["steps"][-1]["to"]["name"]
         == "my_package.nets:scaled"
     )
+
+
+def test_a_network_with_auxiliary_logits_in_eval_mode_too(place: Path) -> None:
+    for words in (("train", "teacher"), ("grow", "--op", "wider", "--factor", "1.5", "--epochs", "0")):
+        n2n(*words, "model=my_package.nets:pair", "out=pairs")
+    assert len(list(place.glob("pairs/*/wider-*/done.json"))) == 1
 
 
 def test_a_stopped_run_goes_on(place: Path) -> None:

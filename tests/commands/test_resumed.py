@@ -16,7 +16,8 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from tensorboard.plugins.hparams import metadata
 
 from n2n_cli import cli, records
-from n2n_cli.commands import machine
+from n2n_cli.commands import fitting, machine
+from n2n_cli.commands.folders import PlannedRun
 
 TEACHER = ["train", "teacher", "data.train_images=192", "data.val_images=80", "training.log_every=2", "device=cpu",
            "training.default_epochs={teacher:2,student:1}", "training.checkpoint_every_epochs=0.25"]  # fmt: skip
@@ -147,3 +148,17 @@ def test_a_run_begun_sharded_goes_on_without(capfd: Any) -> None:
     assert cli.main([*TEACHER, "devices=2", "launch.shard=true", "max_steps=3"]) == 0
     assert cli.main(["evaluate", str(run_of())]) == 0 and "step 3)" in capfd.readouterr().out
     assert cli.main(TEACHER) == 0 and (run_of() / "done.json").exists()
+
+
+@pytest.mark.parametrize("damage", [b"a: [", b"\xff"])
+def test_a_damaged_run_beside_it_does_not_stop_another(tmp_path: Path, damage: bytes) -> None:
+    planned = PlannedRun("teacher", tmp_path / "net-shapes-1" / "teacher-seed0", 0, 2.0, {"data": {"root": "images"}})
+    other = tmp_path / "net-shapes-2" / "teacher-seed0"
+    shorter = planned.folder.with_name("teacher-epochs1-seed0")
+    for folder in (other, shorter):
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_bytes(damage)
+        for name in ("run.json", "done.json"):
+            (folder / name).write_text("{}")
+    fitting._tell_of_shorter(planned)
+    fitting._tell_of_other_classes(planned)

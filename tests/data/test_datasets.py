@@ -250,7 +250,7 @@ def test_what_is_kept_in_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     assert load("imagefolder", root=folder, image_size=24, augment="imagenet").train.decodes
     with pytest.raises(N2NError, match=r"data.cache=memory: the random crop of data.augment takes every image anew"):
         load("imagefolder", root=folder, image_size=24, augment="imagenet", cache="memory")
-    monkeypatch.setattr("n2n_cli.data.datasets.CACHE_SHARE", 1e-12)
+    monkeypatch.setattr("n2n_cli.data.selection.CACHE_SHARE", 1e-12)
     assert load("imagefolder", root=folder, image_size=24).train.decodes
     assert not load("imagefolder", root=folder, image_size=24, cache="memory").train.decodes
     monkeypatch.setattr("os.sysconf", lambda name: 100)

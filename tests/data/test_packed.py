@@ -2,10 +2,11 @@
 
 import contextlib
 import os
+import resource
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,38 @@ def test_folders_of_the_packed_size_give_the_same_batches(photographs: Path, tmp
             for (ours, a), (theirs, b) in zip(loader.batches(1), wanted, strict=True):
                 assert torch.equal(ours, theirs) and torch.equal(a, b)
             loader.close()
+
+
+@contextlib.contextmanager
+def few_open_files(number: int = 6) -> Iterator[None]:
+    """Inside, so many more files can be open at once."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.open(os.devnull, os.O_RDONLY)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + number, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_there_may_be_more_shards_than_files_that_can_be_open(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Raw ImageNet has 1,250 shards, and many systems let a process open 1,024 files."""
+    monkeypatch.setattr(packing, "IMAGES", {"raw": 1})
+    finish = packing._finish
+
+    def with_few_files(*shards: Any) -> dict[str, Any]:
+        with few_open_files():
+            return finish(*shards)
+
+    monkeypatch.setattr(packing, "_finish", with_few_files)
+    about = pack(photographs, tmp_path / "to", size=36, kind="raw")
+    assert len(about["shards"]["train"]) == 12
+    train = load("packed", root=tmp_path / "to", image_size=32).train
+    with few_open_files():
+        assert [train.image(index).dtype for index in range(12)] == [torch.uint8] * 12
 
 
 def test_jpeg_is_near(photographs: Path, tmp_path: Path) -> None:

@@ -288,6 +288,12 @@ def test_as_wide_as_below_is_no_growth(width):
     assert growth.deepen(net, FEATURES, width=width).student[0][2].out_features == 4
 
 
+def test_half_a_unit_more_is_one_as_in_widen():
+    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3))
+    assert growth.deepen(net, FEATURES, width=1.125).student[0][2].out_features == 5
+    assert growth.widen(net, FEATURES, {"0": 1.125}).student[0].out_features == 5
+
+
 def test_one_bare_layer_is_told_so():
     with pytest.raises(GrowthError, match=r"Linear is one layer: a new one stands behind it in nn.Sequential"):
         growth.deepen(nn.Linear(4, 4), FEATURES, activation=False)

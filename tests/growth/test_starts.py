@@ -377,7 +377,7 @@ def test_one_seed_makes_one_student():
 
 MISTAKES = {
     "new is \\['copy'\\]: expected one of copy": {"new": ["copy"]},
-    "new is 'frsh': expected one of copy, fresh, paired, gradmax; did you mean 'fresh'": {"new": "frsh"},
+    "new is 'frsh': expected one of copy, fresh, paired, gradmax \\(did you mean 'fresh'\\?\\)": {"new": "frsh"},
     "split is 'odd': expected one of equal, unequal": {"split": "odd"},
     "split=unequal is for copies, and new=fresh makes none": {"new": "fresh", "split": "unequal"},
     "noise=0.1 is for copies, and new=paired makes none": {"new": "paired", "noise": 0.1},

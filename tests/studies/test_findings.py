@@ -49,6 +49,13 @@ def test_beyond_the_spread_but_not_settled_says_both(make_study: Study) -> None:
     assert "which 2 seeds do not settle" in found["End"]
 
 
+def test_the_same_difference_at_every_seed_has_no_p(make_study: Study) -> None:
+    """Nothing says how it spreads: the sentence tells the interval and stops there."""
+    finals = {"wider": [0.75, 0.5], "random_init": [0.5, 0.25]}
+    found = sentences(make_study(("teacher", "wider", "random_init"), seeds=2, finals=finals))
+    assert "(95% interval +25.0 to +25.0; higher in 2 of 2 seeds), which 2 seeds do not settle" in found["End"]
+
+
 def test_start_and_way(make_study: Study) -> None:
     found = sentences(make_study())
     start = "Net2Wider and Net2Deeper start at exactly their teacher's accuracy, in every seed"

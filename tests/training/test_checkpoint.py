@@ -28,6 +28,13 @@ def flip(path: Path, at: int) -> None:
     path.write_bytes(data)
 
 
+def test_a_checkpoint_that_its_run_removes_meanwhile(tmp_path: Path) -> None:
+    """As listed and gone: a link to nothing."""
+    (tmp_path / f"step_00000020-{16 * '0'}.pt").symlink_to("removed")
+    path = checkpoint.save(tmp_path, state(10), step=10)
+    assert checkpoint.newest(tmp_path) == (path, [])
+
+
 def test_roundtrip_and_pruning(tmp_path: Path) -> None:
     for step in (0, 5, 10, 15):
         path = checkpoint.save(tmp_path, state(step), step=step)

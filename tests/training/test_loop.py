@@ -417,6 +417,19 @@ def test_nothing_is_updated_by_a_gradient_that_is_not_finite(tmp_path: Path) -> 
     assert run.step == 1 and not run.whole
 
 
+def test_in_fp16_the_loss_of_another_rank_is_told_as_the_gradient(tmp_path: Path) -> None:
+    """A rank with a finite loss of its own may be the first to be heard."""
+
+    class BesideNaN(Ranks):
+        def any(self, *flags: bool) -> list[bool]:
+            return [True, False]
+
+    run = Run(worker.start(tmp_path / "run"), worker.Tiny(), worker.options(precision="fp16"), ranks=BesideNaN(),
+              steps_per_epoch=5, lineage=worker.LINEAGE, config="", mean=worker.MEAN, std=worker.STD)  # fmt: skip
+    with pytest.raises(Diverged, match=r"the gradient of step 1 is inf \(lr "):
+        run.optimizer_step(*next(worker.MemoryLoader(train=True).batches(0)))
+
+
 @pytest.mark.parametrize("log_every", [1, 4, 100])
 def test_a_gpu_that_is_never_waited_for_saves_nothing_that_is_not_finite(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_every: int

@@ -16,8 +16,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 
 from n2n_cli.growth.build.students import Candidate
-from n2n_cli.growth.errors import GrowthError
-from n2n_cli.growth.trace.calls import call, first_line, same_chance
+from n2n_cli.growth.errors import GrowthError, first_line
+from n2n_cli.growth.trace.calls import call, same_chance
 from n2n_cli.growth.trace.copies import deep_copy
 
 Loss = Callable[[nn.Module], Tensor]

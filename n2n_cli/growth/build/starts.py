@@ -20,13 +20,13 @@ units, a channel shuffle) a group's new units are copies, whatever the way.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from n2n_cli.errors import suggest
 from n2n_cli.growth.build.maps import Maps
 from n2n_cli.growth.errors import GrowthError
 from n2n_cli.growth.groups.axes import Group
@@ -69,9 +69,7 @@ def start_of(new: str, split: str, noise: float, seed: int) -> Start:
     """
     for key, value, known in (("new", new, WAYS), ("split", split, SPLITS)):
         if not isinstance(value, str) or value not in known:
-            near = difflib.get_close_matches(str(value), known, 1, 0.5)
-            said = f"; did you mean '{near[0]}'?" if near else ""
-            raise GrowthError(f"{key} is {value!r}: expected one of {', '.join(known)}{said}")
+            raise GrowthError(f"{key} is {value!r}: expected one of {', '.join(known)}{suggest(str(value), known)}")
     if new != "copy" and (split != "equal" or noise):
         key = f"noise={noise:g}" if noise else f"split={split}"
         raise GrowthError(f"{key} is for copies, and new={new} makes none")

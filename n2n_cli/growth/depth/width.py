@@ -11,6 +11,7 @@ from n2n_cli.growth.depth.identity import BatchNorm
 from n2n_cli.growth.errors import GrowthError
 from n2n_cli.growth.groups.infer import infer, trace
 from n2n_cli.growth.groups.reasons import OBVIOUS
+from n2n_cli.growth.sizes.layers import grown_units
 
 
 def free_layers(student: nn.Module, example: Any, layers: Sequence[str], width: float) -> tuple[dict[str, float], str]:
@@ -49,6 +50,6 @@ def free_layers(student: nn.Module, example: Any, layers: Sequence[str], width: 
             held = f"'{made[0]}' {f'is held: {group.fixed}' if group.fixed else f'grows only with {others[0]!r}'}"
         elif isinstance(width, int) and width < group.n:
             raise GrowthError(f"width: {width} units are fewer than the {group.n} of '{made[0]}'")
-        elif (width if isinstance(width, int) else round(width * group.n)) > group.n:
+        elif (width if isinstance(width, int) else grown_units(group, width)) > group.n:
             plan[made[0]] = width
     return plan, held

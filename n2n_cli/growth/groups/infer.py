@@ -187,6 +187,7 @@ def _next_choices(ctx: Context) -> dict[Fork, int]:
     * A later stuck fork of another kind acts on the same units. Then this one waits until the later one has no way
       left. Example: 36 channels are viewed as (3, 12), and the 12 as (3 heads, 4). With the 4 the 12 is fixed as well;
       but the second view may still let its 3 heads grow, and then the first was right.
+    * Forks whose axes hold no units of a parameter move on only where no others do.
 
     Forks are of one kind if they differ only in how often the operation ran in the module (queries, keys, values).
     They do not wait for each other: all of them move on together.

@@ -176,19 +176,16 @@ class Structure:
 
     def examples(self) -> list[Any]:
         """The inputs that the recordings saw: one, unless the model's code depends on the data."""
-        found: dict[int, Any] = {id(recording.example): recording.example for recording in self.recordings}
-        return list(found.values())
+        return list({id(recording.example): recording.example for recording in self.recordings}.values())
 
     def groups(self) -> dict[Group, list[tuple[str, int]]]:
         """Every group of the parameters with the (parameter, dim) it occurs in, in the order of the model."""
-        found: dict[Group, list[tuple[str, int]]] = {}
+        found: dict[Group, dict[tuple[str, int], None]] = {}
         for name, axes in self.axes.items():
             for dim, axis in enumerate(axes):
                 for group, _ in resolve(axis):
-                    places = found.setdefault(group, [])
-                    if (name, dim) not in places:
-                        places.append((name, dim))
-        return found
+                    found.setdefault(group, {})[name, dim] = None
+        return {group: list(places) for group, places in found.items()}
 
     def layers(self, groups: Iterable[Group]) -> list[str]:
         """The layers that hold any of the groups, in the order of the model."""

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from n2n_cli.growth.errors import GrowthError, kind_of
+from n2n_cli.growth.errors import GrowthError, first_line, kind_of
 from n2n_cli.growth.groups.operations import OPERATIONS
-from n2n_cli.growth.trace.calls import call, first_line, in_mode, leaves, module_path, same_chance
+from n2n_cli.growth.trace.calls import call, in_mode, leaves, module_path, same_chance
 from n2n_cli.growth.trace.copies import twin
 from n2n_cli.growth.trace.dispatch import NARROW, InDouble, WithoutChance, WritesWeights, storages
 from n2n_cli.growth.trace.examples import check_model, prepared, that_runs

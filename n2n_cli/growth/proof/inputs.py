@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from n2n_cli.growth.trace.examples import first_samples
 
@@ -29,14 +29,8 @@ def other_inputs(example: Any) -> Iterator[tuple[str, Any]]:
             found = _resized(first_samples(example, 1), factor, of_three)
             if found is not None:
                 yield what, _random(found, generator)
-            if not any(t.ndim == 3 for t in _tensors(example)):
+            if not any(isinstance(leaf, Tensor) and leaf.ndim == 3 for leaf in tree_leaves(example)):
                 break
-
-
-def _tensors(example: Any) -> list[Tensor]:
-    found: list[Tensor] = []
-    tree_map(lambda t: found.append(t) if isinstance(t, Tensor) else None, example)
-    return found
 
 
 def _random(example: Any, generator: torch.Generator) -> Any:

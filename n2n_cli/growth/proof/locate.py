@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from n2n_cli.growth.build.maps import axis_mapper, grown_length
-from n2n_cli.growth.errors import GrowthError
+from n2n_cli.growth.errors import GrowthError, first_line
 from n2n_cli.growth.groups.axes import Axis, Group, resolve
 from n2n_cli.growth.groups.operations import OPERATIONS
 from n2n_cli.growth.groups.structure import Remappings, Structure
-from n2n_cli.growth.trace.calls import first_line
 from n2n_cli.growth.trace.examples import prepared
 from n2n_cli.growth.trace.record import On, Op, Recording, run
 

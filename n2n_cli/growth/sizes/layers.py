@@ -25,7 +25,7 @@ def by_factor(structure: Structure, factor: float) -> Wish:
     factor = plain_number(factor)
     _check_factor(factor, "the factor")
     return Wish(
-        {group: _scaled(group, factor) for group in structure.groups() if not group.fixed}, "factor", coupled=True
+        {group: grown_units(group, factor) for group in structure.groups() if not group.fixed}, "factor", coupled=True
     )
 
 
@@ -73,7 +73,8 @@ def _check_factor(factor: float, what: str) -> None:
         raise GrowthError(f"{what} is {factor!r}: expected a finite number of at least 1 (growth never shrinks)")
 
 
-def _scaled(group: Group, factor: float) -> int:
+def grown_units(group: Group, factor: float) -> int:
+    """``factor`` times the units of a group, rounded half up; never fewer than it has."""
     return max(group.n, floor(group.n * factor + 0.5))
 
 
@@ -103,7 +104,7 @@ def _axis_sizes(layer: str, axis: Axis, amount: float) -> Sizes:
         raise GrowthError(f"layer '{layer}': expected a factor (1.5) or a width (96), got {amount!r}")
     if isinstance(amount, float):
         _check_factor(amount, f"the factor of layer '{layer}'")
-        return {group: _scaled(group, amount) for group, _ in resolve(axis) if not group.fixed}
+        return {group: grown_units(group, amount) for group, _ in resolve(axis) if not group.fixed}
     if amount < total:
         hint = f" (for a factor write {amount}.0)" if 1 <= amount <= 8 else ""
         raise GrowthError(f"layer '{layer}' has {total} channels and cannot shrink to {amount}{hint}")
@@ -113,7 +114,7 @@ def _axis_sizes(layer: str, axis: Axis, amount: float) -> Sizes:
             each[group] = each.get(group, 0) + k
     fixed = total - sum(group.n * k for group, k in each.items())
     factor = (amount - fixed) / (total - fixed)
-    sizes = {group: _scaled(group, factor) for group in each}
+    sizes = {group: grown_units(group, factor) for group in each}
     short = int(amount) - fixed - sum(sizes[group] * k for group, k in each.items())
     if short:
         last, k = list(each.items())[-1]

@@ -108,8 +108,3 @@ def module_path(model: nn.Module) -> Iterator[Callable[[], str]]:
     finally:
         pre.remove()
         post.remove()
-
-
-def first_line(error: BaseException) -> str:
-    """What an exception says, in one line; its kind if it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

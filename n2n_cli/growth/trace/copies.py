@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from n2n_cli.growth.errors import kind_of
+from n2n_cli.growth.errors import first_line, kind_of
 
 
 def named_buffers(model: nn.Module) -> list[tuple[str, Tensor]]:
@@ -92,8 +92,7 @@ def deep_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module
     try:
         return copy.deepcopy(model, memo)
     except (RuntimeError, TypeError, MemoryError) as error:
-        text = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise kind_of(error)(f"{type(model).__name__} cannot be copied: {text}") from error
+        raise kind_of(error)(f"{type(model).__name__} cannot be copied: {first_line(error)}") from error
 
 
 def in_double(model: nn.Module) -> nn.Module:

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from n2n_cli.growth.errors import GrowthError, kind_of
-from n2n_cli.growth.trace.calls import call, first_line, in_mode, leaves, module_path, same_chance
+from n2n_cli.growth.errors import GrowthError, first_line, kind_of
+from n2n_cli.growth.trace.calls import call, in_mode, leaves, module_path, same_chance
 from n2n_cli.growth.trace.copies import slots, twin
 from n2n_cli.growth.trace.dispatch import Known, Recorder, WithoutChance
 from n2n_cli.growth.trace.examples import PROOF_SAMPLES, first_samples, that_runs

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from n2n_cli.growth.errors import first_line
 from n2n_cli.growth.trace.calls import (
     call,
-    first_line,
     in_mode,
     leaves,
     module_path,

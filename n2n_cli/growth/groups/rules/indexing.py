@@ -21,7 +21,7 @@ INDEX, APART = "looked up by index", "positions are told apart"
 def select(ctx: Context, op: Op) -> None:
     """select, unbind: positions are told apart by index."""
     x, dim = op.args[0], op.arg(1, "dim", 0) % op.args[0].ndim
-    fix(ctx.use(x, dim), ctx.reason(op, "looked up by index"))
+    fix(ctx.use(x, dim), ctx.reason(op, INDEX))
     rest = [d for d in range(x.ndim) if d != dim]
     for out in op.outputs:
         ctx.put_one(out, [ctx.axes(x)[d] for d in rest], [ctx.origins(x)[d] for d in rest])
@@ -109,7 +109,7 @@ def reorder(ctx: Context, op: Op, *, dims_at: int = 1, name: str = "dim") -> Non
     """
     x = op.args[0]
     for dim in dims_of(op, dims_at, name):
-        fix(ctx.use(x, dim), ctx.reason(op, "positions are told apart"))
+        fix(ctx.use(x, dim), ctx.reason(op, APART))
     for tensor in op.tensors()[1:]:
         for axis in range(tensor.ndim):
             fix(ctx.use(tensor, axis), ctx.reason(op, "an index"))

@@ -1,4 +1,4 @@
-"""What only moves data: permute, concatenate, cut, view, pad, index.
+"""What only moves data: permute, concatenate, cut, view, pad, repeat (`indexing`: what picks by position).
 
 Nothing is computed here, so nothing divides; what matters is which positions stay together and in which order.
 """
