@@ -133,7 +133,7 @@ def _known(notes: Path | None, paths: set[str]) -> dict[str, File]:
 
 def _noted(notes: Path | None, files: Iterable[File]) -> Iterator[File]:
     """``files``, each written down first."""
-    with open(notes or os.devnull, "ab") as written:
+    with open(notes or os.devnull, "ab", buffering=0) as written:  # a buffer would be written on closing, unguarded
         for file in files:
             with suppress(OSError):  # a full disk: the next check begins anew
                 written.write(json.dumps(astuple(file)).encode() + b"\n")

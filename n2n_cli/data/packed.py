@@ -106,4 +106,4 @@ def _mapped(path: Path, size: int) -> Tensor:
     It keeps no file open, as NumPy's map would: raw ImageNet has 1,250 shards, and a process may open 1,024 files.
     """
     with open(path, "rb") as file:  # by its number: PyTorch takes no name that is not UTF-8
-        return torch.from_file(f"/proc/self/fd/{file.fileno()}", shared=False, size=size, dtype=torch.uint8)
+        return torch.from_file(f"/dev/fd/{file.fileno()}", shared=False, size=size, dtype=torch.uint8)

@@ -97,7 +97,7 @@ def run_rank(main: Callable[[], Any]) -> int:
     if _LAUNCHED in os.environ:
         stop_with_parent()
     code = _outcome(main)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if os.environ.get("WORLD_SIZE", "1") != "1":
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

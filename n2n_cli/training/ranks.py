@@ -106,10 +106,10 @@ def ranks(device: str = "auto", *, alone: bool = False) -> Iterator[Ranks]:
     destroyed at the end (a rank that leaves it to the interpreter's exit aborts now and then).
 
     Raises:
-        N2NError: see `pick_device`; the environment is incomplete, or the other ranks do not come.
+        N2NError: see `pick_device`; the environment is incomplete or no such, or the other ranks do not come.
     """
-    world_size = 1 if alone else int(os.environ.get("WORLD_SIZE", "1"))
-    local_rank = 0 if alone else int(os.environ.get("LOCAL_RANK", "0"))
+    world_size = 1 if alone else _number("WORLD_SIZE", 1)
+    local_rank = 0 if alone else _number("LOCAL_RANK", 0)
     mine = pick_device(device, local_rank)
     if mine.type == "cuda":
         # Needed by deterministic cuBLAS, and read once, when cuBLAS starts.
@@ -121,14 +121,16 @@ def ranks(device: str = "auto", *, alone: bool = False) -> Iterator[Ranks]:
     needed = ("RANK", "MASTER_ADDR", "MASTER_PORT")
     if missing := [name for name in needed if name not in os.environ]:
         raise N2NError(f"WORLD_SIZE={world_size}, but no {' and '.join(missing)}: start the ranks with torchrun")
-    rank = int(os.environ["RANK"])
+    rank = _number("RANK", 0)
+    if rank >= world_size:
+        raise N2NError(f"RANK={rank}, but WORLD_SIZE={world_size}: ranks count from 0; start them with torchrun")
     store = _met(rank, world_size)
     # A restarted group must not read the keys its dead predecessor left in the agent's store.
     store = dist.PrefixStore(f"attempt{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     backend = "cpu:gloo,cuda:nccl" if mine.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
     try:
-        yield Ranks(rank, world_size, local_rank, mine, int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
+        yield Ranks(rank, world_size, local_rank, mine, _number("LOCAL_WORLD_SIZE", world_size))
     except Exception as error:
         # Told before the others lose this rank. The group stays: NCCL's orderly end would wait for them.
         report(error)
@@ -137,6 +139,14 @@ def ranks(device: str = "auto", *, alone: bool = False) -> Iterator[Ranks]:
         dist.destroy_process_group()
         raise
     dist.destroy_process_group()
+
+
+def _number(name: str, default: int) -> int:
+    """A whole number of torchrun's environment. Raises N2NError."""
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal():
+        raise N2NError(f"{name}='{text}': expected a whole number, as torchrun sets it; start the ranks with torchrun")
+    return int(text)
 
 
 def _met(rank: int, world_size: int) -> Any:

@@ -91,3 +91,8 @@ def test_a_file_that_pillow_does_not_read_is_told_of(folder: Path, capfd: pytest
     path.write_bytes(data[:2] + b"\0" + data[2:])  # torchvision's decoder finds the next marker
     look = check.look(str(path))
     assert look.error is None and look.odd == ("header that Pillow does not read",)
+
+
+def test_a_full_disk_costs_only_the_notes() -> None:
+    files = [check.File(f"{number}.jpg", None, (), "", (0, 0)) for number in range(3)]
+    assert list(check._noted(Path("/dev/full"), files)) == files

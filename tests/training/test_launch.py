@@ -163,6 +163,26 @@ def test_a_rank_says_for_whom_it_waited(monkeypatch: pytest.MonkeyPatch) -> None
         assert mine == Ranks()
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "line"),
+    [
+        ("WORLD_SIZE", "two", "WORLD_SIZE='two': expected a whole number, as torchrun sets it"),
+        ("LOCAL_RANK", "-1", "LOCAL_RANK='-1': expected a whole number"),
+        ("RANK", "", "RANK='': expected a whole number"),
+        ("RANK", "2", "RANK=2, but WORLD_SIZE=2: ranks count from 0"),
+        ("WORLD_SIZE", "0", "RANK=1, but WORLD_SIZE=0"),
+    ],
+)
+def test_an_environment_that_is_not_torchruns(
+    name: str, value: str, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for key, told in {**usual, name: value}.items():
+        monkeypatch.setenv(key, told)
+    with pytest.raises(N2NError, match=f"^{line}"), ranks("cpu"):
+        pass
+
+
 def test_a_rank_knows_how_many_are_on_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
