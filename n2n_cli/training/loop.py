@@ -256,12 +256,8 @@ def _saving(run: Run, log: RunLog) -> Iterator[None]:
     """Where an error comes between two steps, the steps done are saved before it goes on its way."""
     try:
         yield
-    except Diverged:
-        raise
     except Exception as error:
-        lost = run.ranks.world_size > 1 and not isinstance(error, N2NError)  # a rank is gone: no more collectives
-        alone = run.options.shard and not isinstance(error, Everywhere)  # a whole state takes all ranks
-        if not run.whole or run.saved == run.step or (lost and run.pending) or alone:
+        if run.saved == run.step or not _can_save(run, error):
             raise
         saved = True
         try:
@@ -273,6 +269,18 @@ def _saving(run: Run, log: RunLog) -> Iterator[None]:
         if not saved or not isinstance(error, N2NError):
             raise
         raise N2NError(f"{error}; saved after step {run.step}, the same command goes on from there") from error
+
+
+def _can_save(run: Run, error: Exception) -> bool:
+    """Whether after this error there is still the state of a whole step, and a way to write it."""
+    if isinstance(error, Diverged) or not run.whole:
+        return False
+    if isinstance(error, Everywhere):  # every rank has heard of it, and comes here
+        return True
+    if run.options.shard:  # the whole state takes all ranks
+        return False
+    # Of any other error a rank may be gone, and what is pending would wait for it.
+    return run.ranks.world_size == 1 or isinstance(error, N2NError) or not run.pending
 
 
 def _with_errors(batches: Iterator[Batch]) -> Iterator[Batch | Exception]:
