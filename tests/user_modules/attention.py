@@ -250,7 +250,7 @@ class ScaleLiteral(nn.Module):
         return self.out(x + self.fc2(torch.relu(self.fc1(x))))
 
 
-@case(image, grows="stem tail theta@1", fixed={"g": "view at", "theta": "a sum over two activations"}, factors=(1.5, 2.0))
+@case(image, grows="stem tail theta@1", fixed={"g": "view at", "theta": "two activations"}, factors=(1.5, 2.0))
 class NonLocalOneWidth(nn.Module):
     """One number for what may grow and for what is summed over: that one is held, and the channels grow."""
 
