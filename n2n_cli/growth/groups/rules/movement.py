@@ -372,7 +372,7 @@ def divide(ctx: Context, op: Op, fork: Fork, axis: Axis, sizes: list[int], dims:
         at = grows[0] if grows else at
     grown: Axis = [(Group(sizes[at]), 1)]
     unify(axis, scaled(grown, prod(sizes[at + 1 :])) * prod(sizes[:at]))
-    ways = max(len(candidates), ctx.forks[fork][1] if fork in ctx.forks else 1)  # what the first mode chose is whole in the second
+    ways = max(len(candidates), ctx.forks[fork][1] if fork in ctx.forks else 1)  # the second mode meets whole units
     reason = ctx.reason(op, "another factor of this view grows", fork=fork if ways > 1 else None)
     ctx.forks[fork] = (grown, 1 if ctx.student is not None else ways)
     return [grown if i == at else constant(n, reason) for i, n in enumerate(sizes)]
