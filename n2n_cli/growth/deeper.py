@@ -134,9 +134,9 @@ def deepen(
         student, change = _with_new_layers(model, places, seed)
         recipe = {"op": "deeper", "insert": places, **({"seed": seed} if new == "zero" else {})}
 
+    runs_as_it_is(student, proof[0])
     check_reached(student, change.blocks, proof[0])
     gap = _proved(model, student, change, proof)
-    runs_as_it_is(student, proof[0])
     never_vary = identify(student, change.layers, change.sources, batches)
     _check_in_its_own_precision(model, student, proof[0], gap)
 

@@ -103,6 +103,26 @@ def test_deeper_refuses_where_code_reads_a_layers_weights():
         growth.deepen(nn.TransformerEncoderLayer(16, 4, 32, batch_first=True), torch.randn(2, 5, 16))
 
 
+def test_a_deeper_network_that_does_not_run_is_not_taken_for_its_teacher():
+    """RepVGG: in eval mode its code reads what its layers hold."""
+
+    class Fused(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            if self.training:
+                return self.norm(self.conv(x))
+            scale = self.norm.weight * (self.norm.running_var + self.norm.eps).rsqrt()
+            bias = self.norm.bias - self.norm.running_mean * scale
+            return nn.functional.conv2d(x, self.conv.weight * scale.view(-1, 1, 1, 1), bias)
+
+    net = nn.Sequential(Fused(), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))
+    with pytest.raises(GrowthError, match=r"^the deeper Sequential does not run: in 0: .* read a layer's weights"):
+        growth.deepen(net, torch.randn(4, 3, 4, 4), activation=False)
+
+
 def test_deeper_leaves_the_random_state_alone():
     model, x = mlp(), torch.randn(4, 10).double()
     before = torch.get_rng_state()

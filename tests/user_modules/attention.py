@@ -248,3 +248,43 @@ class ScaleLiteral(nn.Module):
         q, k, v = (f(x).unflatten(2, (self.heads, -1)).transpose(1, 2) for f in (self.q, self.k, self.v))
         x = x + ((q @ k.transpose(2, 3)) * 4**-0.5).softmax(-1).matmul(v).transpose(1, 2).flatten(2)
         return self.out(x + self.fc2(torch.relu(self.fc1(x))))
+
+
+@case(image, grows="stem tail theta@1", fixed={"g": "view at", "theta": "two activations"}, factors=(1.5, 2.0))
+class NonLocalOneWidth(nn.Module):
+    """One number for what may grow and for what is summed over: that one is held, and the channels grow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = 4
+        self.stem, self.tail, self.fc = nn.Conv2d(3, 8, 3, 1, 1), nn.Conv2d(8, 10, 3), nn.Linear(10, 5)
+        self.theta, self.phi, self.g = nn.Conv2d(8, 4, 1), nn.Conv2d(8, 4, 1), nn.Conv2d(8, 4, 1)
+        self.w = nn.Conv2d(4, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        n, _, h, w = x.shape
+        g, q, k = (f(x).view(n, self.inner, -1) for f in (self.g, self.theta, self.phi))
+        y = torch.matmul(q.transpose(1, 2) @ k / (h * w), g.transpose(1, 2))
+        return self.fc(pooled(torch.relu(self.tail(x + self.w(y.transpose(1, 2).reshape(n, self.inner, h, w))))))
+
+
+@case(image, grows="stem inner qkv tail", factors=(1.5, 2.0))
+class PatchPositionsApart(nn.Module):
+    """Channels merged with the batch to cut images into patches (MobileViT); attention at each position of a patch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.inner, self.tail = nn.Conv2d(3, 6, 3, 1, 1), nn.Conv2d(6, 8, 1), nn.Conv2d(8, 10, 1)
+        self.qkv, self.proj, self.fc = nn.Linear(8, 24), nn.Linear(8, 8), nn.Linear(10, 5)
+        self.heads = 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inner(torch.relu(self.stem(x)))
+        n, c, h, w = x.shape
+        x = x.reshape(n * c * h // 2, 2, w // 2, 2).transpose(1, 2).reshape(n, c, h * w // 4, 4).transpose(1, 3)
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(2, 3) for t in self.qkv(x).chunk(3, -1))
+        y = (q @ k.transpose(-2, -1) * 0.5).softmax(-1) @ v
+        x = (x + self.proj(y.transpose(2, 3).flatten(3))).transpose(1, 3)
+        x = x.reshape(n * c * h // 2, w // 2, 2, 2).transpose(1, 2).reshape(n, c, h, w)
+        return self.fc(pooled(torch.relu(self.tail(x))))

@@ -164,3 +164,17 @@ class CustomParametrization(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(torch.relu(self.up(torch.relu(self.sym(torch.relu(self.inp(x)))))))
+
+
+@case(image, grows="first", factors=(1.5, 2.0))
+class StatisticsAsParameters(nn.Module):
+    """Running statistics among the parameters, written in every pass (meta-learning): the teacher keeps its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Parameter(torch.randn(8, 3, 3, 3)), nn.Linear(8, 4)
+        self.norm = nn.ParameterList([torch.zeros(8), torch.ones(8)]).requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.batch_norm(F.conv2d(x, self.first), self.norm[0], self.norm[1], training=True)
+        return self.second(pooled(torch.relu(x)))

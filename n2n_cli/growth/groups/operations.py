@@ -85,7 +85,7 @@ UNKNOWN = Operation(elementwise.unknown)
 _SAME = Operation(elementwise.same, linear=True)
 _CONVOLUTION = Operation(contractions.convolution, linear=_one_group, weight=1, bias=2)
 _TRANSPOSED = replace(_CONVOLUTION, rule=partial(contractions.convolution, transposed=True), transposed=True)
-_BATCH_NORM = Operation(reductions.batch_norm, norm=True, weight=1, bias=2)
+_BATCH_NORM = Operation(reductions.batch_norm, norm=True, weight=1, bias=2, writes=(3, 4))
 _DROPOUT = replace(_SAME, zero="first", without_chance=_first, parts_copies=True)
 _ALPHA_DROPOUT = Operation(elementwise.same, without_chance=_first, parts_copies=True)
 _FACTORY = Operation(elementwise.factory, linear=True)
@@ -104,6 +104,7 @@ ROWS: dict[str, Operation] = {
     **_rows("_grouped_mm", Operation(contractions.grouped_matmul, linear=True, zero="any")),
     **_rows("addmm addmm_", Operation(contractions.add_matmul, linear=True, zero="all", terms=(0, 2))),
     **_rows("baddbmm baddbmm_", Operation(contractions.add_matmul, linear=True)),
+    **_rows("bilinear", Operation(contractions.bilinear)),
     **_rows("embedding", Operation(contractions.embedding, linear=True)),
     **_rows("embedding_bag", Operation(contractions.embedding_bag)),
     **_rows("scaled_dot_product_attention", Operation(contractions.attention, linear=True, without_chance=_attention)),

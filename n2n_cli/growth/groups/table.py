@@ -35,6 +35,7 @@ class Operation:
     constant that is only being set up).
     ``without_chance``: what stands for it where nothing may be drawn, called with (func, args, kwargs);
     ``parts_copies``: what it draws differs from unit to unit. ``on_meta``: a cheaper way to the shape of its result.
+    ``writes``: the arguments that it writes although its schema does not say so (running statistics).
     """
 
     rule: Rule
@@ -57,6 +58,7 @@ class Operation:
     without_chance: Callable[..., Any] | None = None
     parts_copies: bool = False
     on_meta: Callable[..., Any] | None = None
+    writes: tuple[int, ...] = ()
 
     def check(self, name: str) -> None:
         """Whether every field holds what is expected of it.
@@ -130,3 +132,7 @@ class Table:
     def without_chance(self, func: Any) -> Callable[..., Any] | None:
         row = self.rows.get(row_name(func))
         return row.without_chance if row else None
+
+    def writes(self, func: Any) -> tuple[int, ...]:
+        row = self.rows.get(row_name(func))
+        return row.writes if row else ()

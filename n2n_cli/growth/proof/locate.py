@@ -32,13 +32,17 @@ ROUGH = 1e-2  # in other precisions
 
 @dataclass
 class Fault:
-    """Where the student goes astray: in which recording, at which operation, and which groups grow there."""
+    """Where the student goes astray: in which recording, at which operation, and which groups grow there.
+
+    ``guessed``: none grows there, and these are those of an operation before it.
+    """
 
     recording: int
     at: int
     op: Op
     groups: list[Group]
     text: str
+    guessed: bool = False
 
     @property
     def depth(self) -> tuple[int, int]:
@@ -229,7 +233,7 @@ class _Comparison:
         here = [op for op in self.steps[: self.at + 1] if op is not None]
         for op in reversed(here):
             if groups := self._meeting(op, entering=True) or self._meeting(op):
-                return Fault(self.number, self.at, here[-1], groups, text)
+                return Fault(self.number, self.at, here[-1], groups, text, guessed=op is not here[-1])
         return Fault(self.number, self.at, here[-1], [], text)
 
     def _meeting(self, op: Op, *, entering: bool = False) -> list[Group]:

@@ -73,7 +73,7 @@ def build_until_proved(
                 with suppress(GrowthError):  # a plan that cannot be coupled falls through to the refusal below
                     sizes = solve(structure, plan, coupled=True).apply_holds(structure).sizes
                     continue
-            if fault is not None and not fault.groups and isinstance(plan, float | int):
+            if fault is not None and (fault.guessed or not fault.groups) and isinstance(plan, float | int):
                 fault.groups = _read_as_numbers(model, structure, fault, sizes, build)
                 fault.text = f"reads how many these are as a number: {fault.text}"
             if fault is None or not fault.groups or not isinstance(plan, float | int):
@@ -100,7 +100,8 @@ def check_shapes(candidate: Candidate) -> None:
 
 def _read_as_numbers(model: nn.Module, structure: Structure, fault: Fault, sizes: Sizes, build: Build) -> list[Group]:
     """The groups whose size an operation took as a number (``head(x) / x.shape[-1]``), where none grows on its tensors:
-    the nearest before it without which the student comes further; all of them where no single one will do."""
+    the nearest before it without which the student comes further; where no single one will do, those that were guessed,
+    or else all of them."""
     ops, labels = structure.recordings[fault.recording].ops, structure.labels[fault.recording]
     at = next((i for i, op in enumerate(ops) if op is fault.op), len(ops) - 1)
     met = [
@@ -120,7 +121,7 @@ def _read_as_numbers(model: nn.Module, structure: Structure, fault: Fault, sizes
             found = find(structure, candidate.remappings, student_of(teacher, candidate), teacher)
             if found is None or found.depth > fault.depth:
                 return [group]
-    return near
+    return fault.groups or near
 
 
 def _leave_alone_what_need_not_follow(model: nn.Module, candidate: Candidate) -> None:

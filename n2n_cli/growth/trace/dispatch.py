@@ -32,6 +32,9 @@ class Known(Protocol):
     def without_chance(self, func: Any) -> Callable[..., Any] | None:
         """What stands for it where nothing may be drawn: called with ``(func, args, kwargs)``."""
 
+    def writes(self, func: Any) -> tuple[int, ...]:
+        """The arguments that it writes although its schema does not say so."""
+
 
 class ReadsTheOriginal(GrowthError):
     """A copy of a network computes with the weights of the network that it was copied from."""
@@ -101,10 +104,10 @@ def storages(tensors: Iterable[Tensor]) -> set[int]:
     return {tensor.untyped_storage().data_ptr() for tensor in tensors if not tensor.is_meta and tensor.numel()}
 
 
-def _guard(func: Any, args: tuple[Any, ...], guarded: set[int]) -> None:
-    if guarded and isinstance(func, torch._ops.OpOverload) and func._schema.is_mutable:
-        for argument, value in zip(func._schema.arguments, args, strict=False):
-            written = argument.alias_info is not None and argument.alias_info.is_write
+def _guard(func: Any, args: tuple[Any, ...], guarded: set[int], silently: tuple[int, ...] = ()) -> None:
+    if guarded and isinstance(func, torch._ops.OpOverload) and (silently or func._schema.is_mutable):
+        for at, (argument, value) in enumerate(zip(func._schema.arguments, args, strict=False)):
+            written = at in silently or (argument.alias_info is not None and argument.alias_info.is_write)
             if written and isinstance(value, Tensor) and storages([value]) & guarded:
                 raise WritesWeights
 
@@ -125,7 +128,7 @@ class WithoutChance(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
-        _guard(func, args, self.guarded)
+        _guard(func, args, self.guarded, self.known.writes(func))
         instead = self.known.without_chance(func)
         return func(*args, **kwargs) if instead is None else instead(func, args, kwargs)
 

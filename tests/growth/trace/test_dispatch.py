@@ -24,6 +24,9 @@ class Table:
     def without_chance(self, func):
         return self.chance.get(func.overloadpacket.__name__)
 
+    def writes(self, func):
+        return OPERATIONS.writes(func)
+
 
 def recorded(table, call):
     seen = []
@@ -91,6 +94,8 @@ WRITES = [
     lambda weight, other: weight.copy_(other),
     lambda weight, other: weight[1].add_(1),
     lambda weight, other: weight.t().copy_(other.t()),
+    lambda weight, other: F.batch_norm(other, weight[0], torch.ones(3), training=True),
+    lambda weight, other: F.instance_norm(other[None], torch.zeros(4), weight[:, 0], use_input_stats=True),
 ]
 
 

@@ -33,6 +33,17 @@ def linear(ctx: Context, op: Op) -> None:
     ctx.put(op, [*ctx.axes(x)[:-1], ctx.use(weight, 0)])
 
 
+def bilinear(ctx: Context, op: Op) -> None:
+    """Weight [out, in of the first, in of the second], bias [out]."""
+    x, y, weight, bias = op.args[0], op.args[1], op.args[2], op.arg(3, "bias")
+    for dim, read in ((1, x), (2, y)):
+        contract(ctx, op, (read, read.ndim - 1), (weight, dim))
+    if bias is not None:
+        unify(ctx.use(weight, 0), ctx.use(bias, 0))
+    lead = [meet(ctx, op, [(x, d), (y, d)], x.shape[d]) for d in range(x.ndim - 1)]
+    ctx.put(op, [*lead, ctx.use(weight, 0)])
+
+
 def matmul(ctx: Context, op: Op) -> None:
     """mm, bmm, mv, dot; matmul on vectors, matrices and stacks of matrices."""
     x, y = op.args[:2]

@@ -255,8 +255,9 @@ def _resampled(ctx: Context, op: Op, channels: Axis) -> None:
 def view(ctx: Context, op: Op) -> None:
     """Row-major regrouping. Where an open axis is divided, one factor takes the remapping.
 
-    Which one is decided late: the last factor first; if it turns out fixed, inference comes back with another choice
-    (channels -> (heads, d): if d is summed over with another activation, the heads grow).
+    The one that holds whole units, if there is one: channels of four positions each -> (channels, 4). Else it is
+    decided late: the last factor first; if it turns out fixed, inference comes back with another choice (channels ->
+    (heads, d): if d is summed over with another activation, the heads grow).
     """
     x, out = op.args[0], op.outputs[0]
     axes: list[Axis] = []
@@ -350,6 +351,7 @@ def merge(ctx: Context, op: Op, axes: list[Axis], sizes: list[int]) -> Axis:
 def divide(ctx: Context, op: Op, fork: Fork, axis: Axis, sizes: list[int], dims: list[int]) -> list[Axis]:
     """One axis as several, row-major; one of the new axes takes the remapping (none if the choice is NO_FACTOR)."""
     candidates = [i for i in reversed(range(len(sizes))) if sizes[i] > 1]
+    candidates = [i for i in candidates if _whole_units(axis, sizes, i)] or candidates
     if not is_open(axis) or not candidates:
         if candidates:
             reason = next(group.fixed for group, _ in resolve(axis) if group.fixed)
@@ -370,6 +372,22 @@ def divide(ctx: Context, op: Op, fork: Fork, axis: Axis, sizes: list[int], dims:
         at = grows[0] if grows else at
     grown: Axis = [(Group(sizes[at]), 1)]
     unify(axis, scaled(grown, prod(sizes[at + 1 :])) * prod(sizes[:at]))
-    reason = ctx.reason(op, "another factor of this view grows", fork=fork if len(candidates) > 1 else None)
-    ctx.forks[fork] = (grown, 1 if ctx.student is not None else len(candidates))
+    ways = max(len(candidates), ctx.forks[fork][1] if fork in ctx.forks else 1)  # the second mode meets whole units
+    reason = ctx.reason(op, "another factor of this view grows", fork=fork if ways > 1 else None)
+    ctx.forks[fork] = (grown, 1 if ctx.student is not None else ways)
     return [grown if i == at else constant(n, reason) for i, n in enumerate(sizes)]
+
+
+def _whole_units(axis: Axis, sizes: list[int], at: int) -> bool:
+    """Whether the axis, divided into factors of ``sizes``, has whole units along the factor ``at``: none is cut by the
+    factors behind it, and those before it repeat them all.
+
+    >>> channels = [(Group(12), 4)]
+    >>> _whole_units(channels, [12, 4], 0), _whole_units(channels, [12, 4], 1)
+    (True, False)
+    >>> _whole_units(channels * 2, [2, 12, 4], 1)
+    True
+    """
+    spans, before, behind = resolve(axis), prod(sizes[:at]), prod(sizes[at + 1 :])
+    repeated = spans == spans[: len(spans) // before] * before
+    return repeated and all(k % behind == 0 and k < sizes[at] * behind for _, k in spans)

@@ -26,6 +26,7 @@ def grouped(groups, call=F.conv2d):
 CASES = {
     "linear": (F.linear, [(2, 3), P(4, 3), P(4)], "a2 b3, c4 /b3, c4 -> a2 c4"),
     "linear of one unit": (F.linear, [(2, 3), P(3)], "a2 b3, /b3 -> a2"),
+    "bilinear": (F.bilinear, [(2, 3), (2, 4), P(5, 3, 4), P(5)], "a2 b3, a2 c4, d5 /b3 /c4, d5 -> a2 d5"),
     "linear by an activation": (F.linear, [(2, 3), (4, 3)], "a2 !3, b4 !3 -> a2 b4", TWO),
     "matrix product": (torch.matmul, [(2, 3), P(3, 4)], "a2 b3, /b3 c4 -> a2 c4"),
     "from the left": (torch.matmul, [P(2, 3), (3, 4)], "a2 /b3, b3 c4 -> a2 c4"),

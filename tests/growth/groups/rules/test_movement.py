@@ -77,6 +77,14 @@ CASES = {
     "flatten of single pixels": (lambda x: x.flatten(1), [(2, 3, 1, 1)], "a2 b3 !1 !1 -> a2 b3", MERGED),
     "rows of a batch": (lambda x: x.view(-1, 4), [(2, 3, 4)], "a2 !3 b4 -> a2*3 b4", MERGED),
     "divide": (lambda x: x.view(2, 3, 4), [(2, 12)], "a2 b4+b4+b4 -> a2 !3 b4", FACTOR),
+    "divide into whole units": (lambda x: x.view(2, 6, 4), [(2, 3, 8)], "a2 b3 !8 -> a2 b3*2 !4", MERGED, FACTOR),
+    "patches, their positions apart": (
+        lambda x: F.unfold(x, 2, stride=2).view(2, 3, 4, 9),
+        [(2, 3, 6, 6)],
+        "a2 b3 !6 !6 -> a2 b3 !4 !9",
+        SPATIAL,
+        FACTOR,
+    ),
     "a weight as a matrix": (
         lambda x, w: F.linear(x, w.view(6, -1)),
         [(5, 4), P(6, 2, 2)],
@@ -84,9 +92,9 @@ CASES = {
         MERGED,
     ),
     "boundaries that do not meet": (
-        lambda x: x.view(2, 6, 4),
+        lambda x: x.view(2, 4, 6),
         [(2, 3, 8)],
-        "a2 !3 !8 -> a2 !6 !4",
+        "a2 !3 !8 -> a2 !4 !6",
         "two boundaries cut through one unit",
         MERGED,
         FACTOR,
