@@ -208,12 +208,12 @@ def rates(growth: Growth, before: Rates | None = None) -> Rates:
     """``(r_out, r_in)`` of every parameter of ``growth.student`` that grew; ``before``: those its teacher had already.
 
     Raises:
-        GrowthError: units of the student are no copies of its teacher's.
+        GrowthError: units of the student are no copies of its teacher's, or ``x.max(dim)`` runs over copies.
     """
     if not growth.exact_optimizer or not all(map(_plain, growth.maps.values())):
         raise GrowthError(
-            "equivariant: some units of the student are no copies of its teacher's: use `carry`, or start with "
-            "fresh state"
+            "equivariant: some units of the student are no copies of its teacher's, or `max` gives only one copy "
+            "their gradient: use `carry`, or start with fresh state"
         )
     return _rates(growth, before or {})
 

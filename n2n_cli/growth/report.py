@@ -11,7 +11,7 @@ from torch import nn
 
 from n2n_cli.growth.build.maps import AxisMap
 from n2n_cli.growth.build.starts import Start
-from n2n_cli.growth.build.students import Candidate
+from n2n_cli.growth.build.students import Candidate, picked
 from n2n_cli.growth.errors import GrowthError
 from n2n_cli.growth.groups.axes import Group, resolve
 from n2n_cli.growth.groups.reasons import OBVIOUS, Reason
@@ -50,7 +50,8 @@ class Growth:
     ``warnings`` say where the student will not train as one might expect.
     ``maps[name]`` tells for every axis of a parameter or buffer which teacher positions its positions copy (None: the
     axis did not grow); ``consumed`` the (name, axis) whose entries were divided by the number of copies; ``renamed``
-    the teacher's tensors that have another name in the student; ``exact_optimizer`` whether every unit is a plain copy.
+    the teacher's tensors that have another name in the student; ``exact_optimizer`` whether every unit is a plain copy,
+    and equal copies get equal gradients.
     """
 
     student: nn.Module
@@ -185,9 +186,9 @@ def _few(names: list[str]) -> str:
 def copies_that_never_part(structure: Structure, grown: Iterable[Group]) -> list[str]:
     """A warning, if copies without noise get equal gradients for ever: those of groups that no dropout reaches.
 
-    Dropout parts copies, as it drops each of them at other times (paper section 2.3).
+    Dropout parts copies, as it drops each of them at other times (paper section 2.3); so does ``x.max(dim)``.
     """
-    parted: set[Group] = set()
+    parted = picked(structure)
     for recording, labels in zip(structure.recordings, structure.labels, strict=True):
         for op in recording.ops if recording.training else []:
             row = structure.table.of(op)

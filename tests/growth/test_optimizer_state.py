@@ -177,6 +177,37 @@ def test_examples() -> None:
     assert tried and not failed
 
 
+class Largest(nn.Module):
+    """The largest of four units, with its place (`max`) or without (`amax`)."""
+
+    def __init__(self, place: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.place = nn.Linear(3, 4), nn.Linear(5, 2), place
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.a(x)
+        return self.b(x.max(-1).values if self.place else x.amax(-1))
+
+
+def test_the_largest_of_copies() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(6, 5, 3, dtype=torch.float64)
+    for place in (False, True):
+        teacher = Largest(place).double()
+        grown = growth.widen(teacher, x, 2.0)
+        assert any("never part" in warning for warning in grown.warnings) is not place
+        old, new = (torch.optim.SGD(m.parameters(), 0.1) for m in (teacher, grown.student))
+        if place:  # its gradient goes to one of the copies
+            with pytest.raises(growth.GrowthError, match="or `max` gives only one copy"):
+                growth.equivariant(old, teacher, new, grown)
+            continue
+        growth.equivariant(old, teacher, new, grown)
+        for model, optimizer in ((teacher, old), (grown.student, new)):
+            model(x).square().sum().backward()
+            optimizer.step()
+        assert growth.function_gap(teacher, grown.student, x, training=True) < 1e-12
+
+
 def test_refusals() -> None:
     teacher = network("linear")
     x, _ = batch(torch.Generator())

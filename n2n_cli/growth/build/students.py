@@ -14,8 +14,9 @@ from n2n_cli.growth.build.initialize import initialize
 from n2n_cli.growth.build.maps import Maps, all_maps
 from n2n_cli.growth.build.starts import RandomEntries
 from n2n_cli.growth.build.weights import grown_weights, multipliers
-from n2n_cli.growth.groups.axes import Group
+from n2n_cli.growth.groups.axes import Group, resolve
 from n2n_cli.growth.groups.reasons import Reason
+from n2n_cli.growth.groups.rules.reductions import dims_of
 from n2n_cli.growth.groups.structure import Attributes, Remappings, Sizes, Structure
 from n2n_cli.growth.trace.copies import deep_copy, first_names, named_tensors, plain_tensors
 
@@ -46,9 +47,20 @@ class Candidate:
 
     @property
     def exact_optimizer(self) -> bool:
-        """Whether every unit is a copy that holds what the teacher's does, and nothing else was multiplied."""
-        special = multipliers(self.structure, self.remappings)
+        """Whether every unit is a copy that holds what the teacher's does, all copies get gradients, and nothing else
+        was multiplied."""
+        special = multipliers(self.structure, self.remappings) or picked(self.structure) & self.remappings.keys()
         return not special and all(axis is None or axis.exact for axes in self.maps.values() for axis in axes)
+
+
+def picked(structure: Structure) -> set[Group]:
+    """Groups of which ``x.max(dim)`` takes one unit: of equal copies the first alone gets its gradient."""
+    found: set[Group] = set()
+    for recording, labels in zip(structure.recordings, structure.labels, strict=True):
+        for op in recording.ops:
+            if len(op.outputs) > 1 and structure.table.of(op).picks:
+                found |= {group for dim in dims_of(op) for group, _ in resolve(labels[id(op.args[0])][dim])}
+    return found
 
 
 def build(

@@ -124,8 +124,8 @@ ROWS: dict[str, Operation] = {
     **_rows("nansum prod logsumexp any all", Operation(reductions.sum_over)),
     **_rows("var std var_mean std_mean", Operation(reductions.variance)),
     **_rows("linalg_vector_norm norm", Operation(partial(reductions.sum_over, dims_at=2))),
-    **_rows("amax max", Operation(reductions.extremum, largest=True)),
-    **_rows("amin min", Operation(reductions.extremum)),
+    **_rows("amax max", Operation(reductions.extremum, largest=True, picks=True)),
+    **_rows("amin min", Operation(reductions.extremum, picks=True)),
     **{
         name.format(n): Operation(partial(reductions.pool, spatial=n), linear=linear, zero="first" if zero else None)
         for n in (1, 2, 3)

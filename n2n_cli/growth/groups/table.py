@@ -35,6 +35,7 @@ class Operation:
     constant that is only being set up).
     ``without_chance``: what stands for it where nothing may be drawn, called with (func, args, kwargs);
     ``parts_copies``: what it draws differs from unit to unit. ``on_meta``: a cheaper way to the shape of its result.
+    ``picks``: of equal values it takes one, which alone gets the gradient, where it also tells its place.
     ``writes``: the arguments that it writes although its schema does not say so (running statistics).
     """
 
@@ -58,6 +59,7 @@ class Operation:
     without_chance: Callable[..., Any] | None = None
     parts_copies: bool = False
     on_meta: Callable[..., Any] | None = None
+    picks: bool = False
     writes: tuple[int, ...] = ()
 
     def check(self, name: str) -> None:
