@@ -14,10 +14,10 @@ demo: $(STAMP)  ## a whole growth study on embedded data and a CPU, in minutes: 
 test: $(STAMP)  ## every test but the slow ones
 	@$(BIN)/pytest -n 2 -m 'not slow'
 
-test-slow: $(STAMP)  ## the slow tests
+test-slow: $(STAMP)  ## the slow tests, an hour on 2 cores
 	@$(BIN)/pytest -n 2 -m slow
 
-faults: $(STAMP)  ## the fault matrix: every fault injected for real, an hour on 2 cores (as root: the full disk)
+faults: $(STAMP)  ## the fault matrix: every fault injected for real, three hours on 2 cores (as root: the full disk)
 	@$(BIN)/python experiments/faults/faults.py --out experiments/faults
 
 bench: $(STAMP)  ## images a second against torchvision's reference: make bench IMAGES=FOLDER
