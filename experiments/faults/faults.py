@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import random
+import subprocess
 import time
 import traceback
 from collections.abc import Callable
@@ -33,9 +34,10 @@ HEAD = """# The fault matrix
     make faults                     # or: python experiments/faults/faults.py --times N --only kill,signals
 
 Each fault meets real runs of the command line: the tiny Inception on embedded images, seconds long. {machine}.
+The last column is the commit that a row was injected at.
 
-| | fault | expected | without a protection | injected | as expected |
-|---|---|---|---|---|---|
+| | fault | expected | without a protection | injected | as expected | at |
+|---|---|---|---|---|---|---|
 """
 FAULTS: dict[str, tuple[Callable[[int, Path], Row], int]] = {
     "kill": (stops.kill, 200),
@@ -88,11 +90,19 @@ def inject(name: str, times: int, whole: Path) -> tuple[Row, str]:
         return Row("", name, "", "", times), traceback.format_exc()
 
 
+def commit() -> str:
+    """The commit of this checkout, and whether the program differs from it."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    told = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ":/n2n_cli", ":/conf"]).returncode
+    return f"{told}, changed" if changed and told else told
+
+
 def table(rows: dict[str, dict[str, str]], machine: str) -> str:
     """The README."""
     lines = [HEAD.format(machine=machine)]
     for row in (rows[name] for name in FAULTS if name in rows):
-        cells = (row["number"], row["fault"], row["expected"], row["harm"], row["times"], row["held"])
+        cells = (row["number"], row["fault"], row["expected"], row["harm"], row["times"], row["held"], row["at"])
         lines.append("| " + " | ".join(map(str, cells)) + " |\n")
     return "".join(lines)
 
@@ -115,7 +125,7 @@ def main() -> int:
             row, why = inject(name, given.times or FAULTS[name][1], run_of(place))
             failed += bool(why)
             held = "no: " + " ".join(why.split())[-300:].replace("|", "/") if why else f"{row.times} of {row.times}"
-            rows[name] = asdict(row) | {"held": held}
+            rows[name] = asdict(row) | {"held": held, "at": commit()}
             print(f"{name}: {held}, {time.monotonic() - began:.0f} s {why}", flush=True)
             if kept:
                 kept.write_text(json.dumps(rows, indent=1) + "\n")
