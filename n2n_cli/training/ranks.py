@@ -106,7 +106,7 @@ def ranks(device: str = "auto", *, alone: bool = False) -> Iterator[Ranks]:
     destroyed at the end (a rank that leaves it to the interpreter's exit aborts now and then).
 
     Raises:
-        N2NError: see `pick_device`; the environment is incomplete or no such, or the other ranks do not come.
+        N2NError: see `pick_device`; the environment is incomplete or not torchrun's, or the other ranks do not come.
     """
     world_size = 1 if alone else _number("WORLD_SIZE", 1)
     local_rank = 0 if alone else _number("LOCAL_RANK", 0)
