@@ -21,7 +21,7 @@ faults: $(STAMP)  ## the fault matrix: every fault injected for real, three hour
 	@$(BIN)/python experiments/faults/faults.py --out experiments/faults
 
 bench: $(STAMP)  ## images a second against torchvision's reference: make bench IMAGES=FOLDER
-	@OMP_NUM_THREADS=1 $(BIN)/python experiments/benchmarks/images.py $(IMAGES)
+	@OMP_NUM_THREADS=1 $(BIN)/python experiments/benchmarks/images.py $(IMAGES) --out experiments/benchmarks/images.csv
 
 lint: $(STAMP)  ## ruff: rules and format
 	@$(BIN)/ruff check .

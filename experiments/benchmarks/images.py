@@ -1,12 +1,13 @@
 """Images a second and core: n2n's image folder against torchvision's classification reference.
 
-    python experiments/benchmarks/images.py FOLDER [--rounds 5] [--batches 8] [--workers]
+    python experiments/benchmarks/images.py FOLDER [--rounds 5] [--batches 8] [--out ROWS.csv] [--workers]
 
 FOLDER holds photographs (in any subfolders). The peer is the pipeline that torchvision's classification reference
 describes, with its default backend PIL, made of torchvision's own classes: its loader, RandomResizedCrop, flip, and for
 validation Resize and CenterCrop; then to tensor, to float, normalised, collated. Ours ends with uint8 batches, which
 are normalised on the device; "normalised" counts that too, on the same core. Every round times both on the same files,
-one after the other, in CPU seconds of one thread; a ratio is the peer's time over ours in the same round. Beside that:
+one after the other, in CPU seconds of one thread; a ratio is the peer's time over ours in the same round. ``--out``
+writes a row for each of them in each round. Beside that:
 whether the decoders give Pillow's pixels on all files, and how long it takes to find 100,000 files.
 
 ``--workers`` times instead the loader of training with 1 and 2 processes and with a pool of 1 and 2 threads that make
@@ -17,6 +18,7 @@ else works, and once a small network is trained on what they give, which needs a
 from __future__ import annotations
 
 import argparse
+import csv
 import importlib.util
 import os
 import random
@@ -121,6 +123,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batches", type=int, default=8, help=f"of {BATCH} images, in each round others")
+    parser.add_argument("--out", type=Path, help="a CSV file of every round")
     parser.add_argument("--workers", action="store_true", help="processes against threads")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -133,7 +136,11 @@ def main() -> None:
         print(f"{same} of {len(files)} files: {decoder} gives Pillow's pixels")
     empty()
     with tempfile.TemporaryDirectory() as place:
-        compare(files, OURS | packed(Path(place), files), given.rounds, given.batches)
+        rows = compare(files, OURS | packed(Path(place), files), given.rounds, given.batches)
+    if given.out:
+        with given.out.open("w", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerows([("part", "pipeline", "round", "images_per_s", "over_reference"), *rows])
 
 
 def empty(classes: int = 100, images: int = 1000) -> None:
@@ -151,7 +158,8 @@ def empty(classes: int = 100, images: int = 1000) -> None:
 
 def compare(
     files: list[str], all_of_ours: dict[tuple[str, str], Callable[[list[str]], object]], rounds: int, per_round: int
-) -> None:
+) -> list[tuple[str, str, int, str, str]]:
+    """Prints a table of medians. Returns every round: part, pipeline, round, images a second, ratio."""
     need = BATCH * per_round
     ratios: dict[tuple[str, str], list[float]] = {}
     speed: dict[tuple[str, str], list[float]] = {}
@@ -175,6 +183,11 @@ def compare(
         if key in ratios:
             told = f"{statistics.median(ratios[key]):.2f} ({min(ratios[key]):.2f} to {max(ratios[key]):.2f})"
         print(f"| {key[0]}, {key[1]} | {statistics.median(values):.0f} | {told} |")
+    return [
+        (*key, number + 1, f"{value:.1f}", f"{ratios.get(key, [1.0] * rounds)[number]:.3f}")
+        for key, values in speed.items()
+        for number, value in enumerate(values)
+    ]
 
 
 def loader(files: list[str], processes: int = 0, threads: int = 0) -> TrainLoader:

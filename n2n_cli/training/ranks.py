@@ -124,13 +124,19 @@ def ranks(device: str = "auto", *, alone: bool = False) -> Iterator[Ranks]:
     rank = _number("RANK", 0)
     if rank >= world_size:
         raise N2NError(f"RANK={rank}, but WORLD_SIZE={world_size}: ranks count from 0; start them with torchrun")
+    local_size = _number("LOCAL_WORLD_SIZE", world_size)
+    if not local_rank < local_size <= world_size:
+        raise N2NError(
+            f"LOCAL_WORLD_SIZE={local_size}, but LOCAL_RANK={local_rank} and WORLD_SIZE={world_size}: expected a "
+            "number above the one and up to the other; start the ranks with torchrun"
+        )
     store = _met(rank, world_size)
     # A restarted group must not read the keys its dead predecessor left in the agent's store.
     store = dist.PrefixStore(f"attempt{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     backend = "cpu:gloo,cuda:nccl" if mine.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
     try:
-        yield Ranks(rank, world_size, local_rank, mine, _number("LOCAL_WORLD_SIZE", world_size))
+        yield Ranks(rank, world_size, local_rank, mine, local_size)
     except Exception as error:
         # Told before the others lose this rank. The group stays: NCCL's orderly end would wait for them.
         report(error)

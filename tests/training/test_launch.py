@@ -171,6 +171,9 @@ def test_a_rank_says_for_whom_it_waited(monkeypatch: pytest.MonkeyPatch) -> None
         ("RANK", "", "RANK='': expected a whole number"),
         ("RANK", "2", "RANK=2, but WORLD_SIZE=2: ranks count from 0"),
         ("WORLD_SIZE", "0", "RANK=1, but WORLD_SIZE=0"),
+        ("LOCAL_WORLD_SIZE", "0", "LOCAL_WORLD_SIZE=0, but LOCAL_RANK=1 and WORLD_SIZE=2: expected a number above"),
+        ("LOCAL_WORLD_SIZE", "3", "LOCAL_WORLD_SIZE=3, but LOCAL_RANK=1 and WORLD_SIZE=2"),
+        ("LOCAL_RANK", "2", "LOCAL_WORLD_SIZE=2, but LOCAL_RANK=2"),
     ],
 )
 def test_an_environment_that_is_not_torchruns(

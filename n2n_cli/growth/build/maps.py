@@ -59,47 +59,65 @@ Maps = dict[str, list[AxisMap | None]]
 def axis_map(axis: Axis, remappings: Mapping[Group, Remapping]) -> AxisMap | None:
     """The map of an axis, or None if it does not grow.
 
-    The spans of a concatenation follow each other, each offset by the teacher's widths before it.
+    The spans of a concatenation follow each other, each offset by the widths before it.
     """
     spans = resolve(axis)
     if not any(group in remappings for group, _ in spans):
         return None
-    index, copies, first, holds, share, idle, fresh, twin, reads = [], [], [], [], [], [], [], [], []
+    parts: list[dict[str, Tensor]] = []
     means: list[tuple[int, int, int, int, int]] = []
-    offset = at = 0
-    plain = True
+    plain, old, new = True, 0, 0  # where a span begins: on the teacher's axis, and on the student's
     for group, k in spans:
         found = remappings.get(group) or Remapping.of(torch.arange(group.n), group.n)
-        plain, size = plain and found.plain, len(found.index)
+        plain, end = plain and found.plain, new + len(found.index) * k
+        parts.append(_positions(found, k, old, new))
         if found.mean:
-            means.append((at + group.n * k, at + size * k, offset, group.n, k))
-        index.append((offset + found.index[:, None] * k + torch.arange(k)).flatten())
-        copies.append(found.copies.repeat_interleave(k))
-        first.append(first_copies(found.index).repeat_interleave(k))
-        one = torch.ones(size, dtype=torch.float64) if found.holds is None else found.holds
-        holds.append(one.repeat_interleave(k))
-        share.append((1 / found.copies.double() if found.share is None else found.share).repeat_interleave(k))
-        none = torch.zeros(size, dtype=torch.bool)
-        idle.append((none if found.idle is None else found.idle).repeat_interleave(k))
-        fresh.append((none if found.fresh is None else found.fresh).repeat_interleave(k))
-        twins = torch.arange(size) if found.twin is None else found.twin
-        twin.append((at + twins[:, None] * k + torch.arange(k)).flatten())
-        read = torch.zeros(size, dtype=torch.float64) if found.reads is None else found.reads
-        reads.append(read.repeat_interleave(k))
-        offset += group.n * k
-        at += size * k
-    positions, held, new = torch.cat(index), torch.cat(holds), torch.cat(fresh)
+            means.append((new + group.n * k, end, old, group.n, k))
+        old, new = old + group.n * k, end
+
+    def joined(name: str) -> Tensor:
+        return torch.cat([part[name] for part in parts])
+
+    index, holds, fresh = joined("index"), joined("holds"), joined("fresh")
+    anew = bool(fresh.any())
     return AxisMap(
-        positions,
-        torch.cat(copies),
-        torch.cat(first),
-        None if bool((held == 1).all()) else held,
-        None if plain else torch.cat(share),
-        means,
-        int((positions == torch.arange(len(positions))).cumprod(0).sum()),
-        None if plain else torch.cat(idle),
-        *((new, torch.cat(twin), torch.cat(reads)) if new.any() else ()),
+        index,
+        joined("copies"),
+        joined("first"),
+        holds=None if bool((holds == 1).all()) else holds,
+        share=None if plain else joined("share"),
+        means=means,
+        own=int((index == torch.arange(new)).cumprod(0).sum()),
+        idle=None if plain else joined("idle"),
+        fresh=fresh if anew else None,
+        twin=joined("twin") if anew else None,
+        reads=joined("reads") if anew else None,
     )
+
+
+def _positions(found: Remapping, k: int, old: int, new: int) -> dict[str, Tensor]:
+    """The tensors of an `AxisMap` for one span of ``k`` positions a unit, None written out.
+
+    ``old``, ``new``: where the span begins on the teacher's axis, and on the student's.
+    """
+    units = torch.arange(len(found.index))
+    none, nought = torch.zeros_like(units, dtype=torch.bool), torch.zeros_like(units, dtype=torch.float64)
+    of_units = {
+        "copies": found.copies,
+        "first": first_copies(found.index),
+        "holds": nought + 1 if found.holds is None else found.holds,
+        "share": 1 / found.copies.double() if found.share is None else found.share,
+        "idle": none if found.idle is None else found.idle,
+        "fresh": none if found.fresh is None else found.fresh,
+        "reads": nought if found.reads is None else found.reads,
+    }
+    twins = units if found.twin is None else found.twin
+    within = torch.arange(k)
+    return {
+        "index": (old + found.index[:, None] * k + within).flatten(),
+        "twin": (new + twins[:, None] * k + within).flatten(),
+        **{name: values.repeat_interleave(k) for name, values in of_units.items()},
+    }
 
 
 def axis_mapper(remappings: Mapping[Group, Remapping]) -> Callable[[Axis], AxisMap | None]:
