@@ -16,6 +16,7 @@ from n2n_cli import records
 from n2n_cli.errors import N2NError
 
 LINE_EVERY_S = 10.0
+_EVENTS = re.compile(r"events\.out\.tfevents\.(\d{10})\.")
 
 
 class RunLog:
@@ -166,10 +167,7 @@ class RunLog:
 
             # purge_step: TensorBoard forgets what a stopped run wrote behind its checkpoint.
             # The clock of the training alone, pauses left out: from when the first event file was begun.
-            stamps = [
-                int(m[1]) for path in self.folder.glob("events.*") if (m := re.search(r"tfevents\.(\d+)", path.name))
-            ]
-            self._began = float(min(stamps, default=int(time.time())))
+            self._began = float(self._older_first())
             board = SummaryWriter(str(self.folder), purge_step=start_step + 1 if start_step else 0)
             if hparams:
                 # add_hparams would make a time-stamped sub-run; the same three summaries belong to this one.
@@ -179,6 +177,21 @@ class RunLog:
         except OSError as error:
             self._no_board(error)
             return None
+
+    def _older_first(self) -> int:
+        """The second in which the first event file was begun (now, where there is none).
+
+        TensorBoard reads event files in the order of their names, which begin with the second. A file that was begun
+        within this second, or by a clock that was ahead of this one, gets a name before the new one's.
+        """
+        found = {path: _EVENTS.match(path.name) for path in self.folder.glob("events.out.tfevents.*")}
+        begun = sorted((match[1], path) for path, match in found.items() if match)
+        now = latest = int(time.time())
+        for stamp, path in reversed(begun):
+            if int(stamp) >= latest:
+                path.rename(path.with_name(path.name.replace(stamp, f"{latest - 1:010d}", 1)))
+            latest = min(int(stamp), latest - 1)
+        return latest if begun else now
 
     def _no_board(self, error: OSError) -> None:
         self._board = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import threading
 import time
@@ -170,6 +171,23 @@ def test_log_is_cut_behind_the_checkpoint_in_both_places(tmp_path: Path) -> None
     assert "_hparams_/session_start_info" in events.SummaryMetadata(
         "_hparams_/session_start_info"
     ).plugin_data.plugin_name or events.PluginTagToContent("hparams")
+
+
+@pytest.mark.parametrize("back_s", [0, 3600], ids=["within a second", "the clock goes back"])
+def test_event_files_are_read_in_the_order_they_were_written(
+    back_s: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorBoard sorts them by name: the second, the process, the number of the writer in it (.98, .99, .100)."""
+    writer = importlib.import_module("tensorboard.summary.writer.event_file_writer")
+    monkeypatch.setattr(writer, "_global_uid", writer.AtomicCounter(98))
+    now = time.time()
+    for number in range(4):
+        monkeypatch.setattr(time, "time", lambda number=number: now - number * back_s)
+        log(tmp_path, 2 * number, range(2 * number + 1, 2 * number + 4))
+    assert [s for s, _ in scalars(tmp_path, "train/loss")] == list(range(1, 10))
+    assert len(list(tmp_path.glob("events.*"))) == 4
+    log(tmp_path, 0, range(0, 3))
+    assert [s for s, _ in scalars(tmp_path, "train/loss")] == [0, 1, 2]
 
 
 def test_only_the_main_rank_writes(tmp_path: Path) -> None:
