@@ -186,12 +186,12 @@ class RunLog:
         """
         found = {path: _EVENTS.match(path.name) for path in self.folder.glob("events.out.tfevents.*")}
         begun = sorted((match[1], path) for path, match in found.items() if match)
-        now = latest = int(time.time())
+        latest = int(time.time())
         for stamp, path in reversed(begun):
             if int(stamp) >= latest:
                 path.rename(path.with_name(path.name.replace(stamp, f"{latest - 1:010d}", 1)))
             latest = min(int(stamp), latest - 1)
-        return latest if begun else now
+        return latest
 
     def _no_board(self, error: OSError) -> None:
         self._board = None
