@@ -81,3 +81,18 @@ def test_all_parameters_and_buffers_have_the_maps_of_their_groups(size):
     n, wide = (size, 4 * size) if size > 5 else (None, None)
     assert shapes["0.weight"] == [n, None, None, None] and shapes["1.running_var"] == [n]
     assert shapes["3.weight"] == [None, wide] and shapes["3.bias"] == [None] and shapes["1.num_batches_tracked"] == []
+
+
+def test_twins_of_two_spans_are_not_twins_of_each_other() -> None:
+    """Each span of a concatenation counts its twins from where it begins on the student's axis."""
+    fresh = Remapping(
+        torch.tensor([0, 0, 0]),
+        torch.ones(3, dtype=torch.int64),
+        fresh=torch.tensor([False, True, True]),
+        twin=torch.tensor([0, 1, 1]),
+    )
+    a, b = Group(1), Group(1)
+    mapped = axis_map([(a, 2), (b, 1)], {a: fresh, b: fresh})
+    assert mapped is not None and mapped.twin is not None
+    assert mapped.twin.tolist() == [0, 1, 2, 3, 2, 3, 6, 7, 7]
+    assert mapped.index.tolist() == [0, 1, 0, 1, 0, 1, 2, 2, 2]
